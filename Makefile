@@ -1,0 +1,41 @@
+# One virtual environment, two commands. `make demo` and `make test` set everything up by themselves.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+
+.PHONY: demo test soak lint types bench clean
+
+# torch and torchvision are resolved together (one command), since only releases of the same day fit.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/n2uq fit --config configs/digits/n2uq_w2a2.yaml
+	$(BIN)/n2uq test --config configs/digits/n2uq_w2a2.yaml --ckpt_path best
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+soak: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/python -m pip install --quiet '.[dev]'
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+# mypy does not follow the package-dir mapping of an editable install: check a plain one.
+types: $(STAMP)
+	$(PYTHON) -m venv $(VENV)-types
+	$(VENV)-types/bin/python -m pip install --quiet '.[dev]'
+	cd $(VENV)-types && bin/mypy --config-file ../pyproject.toml -p lightning_n2uq
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf build dist *.egg-info $(VENV)-types .pytest_cache .ruff_cache .mypy_cache
