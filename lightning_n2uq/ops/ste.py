@@ -1,0 +1,62 @@
+"""Straight-through building blocks of the baseline quantizers (Bengio et al. 2013, arXiv 1308.3432)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+
+class _RoundSTE(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        return grad
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.factor, None
+
+
+class _ProjectSTE(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, levels: Tensor) -> Tensor:
+        projected = levels[nearest_level(x, levels)]
+        return torch.where(x.isnan(), x, projected)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Rounds half to even; the gradient passes unchanged. Shape and dtype of `x`."""
+    y: Tensor = _RoundSTE.apply(x)
+    return y
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """Returns `x`; its gradient is multiplied by `factor` (LSQ, section 2.2)."""
+    y: Tensor = _ScaleGradient.apply(x, factor)
+    return y
+
+
+def nearest_level(x: Tensor, levels: Tensor) -> Tensor:
+    """Index (int64) of the nearest of the increasing `levels` `[L]`; a tie goes to the lower one."""
+    return torch.bucketize(x.detach(), (levels[1:] + levels[:-1]) / 2)
+
+
+def project_ste(x: Tensor, levels: Tensor) -> Tensor:
+    """Nearest of the increasing `levels` `[L]`; the gradient passes unchanged. NaN stays NaN."""
+    y: Tensor = _ProjectSTE.apply(x, levels)
+    return y
