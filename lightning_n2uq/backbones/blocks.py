@@ -1,0 +1,82 @@
+"""Residual blocks of the paper's networks (N2UQ, CVPR 2022): bias, PReLU, bias, quantizer, convolution."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from lightning_n2uq.layers import BiasedPReLU, QuantConv2d, QuantSpec
+
+
+def quant_conv(spec: QuantSpec, inputs: int, outputs: int, kernel: int, stride: int = 1) -> QuantConv2d:
+    """A quantized convolution without bias, padded to keep the size at stride 1."""
+    return QuantConv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False, spec=spec)
+
+
+def shortcut(spec: QuantSpec, inputs: int, outputs: int, stride: int, quantize: bool) -> nn.Module | None:
+    """1x1 convolution and norm where the shape changes, else None; it takes the raw block input."""
+    if stride == 1 and inputs == outputs:
+        return None
+    if quantize:
+        conv: nn.Module = quant_conv(spec, inputs, outputs, 1, stride)
+    else:
+        conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions; `[N, C_in, H, W]` to `[N, planes, H / stride, W / stride]`."""
+
+    expansion: ClassVar[int] = 1
+
+    def __init__(
+        self, spec: QuantSpec, inputs: int, planes: int, stride: int, downsample: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.act1 = BiasedPReLU(inputs)
+        self.conv1 = quant_conv(spec, inputs, planes, 3, stride)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.act2 = BiasedPReLU(planes)
+        self.conv2 = quant_conv(spec, planes, planes, 3)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.downsample = downsample
+        self.act_out = BiasedPReLU(planes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Runs the block."""
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.bn1(self.conv1(self.act1(x)))
+        out = self.bn2(self.conv2(self.act2(out)))
+        return self.act_out(out + identity)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (which strides), 1x1; `[N, C_in, H, W]` to `[N, 4 planes, H / stride, W / stride]`."""
+
+    expansion: ClassVar[int] = 4
+
+    def __init__(
+        self, spec: QuantSpec, inputs: int, planes: int, stride: int, downsample: nn.Module | None
+    ) -> None:
+        super().__init__()
+        outputs = planes * self.expansion
+        self.act1 = BiasedPReLU(inputs)
+        self.conv1 = quant_conv(spec, inputs, planes, 1)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.act2 = BiasedPReLU(planes)
+        self.conv2 = quant_conv(spec, planes, planes, 3, stride)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.act3 = BiasedPReLU(planes)
+        self.conv3 = quant_conv(spec, planes, outputs, 1)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.downsample = downsample
+        self.act_out = BiasedPReLU(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Runs the block."""
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.bn1(self.conv1(self.act1(x)))
+        out = self.bn2(self.conv2(self.act2(out)))
+        out = self.bn3(self.conv3(self.act3(out)))
+        return self.act_out(out + identity)

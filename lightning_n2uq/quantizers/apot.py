@@ -1,0 +1,96 @@
+"""APoT: levels that are sums of powers of two, behind a learned clip.
+
+Li, Dong, Wang, "Additive Powers-of-Two Quantization", ICLR 2020, arXiv 1909.13144.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from lightning_n2uq.ops.ste import nearest_level, project_ste
+from lightning_n2uq.quantizers.base import Quantizer
+
+
+def apot_magnitudes(bits: int) -> list[float]:
+    """The `2^bits` magnitudes, increasing, scaled to a largest of 1 (APoT, Eq. 5, base width `k = 2`).
+
+    `bits // 2` terms of two bits each choose from zero and every so-many-th power of two; an odd bit adds a
+    term of one power between their second and third.
+    """
+    if bits == 1:
+        return [0.0, 1.0]
+    terms, odd = divmod(bits, 2)
+    exponents = [[i, i + terms, i + 2 * terms + odd] for i in range(terms)]
+    choices = [[0.0, *(2.0**-e for e in term)] for term in exponents]
+    if odd:
+        choices.append([0.0, 2.0 ** -(2 * terms)])
+    sums = sorted(sum(parts) for parts in product(*choices))
+    return [value / sums[-1] for value in sums]
+
+
+class APoT(Quantizer):
+    """`clip * nearest_level(clamp(x / clip, 0, 1))`, the clip learned (APoT, Eq. 6-7).
+
+    Gradient: of `x`, 1 inside the clipping range, 0 outside; of `clip`, 1 (or -1) outside and
+    `level - x / clip` inside.
+
+    Args:
+        bits: 2 to 8.
+        clip_init: first value of the clip.
+    """
+
+    name = "apot"
+    levels: Tensor
+
+    def __init__(self, bits: int = 2, clip_init: float = 2.0) -> None:
+        super().__init__(bits)
+        if not clip_init > 0:
+            raise ValueError(f"clip_init: got {clip_init}, allowed is a positive number")
+        self._set_levels(apot_magnitudes(bits))
+        self.clip = nn.Parameter(torch.tensor([float(clip_init)]))
+
+    def _set_levels(self, levels: list[float]) -> None:
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        self.num_levels = len(levels)
+
+    def _unit(self, x: Tensor) -> Tensor:
+        clip = self.clip
+        return (x.to(clip.dtype) / clip).clamp(float(self.levels_range[0]), 1.0)
+
+    @property
+    def levels_range(self) -> tuple[float, float]:
+        """Smallest and largest level before the clip scales them."""
+        return (0.0, 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantizes `x` (any shape, floating) in float32; same shape and dtype."""
+        return (project_ste(self._unit(x), self.levels) * self.clip).to(x.dtype)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Level index, uint8."""
+        return nearest_level(self._unit(x.detach()), self.levels).to(torch.uint8)
+
+
+class APoTWeight(APoT):
+    """APoT for weights: normalised to zero mean and unit variance first, signed levels (APoT, section 2.3).
+
+    One bit is the sign, so that there are `2^b - 1` levels. The gradient also flows through the
+    normalisation. A tensor whose weights are all equal normalises to zeros.
+    """
+
+    def __init__(self, bits: int = 2, clip_init: float = 3.0) -> None:
+        super().__init__(bits, clip_init)
+        magnitudes = apot_magnitudes(bits - 1)
+        self._set_levels([-m for m in reversed(magnitudes[1:])] + magnitudes)
+
+    @property
+    def levels_range(self) -> tuple[float, float]:
+        """Smallest and largest level before the clip scales them."""
+        return (-1.0, 1.0)
+
+    def _unit(self, x: Tensor) -> Tensor:
+        std, mean = torch.std_mean(x.to(self.clip.dtype), correction=0)
+        return super()._unit((x - mean) / (std + 1e-5))

@@ -1,0 +1,61 @@
+"""DoReFa-Net: fixed-range quantizers, weights squashed by tanh.
+
+Zhou et al., "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth
+Gradients", 2016, arXiv 1606.06160.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_n2uq.ops.ste import round_ste
+from lightning_n2uq.quantizers.base import Quantizer
+
+
+class DoReFa(Quantizer):
+    """`round(n clamp(x, 0, 1)) / n`, `n = 2^b - 1` (DoReFa, Eq. 11). Nothing is learned.
+
+    Gradient of `x`: 1 inside `[0, 1]`, 0 outside.
+    """
+
+    name = "dorefa"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantizes `x` (any shape, floating) in float32; same shape and dtype."""
+        n = self.num_levels - 1
+        return (round_ste(_wide(x).clamp(0, 1) * n) / n).to(x.dtype)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Level index `0 .. 2^b - 1`, uint8."""
+        return torch.round(_wide(x.detach()).clamp(0, 1) * (self.num_levels - 1)).to(torch.uint8)
+
+
+class DoReFaWeight(Quantizer):
+    """`2 round(n u) / n - 1` with `u = tanh(W) / (2 max|tanh W|) + 1/2`, `n = 2^b - 1` (DoReFa, Eq. 9).
+
+    Gradient: through the tanh and the maximum, straight through the rounding. Levels are odd multiples of
+    `1 / n`; a tensor of zeros stays zero.
+    """
+
+    name = "dorefa"
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Quantizes `weight` (any shape, floating) in float32; same shape and dtype."""
+        n = self.num_levels - 1
+        unit, largest = self._unit(weight)
+        quantized = round_ste(unit * n) * (2 / n) - 1
+        return torch.where(largest == 0, torch.zeros_like(quantized), quantized).to(weight.dtype)
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """Level index `0 .. 2^b - 1`, uint8."""
+        return torch.round(self._unit(weight.detach())[0] * (self.num_levels - 1)).to(torch.uint8)
+
+    def _unit(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        squashed = torch.tanh(_wide(weight))
+        largest = squashed.abs().amax()
+        return squashed / (2 * torch.where(largest == 0, torch.ones_like(largest), largest)) + 0.5, largest
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,96 @@
+"""LSQ and LSQ+: uniform quantizers with a learned step.
+
+Esser et al., "Learned Step Size Quantization", ICLR 2020, arXiv 1902.08153.
+Bhalgat et al., "LSQ+: Improving low-bit quantization through learnable offsets and better
+initialization", CVPR workshops 2020, arXiv 2004.09576.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lightning_n2uq.ops.ste import round_ste, scale_gradient
+from lightning_n2uq.quantizers.base import DataInitializedQuantizer
+
+
+class LSQ(DataInitializedQuantizer):
+    """`step * round(clamp(x / step, low, high))`, the step learned (LSQ, Eq. 1-3).
+
+    Gradient: of `x`, 1 inside the clipping range and 0 outside; of `step`, `round(x / step) - x / step`
+    inside and `low` or `high` outside, times `1 / sqrt(numel * high)` (LSQ, section 2.2).
+
+    Args:
+        bits: 2 to 8.
+        signed: False (activations): levels `0 .. 2^b - 1`. True (weights): `-2^(b-1) .. 2^(b-1) - 1`.
+    """
+
+    name = "lsq"
+
+    def __init__(self, bits: int = 2, signed: bool = False) -> None:
+        super().__init__(bits)
+        self.signed = signed
+        self.low = -(2 ** (bits - 1)) if signed else 0
+        self.high = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+        self.step = nn.Parameter(torch.ones(1))
+
+    def first_values(self, x: Tensor) -> dict[str, Tensor]:
+        """`2 mean|x| / sqrt(high)` (LSQ, section 2.1)."""
+        return {"step": (2 * x.float().abs().mean() / math.sqrt(self.high)).clamp_min(1e-8)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantizes `x` (any shape, floating) in float32; same shape and dtype."""
+        (step,) = self.current(x, "step")
+        step = self._learned(step, x)
+        return (self._integers(x, step) * step).to(x.dtype)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Level index `0 .. 2^b - 1`, uint8."""
+        (step,) = self.current(x, "step")
+        return (self._integers(x.detach(), step.detach()) - self.low).to(torch.uint8)
+
+    def _learned(self, parameter: Tensor, x: Tensor) -> Tensor:
+        return scale_gradient(parameter, 1.0 / math.sqrt(max(x.numel(), 1) * self.high))
+
+    def _integers(self, x: Tensor, step: Tensor, offset: Tensor | float = 0.0) -> Tensor:
+        return round_ste(((x.to(step.dtype) - offset) / step).clamp(self.low, self.high))
+
+
+class LSQPlus(LSQ):
+    """LSQ with a learned offset for activations and a wider first step for weights (LSQ+, Eq. 3-5).
+
+    `step * round(clamp((x - offset) / step, low, high)) + offset`. Gradient of `offset`: 0 inside the
+    clipping range, 1 outside, scaled like the step's. Weights (`signed`) have no offset, as in the paper.
+    """
+
+    name = "lsq_plus"
+
+    def __init__(self, bits: int = 2, signed: bool = False) -> None:
+        super().__init__(bits, signed)
+        self.offset = None if signed else nn.Parameter(torch.zeros(1))
+
+    def first_values(self, x: Tensor) -> dict[str, Tensor]:
+        """Weights: largest of `|mean -+ 3 std|` over `2^(b-1)`; activations: the range of `x`."""
+        x = x.float()
+        if self.signed:
+            std, mean = torch.std_mean(x, correction=0)
+            bound = torch.maximum((mean - 3 * std).abs(), (mean + 3 * std).abs())
+            return {"step": (bound / 2 ** (self.bits - 1)).clamp_min(1e-8)}
+        low, high = x.min(), x.max()
+        return {"step": ((high - low) / (self.high - self.low)).clamp_min(1e-8), "offset": low}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantizes `x` (any shape, floating) in float32; same shape and dtype."""
+        if self.signed:
+            return super().forward(x)
+        step, offset = (self._learned(p, x) for p in self.current(x, "step", "offset"))
+        return (self._integers(x, step, offset) * step + offset).to(x.dtype)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Level index `0 .. 2^b - 1`, uint8."""
+        if self.signed:
+            return super().codes(x)
+        step, offset = (p.detach() for p in self.current(x, "step", "offset"))
+        return (self._integers(x.detach(), step, offset) - self.low).to(torch.uint8)

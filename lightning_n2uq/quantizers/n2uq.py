@@ -1,0 +1,105 @@
+"""N2UQ: learned nonuniform thresholds for activations, entropy-preserving levels for weights.
+
+Liu et al., "Nonuniform-to-Uniform Quantization: Towards Accurate Quantization via Generalized
+Straight-Through Estimation", CVPR 2022, arXiv 2111.14826.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_n2uq.ops import quantize_weight, reference, threshold_codes, threshold_quantize
+from lightning_n2uq.ops.tables import output_step, threshold_tables
+from lightning_n2uq.ops.weight import GRADIENTS
+from lightning_n2uq.quantizers.base import Quantizer
+
+
+class LearnableThresholdQuantizer(Quantizer):
+    """Activation quantizer with learned thresholds and uniform levels `beta * D * q`, `q = 0 .. 2^b - 1`.
+
+    Value and gradients are those of `lightning_n2uq.ops.threshold_quantize`.
+
+    Attributes:
+        start: `[1]`, `s`, where the first segment begins; starts at 0.
+        widths: `[2^b - 1]`, segment widths `a_k`; start at `D = 2 / (2^b - 1)`.
+        scale_in: `[1]`, `alpha`, multiplies the input; starts at 1.
+        scale_out: `[1]`, `beta`, multiplies the levels; starts at 1.
+        ramp: ramp width `u` of the forward pass in training (0 the staircase, 1 the surrogate); threshold
+            annealing moves it. Evaluation always uses the staircase.
+    """
+
+    name = "n2uq"
+
+    def __init__(self, bits: int = 2) -> None:
+        super().__init__(bits)
+        n = self.num_levels - 1
+        self.start = nn.Parameter(torch.zeros(1))
+        self.widths = nn.Parameter(torch.full((n,), output_step(n)))
+        self.scale_in = nn.Parameter(torch.ones(1))
+        self.scale_out = nn.Parameter(torch.ones(1))
+        self.ramp = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantizes `x` (any shape, floating); same shape and dtype."""
+        ramp = self.ramp if self.training else 0.0
+        return threshold_quantize(x, self.start, self.widths, self.scale_in, self.scale_out, ramp)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Codes `q` in `0 .. 2^b - 1`, uint8, shape of `x`; NaN raises `ValueError`."""
+        return threshold_codes(x, self.start, self.widths, self.scale_in)
+
+    def thresholds(self) -> Tensor:
+        """`T_1 .. T_n` `[n]` in the parameters' dtype: what `scale_in * x` is compared with."""
+        return threshold_tables(
+            self.start, self.widths, self.scale_in, self.scale_out, self.widths.dtype
+        ).thresholds
+
+    def levels(self) -> Tensor:
+        """Output levels `beta * D * q` `[2^b]` in the parameters' dtype."""
+        return threshold_tables(
+            self.start, self.widths, self.scale_in, self.scale_out, self.widths.dtype
+        ).outputs
+
+
+class FixedThresholdQuantizer(LearnableThresholdQuantizer):
+    """N2UQ without its learned thresholds: the ablation. Start and widths stay uniform, scales learn."""
+
+    name = "n2uq_fixed"
+
+    def __init__(self, bits: int = 2) -> None:
+        super().__init__(bits)
+        self.start.requires_grad_(False)
+        self.widths.requires_grad_(False)
+
+
+class EntropyPreservingWeightQuantizer(Quantizer):
+    """Weight quantizer of N2UQ: per output channel, odd multiples of `S / (2^b - 1)`; nothing is learned.
+
+    Value and gradient are those of `lightning_n2uq.ops.quantize_weight`.
+
+    Args:
+        bits: 2 to 8.
+        gradient: `scaled` (the published code's `1 / S`, unclipped) or `straight_through`.
+    """
+
+    name = "n2uq"
+
+    def __init__(self, bits: int = 2, gradient: str = "scaled") -> None:
+        super().__init__(bits)
+        if gradient not in GRADIENTS:
+            raise ValueError(f"gradient: got {gradient!r}, allowed are {', '.join(GRADIENTS)}")
+        self.gradient = gradient
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Quantizes `weight` `[C, ...]`; same shape and dtype."""
+        return quantize_weight(weight, self.bits, self.gradient)
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """Level index `0 .. 2^b - 1`, uint8; the odd integer is `2 * code - (2^b - 1)`."""
+        odd = reference.weight_codes(weight, self.bits)
+        return ((odd + (self.num_levels - 1)) / 2).to(torch.uint8)
+
+    def scale(self, weight: Tensor) -> Tensor:
+        """`S / n` per output channel, `[C, 1, ..]`: the quantized weight is the odd integer times this."""
+        return reference.weight_scale(weight, self.bits) / (self.num_levels - 1)

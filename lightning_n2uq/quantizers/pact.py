@@ -1,0 +1,45 @@
+"""PACT: activations clipped at a learned value.
+
+Choi et al., "PACT: Parameterized Clipping Activation for Quantized Neural Networks", 2018, arXiv 1805.06085.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_n2uq.ops.ste import round_ste
+from lightning_n2uq.quantizers.base import Quantizer
+
+
+class PACT(Quantizer):
+    """`clip / n * round(clamp(x, 0, clip) * n / clip)`, `n = 2^b - 1`, the clip learned (PACT, Eq. 1-3).
+
+    Gradient: of `x`, 1 for `0 <= x < clip`, else 0; of `clip`, 1 for `x >= clip`, else 0.
+
+    Args:
+        bits: 2 to 8.
+        clip_init: first value of the clip. The paper starts near 10 and pulls it down by weight decay; here
+            the inputs are batch-normalised and the clip is not decayed, hence 2.
+    """
+
+    name = "pact"
+
+    def __init__(self, bits: int = 2, clip_init: float = 2.0) -> None:
+        super().__init__(bits)
+        if not clip_init > 0:
+            raise ValueError(f"clip_init: got {clip_init}, allowed is a positive number")
+        self.clip = nn.Parameter(torch.tensor([float(clip_init)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantizes `x` (any shape, floating) in float32; same shape and dtype."""
+        clip = self.clip
+        clipped = torch.where(x >= clip, clip, x.to(clip.dtype).clamp_min(0))
+        step = clip.detach() / (self.num_levels - 1)
+        return (round_ste(clipped / step) * step).to(x.dtype)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Level index `0 .. 2^b - 1`, uint8."""
+        clip = self.clip.detach()
+        clipped = torch.minimum(x.detach().to(clip.dtype).clamp_min(0), clip)
+        return torch.round(clipped / (clip / (self.num_levels - 1))).to(torch.uint8)
