@@ -103,7 +103,7 @@ def _threshold_quantize(
         return torch.empty_like(x).copy_(value)
     y = torch.empty_like(x)
     tables = threshold_tables(start, widths, scale_in, scale_out, compute_dtype(x.dtype), ramp)
-    fast.forward(flat_like(x, y), tables, flat(y), ramp > 0)
+    fast.forward(flat_like(x, y), tables, scale_out, flat(y), ramp > 0)
     return y
 
 
@@ -161,8 +161,9 @@ def parameter_gradients(
     slope, grad_sum, grad_x_sum = tables.slopes[1:-1], sums[1:-1, 0], sums[1:-1, 1]
     beta = scale_out.detach().double().reshape(())
     pull = slope * grad_sum
+    pull = pull + (value_sum - value_sum)  # NaN or infinity anywhere reaches every parameter
     d_start = -beta * pull.sum()
-    d_scale_in = beta * (slope * grad_x_sum).sum()
+    d_scale_in = beta * (slope * grad_x_sum + (value_sum - value_sum)).sum()
     climbed = tables.scale_in * grad_x_sum - tables.knots[:-1] * grad_sum
     right = pull.sum() - torch.cumsum(pull, 0)
     d_width = -beta * (right + slope * slope / output_step(n) * climbed)

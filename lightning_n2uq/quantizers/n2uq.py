@@ -6,13 +6,19 @@ Straight-Through Estimation", CVPR 2022, arXiv 2111.14826.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from lightning_n2uq.ops import quantize_weight, reference, threshold_codes, threshold_quantize
+from lightning_n2uq.ops.plain_weight import largest_weight, plain_quantize_weight, plain_weight_codes
+from lightning_n2uq.ops.staircase import ramp_quantize
 from lightning_n2uq.ops.tables import output_step, threshold_tables
 from lightning_n2uq.ops.weight import GRADIENTS
 from lightning_n2uq.quantizers.base import Quantizer
+
+_PLAIN_SCALE = "plain_scale"
 
 
 class LearnableThresholdQuantizer(Quantizer):
@@ -27,6 +33,7 @@ class LearnableThresholdQuantizer(Quantizer):
         scale_out: `[1]`, `beta`, multiplies the levels; starts at 1.
         ramp: ramp width `u` of the forward pass in training (0 the staircase, 1 the surrogate); threshold
             annealing moves it. Evaluation always uses the staircase.
+        ramp_gradient: whether the gradient follows the ramp while `ramp` is above 0, instead of G-STE's.
     """
 
     name = "n2uq"
@@ -39,10 +46,13 @@ class LearnableThresholdQuantizer(Quantizer):
         self.scale_in = nn.Parameter(torch.ones(1))
         self.scale_out = nn.Parameter(torch.ones(1))
         self.ramp = 0.0
+        self.ramp_gradient = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantizes `x` (any shape, floating); same shape and dtype."""
         ramp = self.ramp if self.training else 0.0
+        if ramp > 0 and self.ramp_gradient:
+            return ramp_quantize(x, self.start, self.widths, self.scale_in, self.scale_out, ramp)
         return threshold_quantize(x, self.start, self.widths, self.scale_in, self.scale_out, ramp)
 
     def codes(self, x: Tensor) -> Tensor:
@@ -81,6 +91,11 @@ class EntropyPreservingWeightQuantizer(Quantizer):
     Args:
         bits: 2 to 8.
         gradient: `scaled` (the published code's `1 / S`, unclipped) or `straight_through`.
+
+    Attributes:
+        rescale: whether `S` is the entropy-preserving scale; if not, it is `max |W|` per channel. Switched
+            by `EntropyRegularizer`. A checkpoint of a layer without it says so in an extra key,
+            `plain_scale`, and switches the layer that it is loaded into.
     """
 
     name = "n2uq"
@@ -90,16 +105,31 @@ class EntropyPreservingWeightQuantizer(Quantizer):
         if gradient not in GRADIENTS:
             raise ValueError(f"gradient: got {gradient!r}, allowed are {', '.join(GRADIENTS)}")
         self.gradient = gradient
+        self.rescale = True
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantizes `weight` `[C, ...]`; same shape and dtype."""
+        if not self.rescale:
+            return plain_quantize_weight(weight, self.bits, self.gradient == "straight_through")
         return quantize_weight(weight, self.bits, self.gradient)
 
     def codes(self, weight: Tensor) -> Tensor:
         """Level index `0 .. 2^b - 1`, uint8; the odd integer is `2 * code - (2^b - 1)`."""
-        odd = reference.weight_codes(weight, self.bits)
-        return ((odd + (self.num_levels - 1)) / 2).to(torch.uint8)
+        integers = reference.weight_codes if self.rescale else plain_weight_codes
+        return ((integers(weight, self.bits) + (self.num_levels - 1)) / 2).to(torch.uint8)
 
     def scale(self, weight: Tensor) -> Tensor:
         """`S / n` per output channel, `[C, 1, ..]`: the quantized weight is the odd integer times this."""
-        return reference.weight_scale(weight, self.bits) / (self.num_levels - 1)
+        scale = reference.weight_scale(weight, self.bits) if self.rescale else largest_weight(weight)
+        return scale / (self.num_levels - 1)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not self.rescale:
+            destination[prefix + _PLAIN_SCALE] = torch.tensor(True)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        self.rescale = state_dict.pop(prefix + _PLAIN_SCALE, None) is None
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -11,24 +11,32 @@ from torch import Tensor, nn
 from lightning_n2uq.ops.ste import round_ste
 from lightning_n2uq.quantizers.base import Quantizer
 
+GRADIENTS = ("paper", "published")
+
 
 class PACT(Quantizer):
     """`clip / n * round(clamp(x, 0, clip) * n / clip)`, `n = 2^b - 1`, the clip learned (PACT, Eq. 1-3).
 
-    Gradient: of `x`, 1 for `0 <= x < clip`, else 0; of `clip`, 1 for `x >= clip`, else 0.
+    Gradient: of `x`, 1 for `0 <= x < clip`, else 0; of `clip`, 1 for `x >= clip`, else 0. The published N2UQ
+    code lets `clip` learn from its scale as well: `round(x n / clip) / n` below the clip, 2 above it; that is
+    the gradient `published`, kept to reproduce its training.
 
     Args:
         bits: 2 to 8.
         clip_init: first value of the clip. The paper starts near 10 and pulls it down by weight decay; here
             the inputs are batch-normalised and the clip is not decayed, hence 2.
+        gradient: `paper` or `published`.
     """
 
     name = "pact"
 
-    def __init__(self, bits: int = 2, clip_init: float = 2.0) -> None:
+    def __init__(self, bits: int = 2, clip_init: float = 2.0, gradient: str = "paper") -> None:
         super().__init__(bits)
         if not clip_init > 0:
             raise ValueError(f"clip_init: got {clip_init}, allowed is a positive number")
+        if gradient not in GRADIENTS:
+            raise ValueError(f"gradient: got {gradient!r}, allowed are {', '.join(GRADIENTS)}")
+        self.gradient = gradient
         self.clip = nn.Parameter(torch.tensor([float(clip_init)]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,7 +44,11 @@ class PACT(Quantizer):
         clip = self.clip
         clipped = torch.where(x >= clip, clip, x.to(clip.dtype).clamp_min(0))
         step = clip.detach() / (self.num_levels - 1)
-        return (round_ste(clipped / step) * step).to(x.dtype)
+        y = round_ste(clipped / step) * step
+        if self.gradient == "published":
+            share = (y / clip).detach()  # round(x n / clip) / n
+            y = y + share * (clip - clip.detach())
+        return y.to(x.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
         """Level index `0 .. 2^b - 1`, uint8."""

@@ -1,0 +1,85 @@
+"""Where values lie between a quantizer's levels: the continuous number of which the code is the rounding."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+import torch
+from torch import Tensor, nn
+
+from lightning_n2uq.ops.staircase import staircase_position
+from lightning_n2uq.ops.tables import compute_dtype
+from lightning_n2uq.quantizers.apot import APoT
+from lightning_n2uq.quantizers.dorefa import DoReFa, DoReFaWeight
+from lightning_n2uq.quantizers.lsq import LSQ
+from lightning_n2uq.quantizers.n2uq import EntropyPreservingWeightQuantizer, LearnableThresholdQuantizer
+from lightning_n2uq.quantizers.pact import PACT
+
+
+@singledispatch
+def level_position(quantizer: nn.Module, x: Tensor) -> Tensor:
+    """Position of every value between the levels, `0 .. num_levels - 1`, clipped; differentiable.
+
+    Its nearest integer is `quantizer.codes(x)` (at a tie, either neighbour); an end of the range is reached
+    exactly by values that the quantizer clips. The gradient is the true one, with no straight-through rule,
+    and it reaches the quantizer's parameters and the scale that is computed from the values.
+
+    Args:
+        quantizer: one of `lightning_n2uq.quantizers`.
+        x: any shape (weights: `[C, ...]`), floating.
+
+    Returns:
+        Shape of `x`, float32 (float64 for float64).
+
+    Raises:
+        ValueError: positions are not defined for this kind of quantizer.
+    """
+    raise ValueError(f"quantizer: got {type(quantizer).__name__}, which has no positions between levels")
+
+
+@level_position.register
+def _(quantizer: LearnableThresholdQuantizer, x: Tensor) -> Tensor:
+    return staircase_position(x, quantizer.start, quantizer.widths, quantizer.scale_in)
+
+
+@level_position.register
+def _(quantizer: EntropyPreservingWeightQuantizer, x: Tensor) -> Tensor:
+    x = x.to(compute_dtype(x.dtype))
+    dims = tuple(range(1, x.dim()))
+    n = quantizer.num_levels - 1
+    if quantizer.rescale:
+        scale = x.abs().mean(dim=dims, keepdim=True) * (n / 2 ** (quantizer.bits - 1))
+    else:
+        scale = x.abs().amax(dim=dims, keepdim=True)
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    return ((x / scale).clamp(-1, 1) + 1) * (n / 2)
+
+
+@level_position.register
+def _(quantizer: LSQ, x: Tensor) -> Tensor:
+    (step,) = quantizer.current(x, "step")
+    offset = getattr(quantizer, "offset", None)
+    x = x.to(step.dtype) if offset is None else x.to(step.dtype) - offset
+    return (x / step).clamp(quantizer.low, quantizer.high) - quantizer.low
+
+
+@level_position.register
+def _(quantizer: PACT, x: Tensor) -> Tensor:
+    return (x.to(quantizer.clip.dtype) / quantizer.clip).clamp(0, 1) * (quantizer.num_levels - 1)
+
+
+@level_position.register
+def _(quantizer: DoReFa, x: Tensor) -> Tensor:
+    return x.to(compute_dtype(x.dtype)).clamp(0, 1) * (quantizer.num_levels - 1)
+
+
+@level_position.register
+def _(quantizer: DoReFaWeight, x: Tensor) -> Tensor:
+    return quantizer._unit(x)[0] * (quantizer.num_levels - 1)
+
+
+@level_position.register
+def _(quantizer: APoT, x: Tensor) -> Tensor:
+    unit, levels = quantizer._unit(x), quantizer.levels
+    lower = torch.bucketize(unit.detach(), levels[1:-1])
+    return lower + (unit - levels[lower]) / (levels[lower + 1] - levels[lower])
