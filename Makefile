@@ -15,8 +15,7 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/n2uq fit --config configs/digits/n2uq_w2a2.yaml
-	$(BIN)/n2uq test --config configs/digits/n2uq_w2a2.yaml --ckpt_path best
+	$(BIN)/n2uq fit --config configs/digits/n2uq_w2a2.yaml --test_after_fit true
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"

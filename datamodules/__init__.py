@@ -1,0 +1,24 @@
+"""Data modules, one data set per file.
+
+Importing this package reads neither torchvision nor scikit-learn nor Pillow: each is imported where a data
+set is first used.
+"""
+
+from lightning_n2uq.datamodules.base import DataNotFoundError, ImageDataModule
+from lightning_n2uq.datamodules.cifar10 import CIFAR10DataModule
+from lightning_n2uq.datamodules.cifar100 import CIFAR100DataModule
+from lightning_n2uq.datamodules.digits import DigitsDataModule
+from lightning_n2uq.datamodules.image_folder import ImageFolderDataModule
+from lightning_n2uq.datamodules.imagenet import ImageNetDataModule
+from lightning_n2uq.datamodules.synthetic import SyntheticDataModule
+
+__all__ = [
+    "CIFAR10DataModule",
+    "CIFAR100DataModule",
+    "DataNotFoundError",
+    "DigitsDataModule",
+    "ImageDataModule",
+    "ImageFolderDataModule",
+    "ImageNetDataModule",
+    "SyntheticDataModule",
+]

@@ -1,0 +1,204 @@
+"""Order, sharding and resumption, through a real trainer."""
+
+from itertools import chain
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch.nn.functional import cross_entropy
+
+from lightning_n2uq.datamodules import DigitsDataModule, SyntheticDataModule
+from lightning_n2uq.datamodules.loader import TicketSampler
+
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+class Linear(LightningModule):
+    """A linear classifier that keeps a checksum of every training batch it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 10)
+        torch.nn.init.zeros_(self.layer.weight)
+        torch.nn.init.zeros_(self.layer.bias)
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        self.seen.append((self.current_epoch, batch_idx, images.double().sum().item(), labels.tolist()))
+        return cross_entropy(self.layer(images.flatten(1)), labels)
+
+    def validation_step(self, batch, batch_idx):
+        images, labels = batch
+        self.log("val_loss", cross_entropy(self.layer(images.flatten(1)), labels), sync_dist=True)
+
+    def predict_step(self, batch, batch_idx):
+        return batch[1]
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+def digits(**changes):
+    return DigitsDataModule(**{"batch_size": 200, "seed": 3, **changes})
+
+
+def fit(data, *, epochs, ckpt_path=None, callbacks=(), **changes):
+    model = Linear()
+    trainer = Trainer(
+        max_epochs=epochs,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        callbacks=list(callbacks),
+        **{**QUIET, **changes},
+    )
+    trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")  # both runs write there, as a resumed run does
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "saving",
+    [
+        {"every_n_epochs": 1, "save_on_train_epoch_end": True},
+        {"every_n_epochs": 1, "save_on_train_epoch_end": False},
+        {"every_n_train_steps": 11},  # 8 steps per epoch: in the middle of the second
+    ],
+    ids=["epoch_end", "after_validation", "mid_epoch"],
+)
+def test_resumed_run_sees_the_same_batches_and_ends_with_the_same_weights(tmp_path, saving, workers):
+    keep, again = (ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, **saving) for _ in range(2))
+    whole = fit(digits(num_workers=workers), epochs=3, callbacks=[keep])
+    step = 11 if "every_n_train_steps" in saving else 16
+    middle = tmp_path / f"step={step}.ckpt"
+
+    resumed = fit(digits(num_workers=workers), epochs=3, ckpt_path=middle, callbacks=[again])
+
+    assert resumed.seen == whole.seen[step:]
+    assert torch.equal(resumed.layer.weight, whole.layer.weight)
+
+
+def test_workers_change_nothing():
+    assert fit(digits(), epochs=2).seen == fit(digits(num_workers=2), epochs=2).seen
+
+
+def test_epochs_differ_in_order_and_augmentation_and_repeat_with_the_seed():
+    first, again, other = (fit(digits(seed=seed), epochs=2).seen for seed in (3, 3, 4))
+
+    assert first == again
+    assert first != other
+    assert [row[2:] for row in first[:8]] != [row[2:] for row in first[8:]]
+
+
+def test_global_random_state_is_neither_used_nor_changed():
+    data = digits()
+    data.setup("fit")
+    sums = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        sums.append([images.sum() for images, _ in data.train_dataloader()])
+        assert torch.equal(torch.get_rng_state(), before)
+
+    assert sums[0] == sums[1]
+
+
+def indices(size, **arguments):
+    ranks = arguments["num_replicas"]
+    return [list(TicketSampler(size, rank=rank, **arguments)) for rank in range(ranks)]
+
+
+def test_training_shards_are_equal_and_cover_everything():
+    shards = indices(101, num_replicas=4, batch_size=8, shuffle=True, seed=5)
+
+    assert {len(shard) for shard in shards} == {26}
+    assert set().union(*shards) == set(range(101))
+
+
+def test_evaluation_shards_give_every_image_once():
+    shards = indices(101, num_replicas=4, batch_size=8, pad=False)
+
+    assert sorted(chain(*shards)) == list(range(101))
+
+
+@pytest.mark.parametrize(("size", "batch"), [(17, 8), (3, 8)])
+def test_evaluation_shards_pad_where_ranks_would_differ_in_batches(size, batch):
+    ranks = 2 if size == 17 else 4
+    shards = indices(size, num_replicas=ranks, batch_size=batch, pad=False)
+
+    assert len({-(-len(shard) // batch) for shard in shards}) == 1
+    assert set().union(*shards) == set(range(size))
+
+
+def test_tickets_name_epoch_and_image():
+    sampler = TicketSampler(10, batch_size=5, shuffle=True, seed=1)
+    sampler.set_epoch(3)
+
+    tickets = list(sampler)
+
+    assert sorted(tickets) == list(range(30, 40))
+    assert [ticket - 30 for ticket in tickets] == sampler.order()
+
+
+def test_every_epoch_and_seed_has_its_own_order():
+    orders = set()
+    for seed, epoch in ((0, 0), (0, 1), (1, 0)):
+        sampler = TicketSampler(100, batch_size=5, shuffle=True, seed=seed)
+        sampler.set_epoch(epoch)
+        assert sorted(sampler.order()) == list(range(100))
+        orders.add(tuple(sampler.order()))
+
+    assert len(orders | {tuple(range(100))}) == 4
+
+
+def test_without_shuffling_tickets_are_indices_in_every_epoch():
+    sampler = TicketSampler(10, batch_size=5)
+    sampler.set_epoch(3)
+
+    assert list(sampler) == list(range(10))
+
+
+class Recorder(Callback):
+    """Writes the labels' tickets of every rank to a file."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_fit_end(self, trainer, pl_module):
+        sampler = trainer.train_dataloader.sampler
+        rows = (type(sampler).__name__, sampler.order(), pl_module.seen)
+        torch.save(rows, self.folder / f"{trainer.global_rank}.pt")
+
+
+@pytest.mark.parametrize("inject", [True, False])
+def test_two_processes_share_one_order(tmp_path, inject):
+    fit(
+        digits(batch_size=100),
+        epochs=2,
+        callbacks=[Recorder(tmp_path)],
+        devices=2,
+        strategy="ddp_fork",
+        use_distributed_sampler=inject,
+    )
+
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    data = digits()
+    data.setup("fit")
+    labels = data.splits["train"].labels
+    for rank, (name, order, seen) in enumerate(ranks):
+        assert name == "TicketSampler"
+        mine = labels[(order + order[:1])[rank::2]].tolist()
+        assert list(chain.from_iterable(row[3] for row in seen if row[0] == 1)) == mine
+
+
+def test_prediction_keeps_order_and_count():
+    data = SyntheticDataModule(num_test=21, batch_size=8, in_channels=1, image_size=8)
+    predicted = Trainer(**QUIET, enable_checkpointing=False).predict(Linear(), datamodule=data)
+
+    assert torch.equal(torch.cat(predicted), data.splits["test"].labels)
