@@ -19,8 +19,10 @@ ENVIRONMENT_VARIABLE = "LIGHTNING_N2UQ_KERNELS"
 CHOICES = ("auto", "reference", "numba", "triton")
 
 _OPS: dict[str, tuple[str, ...]] = {
-    "threshold_quantize": ("reference",),
-    "quantize_weight": ("reference",),
+    "threshold_quantize": ("reference", "numba"),
+    "quantize_weight": ("reference", "numba"),
+    "packed_activation": ("reference", "numba"),
+    "residual_block": ("reference", "numba"),
     "nuq": ("reference", "numba", "triton"),
 }
 _forced: str | None = None

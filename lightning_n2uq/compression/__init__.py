@@ -1,0 +1,25 @@
+"""Gradient codecs: levels, packing, entropy coding, theory, and wrappers around codecs.
+
+Reading order: `ops.nuq_format` (bytes) -> `ops.nuq_reference` (arithmetic) -> `nuq` -> `theory` -> wrappers.
+"""
+
+from lightning_n2uq.compression.base import Codec
+from lightning_n2uq.compression.feedback import ErrorFeedback
+from lightning_n2uq.compression.identity import IdentityCodec
+from lightning_n2uq.compression.nuq import NUQCodec
+from lightning_n2uq.compression.registry import CODECS, make_codec
+from lightning_n2uq.compression.skip import SkipCodec
+from lightning_n2uq.compression.warmup import codec_at_step
+from lightning_n2uq.ops.kernels.rng import mix_seed
+
+__all__ = [
+    "CODECS",
+    "Codec",
+    "ErrorFeedback",
+    "IdentityCodec",
+    "NUQCodec",
+    "SkipCodec",
+    "codec_at_step",
+    "make_codec",
+    "mix_seed",
+]

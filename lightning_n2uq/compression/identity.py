@@ -1,0 +1,46 @@
+"""The codec that changes nothing: fp32 bytes. Warm-up, skipped parameters, and the yardstick of tests."""
+
+import torch
+from torch import Tensor
+
+from lightning_n2uq.compression.base import (
+    Codec,
+    check_gradient,
+    check_payload,
+    gradient_buffer,
+    message_buffer,
+)
+
+
+class IdentityCodec(Codec):
+    """Sends the fp32 bytes of the gradient; exact, NaN and infinities included."""
+
+    def nbytes(self, numel: int) -> int:
+        """Four bytes per coordinate."""
+        return 4 * numel
+
+    def encode(self, x: Tensor, seed: int, out: Tensor | None = None) -> Tensor:
+        """Copies the bytes of `x` (the seed is not used); see `Codec.encode`."""
+        x = check_gradient(x)
+        message = message_buffer(out, self.nbytes(x.numel()), x.device)
+        return message.copy_(x.view(torch.uint8))
+
+    def decode(self, payload: Tensor, numel: int, out: Tensor | None = None) -> Tensor:
+        """Copies the bytes back; see `Codec.decode`."""
+        payload = check_payload(payload, numel)
+        if payload.numel() != self.nbytes(numel):
+            raise ValueError(
+                f"payload must have {self.nbytes(numel)} bytes for {numel} coordinates, "
+                f"got {payload.numel()}."
+            )
+        result = gradient_buffer(out, numel, payload.device)
+        result.view(torch.uint8).copy_(payload)
+        return result
+
+    def variance_bound(self) -> float:
+        """Zero: nothing is rounded."""
+        return 0.0
+
+    def describe(self) -> str:
+        """The name; there are no parameters."""
+        return "identity"

@@ -1,0 +1,154 @@
+"""NUQSGD's gradient codec, and QSGD's by other arguments."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_n2uq.compression.base import (
+    Codec,
+    check_gradient,
+    check_payload,
+    gradient_buffer,
+    message_buffer,
+)
+from lightning_n2uq.compression.coding import Coding, make_coder
+from lightning_n2uq.compression.levels import make_format
+from lightning_n2uq.compression.theory import variance_bound
+from lightning_n2uq.ops.nuq import nuq_decode_mean, nuq_encode
+from lightning_n2uq.ops.nuq_format import NUQFormat
+
+
+class NUQCodec(Codec):
+    """Unbiased stochastic quantization to nonuniform levels, bucket by bucket, in packed bytes.
+
+    Implements the quantizer `Q_s` of NUQSGD (Ramezani-Kebrya et al., JMLR 22(114), 2021, arXiv 1908.06077,
+    section 3.1). `levels="uniform"` is QSGD (Alistarh et al., 2017), with `norm="linf"` QSGDinf. The wire
+    format is documented in `lightning_n2uq.ops.nuq_format`, the arithmetic in
+    `lightning_n2uq.ops.nuq_reference`; entropy-coded messages in `lightning_n2uq.compression.coding`.
+
+    A bucket with a NaN or an infinity, or whose norm exceeds fp32 (3.4e38), decodes to NaN everywhere; a zero
+    bucket to zeros. Subnormal values are handled exactly; a decoded value below 1e-45 becomes 0.
+
+    Args:
+        bits: Bits per coordinate, sign included: 2, 3, 4 or 8.
+        bucket_size: Coordinates that share a norm; a multiple of 8, at most 32768.
+        norm: `l2` (the paper's) or `linf`.
+        levels: `exponential` (the paper's), `uniform`, `float`, or `2**(bits - 1)` ascending numbers 0 .. 1.
+        mantissa_bits: For `float` levels only; None takes the smallest variance bound.
+        coding: `packed` (fixed size), `huffman` or `ans` (smaller, variable size, CPU work).
+
+    Raises:
+        ValueError: If an argument is not allowed, or `coding` needs a package that is missing.
+
+    Example:
+        >>> import torch
+        >>> codec = NUQCodec(bits=4)
+        >>> gradient = torch.linspace(-1, 1, 5000)
+        >>> message = codec.encode(gradient, seed=1)
+        >>> message.numel() == codec.nbytes(5000) == 4 * 5 + 2500
+        True
+        >>> codec.decode(message, 5000).shape
+        torch.Size([5000])
+    """
+
+    def __init__(
+        self,
+        bits: int = 4,
+        bucket_size: int = 1024,
+        norm: Literal["l2", "linf"] = "l2",
+        levels: str | Sequence[float] = "exponential",
+        mantissa_bits: int | None = None,
+        coding: Coding = "packed",
+    ) -> None:
+        self.form: NUQFormat = make_format(bits, bucket_size, norm, levels, mantissa_bits)
+        self.coding: Coding = coding
+        self._coder = make_coder(coding, self.form)
+        self.fixed_size = self._coder is None
+
+    @property
+    def bits(self) -> int:
+        """Bits per coordinate, before entropy coding."""
+        return self.form.bits
+
+    @property
+    def bucket_size(self) -> int:
+        """Coordinates per bucket."""
+        return self.form.bucket_size
+
+    def nbytes(self, numel: int) -> int:
+        """Bytes of a message; exact for `packed`, an upper bound for the entropy codings."""
+        packed = self.form.nbytes(numel)
+        return packed if self._coder is None else self._coder.max_bytes(packed)
+
+    def encode(self, x: Tensor, seed: int, out: Tensor | None = None) -> Tensor:
+        """Quantizes and packs; see `Codec.encode`."""
+        x = check_gradient(x)
+        numel = x.numel()
+        message = message_buffer(out, self.nbytes(numel), x.device)
+        if self._coder is None:
+            nuq_encode(x, self.form, seed, message)
+            return message
+        packed = torch.empty(self.form.nbytes(numel), dtype=torch.uint8, device=x.device)
+        nuq_encode(x, self.form, seed, packed)
+        return self._coder.compress(packed, numel, message)
+
+    def decode(self, payload: Tensor, numel: int, out: Tensor | None = None) -> Tensor:
+        """Unpacks and scales; see `Codec.decode`."""
+        return self.decode_mean([payload], numel, out)
+
+    def decode_mean(
+        self, payloads: Sequence[Tensor] | Tensor, numel: int, out: Tensor | None = None
+    ) -> Tensor:
+        """Decodes, sums in the given order and divides, in one pass over `out`; see `Codec.decode_mean`."""
+        rows = self._rows(payloads, numel)
+        result = gradient_buffer(out, numel, rows.device)
+        nuq_decode_mean(rows, self.form, numel, result)
+        return result
+
+    def _rows(self, payloads: Sequence[Tensor] | Tensor, numel: int) -> Tensor:
+        """Validated packed messages as one uint8 tensor `[W, nbytes]`."""
+        if len(payloads) == 0:
+            raise ValueError("payloads must hold at least one message, got none.")
+        messages = [check_payload(payload, numel) for payload in payloads]
+        if self._coder is not None:
+            messages = [self._coder.expand(message, numel) for message in messages]
+        for message in messages:
+            self._check_packed(message, numel)
+        if isinstance(payloads, Tensor) and self._coder is None and payloads.stride(1) == 1:
+            return payloads
+        return messages[0].unsqueeze(0) if len(messages) == 1 else torch.stack(messages)
+
+    def _check_packed(self, message: Tensor, numel: int) -> None:
+        expected = self.form.nbytes(numel)
+        if message.numel() != expected:
+            raise ValueError(
+                f"payload must have {expected} bytes for {numel} coordinates, got {message.numel()}."
+            )
+        if message.device.type == "cpu":  # elsewhere the check would wait for the device
+            _check_contents(message, self.form, numel)
+
+    def variance_bound(self) -> float:
+        """Bound `e` of `E||decode(encode(v)) - v||^2 <= e * ||v||^2`; see `compression.theory`."""
+        return variance_bound(self.form)
+
+    def describe(self) -> str:
+        """Every parameter that the bytes depend on, in one line."""
+        form = self.form
+        levels = {"float": f"float{form.mantissa_bits}", "uniform": "uniform"}.get(
+            form.family, str(form.table)
+        )
+        return (
+            f"nuq(bits={form.bits}, bucket_size={form.bucket_size}, norm={form.norm}, levels={levels}, "
+            f"coding={self.coding})"
+        )
+
+
+def _check_contents(message: Tensor, form: NUQFormat, numel: int) -> None:
+    """Raises ValueError for bytes no encoder writes: negative norms, set bits behind the last code."""
+    if numel and int(message[3 : form.norm_bytes(numel) : 4].max()) >= 128:
+        raise ValueError("payload is malformed: a bucket's norm is negative.")
+    unused = -numel * form.bits % 8
+    if unused and int(message[-1]) >> (8 - unused):
+        raise ValueError(f"payload is malformed: the {unused} bits behind the last code are not zero.")

@@ -1,0 +1,40 @@
+"""Named codecs: the strategies' registered variants are these with their arguments."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from lightning_n2uq.compression.base import Codec
+from lightning_n2uq.compression.identity import IdentityCodec
+from lightning_n2uq.compression.nuq import NUQCodec
+
+CODECS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "nuqsgd": {"bits": 4},
+        "nuqsgd_2bit": {"bits": 2},
+        "nuqsgd_3bit": {"bits": 3},
+        "nuqsgd_8bit": {"bits": 8, "levels": "float"},
+        "qsgd": {"bits": 4, "levels": "uniform"},
+        "qsgd_inf": {"bits": 4, "levels": "uniform", "norm": "linf"},
+    }
+)
+"""Arguments of `NUQCodec` by name."""
+
+
+def make_codec(name: str, **arguments: Any) -> Codec:  # noqa: ANN401  # checked by NUQCodec's constructor
+    """Builds a codec by name.
+
+    Args:
+        name: `identity` or a key of `CODECS`.
+        **arguments: Arguments of `NUQCodec` that override the named ones.
+
+    Raises:
+        ValueError: If the name is unknown, or an argument is not allowed.
+    """
+    if name == "identity":
+        if arguments:
+            raise ValueError(f"identity takes no arguments, got {arguments!r}.")
+        return IdentityCodec()
+    if name not in CODECS:
+        raise ValueError(f"name must be one of identity, {', '.join(CODECS)}, got {name!r}.")
+    return NUQCodec(**{**CODECS[name], **arguments})

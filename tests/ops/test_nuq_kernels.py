@@ -1,0 +1,187 @@
+"""Fast kernels of the codec against the oracle: equal bytes, equal bits."""
+
+import itertools
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_n2uq.ops.dispatch import force
+from lightning_n2uq.ops.nuq import nuq_decode_mean, nuq_encode
+from lightning_n2uq.ops.nuq_format import NUQFormat
+
+LENGTHS = (0, 1, 2, 7, 8, 9, 63, 64, 65, 403)
+
+
+def formats(bucket_size: int) -> list[NUQFormat]:
+    forms = []
+    for bits, norm in itertools.product((2, 3, 4, 8), ("l2", "linf")):
+        top = 2 ** (bits - 1) - 1
+        table = tuple((code / top) ** 2 for code in range(top + 1))
+        forms.append(NUQFormat(bits, bucket_size, norm, "float", 0))
+        forms.append(NUQFormat(bits, bucket_size, norm, "float", (bits - 1) // 2 if bits > 2 else 0))
+        forms.append(NUQFormat(bits, bucket_size, norm, "uniform"))
+        forms.append(NUQFormat(bits, bucket_size, norm, "table", 0, table))
+    return forms
+
+
+def hard_vector(numel: int) -> Tensor:
+    """All magnitudes, zeros, subnormals, non-finite entries, negative zeros."""
+    generator = torch.Generator().manual_seed(numel)
+    x = torch.randn(numel, generator=generator) * 10.0 ** torch.randint(-3, 4, (numel,), generator=generator)
+    if numel > 400:
+        x[5], x[6] = 0.0, -0.0
+        x[64:128] = 0.0
+        x[130], x[300] = float("inf"), float("nan")
+        x[192:256] *= 1e-42
+        x[320:384] *= 1e34
+    return x
+
+
+def run(kernel: str, x: Tensor, form: NUQFormat, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Payload, decoded payload, mean of two payloads."""
+    with force(kernel):
+        payloads = torch.empty(2, form.nbytes(x.numel()), dtype=torch.uint8)
+        nuq_encode(x, form, seed, payloads[0])
+        nuq_encode(2 * x, form, seed + 2**63, payloads[1])
+        one, mean = torch.empty_like(x), torch.empty_like(x)
+        nuq_decode_mean(payloads[:1], form, x.numel(), one)
+        nuq_decode_mean(payloads, form, x.numel(), mean)
+    return payloads, one, mean
+
+
+def assert_same(kernel: str, x: Tensor, form: NUQFormat, seed: int = 3) -> None:
+    for fast, oracle in zip(run(kernel, x, form, seed), run("reference", x, form, seed), strict=True):
+        if fast.dtype == torch.float32:
+            fast, oracle = (
+                fast.nan_to_num(nan=1.25).view(torch.int32),
+                oracle.nan_to_num(nan=1.25).view(torch.int32),
+            )
+        assert torch.equal(fast, oracle), (kernel, form, x.numel())
+
+
+@pytest.mark.parametrize("form", formats(64), ids=lambda f: f"{f.bits}-{f.norm}-{f.family}{f.mantissa_bits}")
+def test_numba_gives_the_oracles_bytes(form):
+    pytest.importorskip("numba")
+    for numel in LENGTHS:
+        assert_same("numba", hard_vector(numel), form)
+
+
+@pytest.mark.parametrize("bucket_size", [8, 40, 1024, 32768])
+def test_numba_at_other_bucket_sizes(bucket_size):
+    pytest.importorskip("numba")
+    for bits in (3, 4):
+        assert_same("numba", hard_vector(70001), NUQFormat(bits, bucket_size))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_bytes_do_not_depend_on_threads(threads):
+    pytest.importorskip("numba")
+    x = hard_vector(400_003)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert_same("numba", x, NUQFormat())
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_calls_from_several_threads_at_once():
+    """Autograd threads of different DDP buckets encode at the same time."""
+    pytest.importorskip("numba")
+    form, x = NUQFormat(), hard_vector(300_000)
+    expected = [run("numba", x, form, seed)[0] for seed in range(4)]
+    results: list[Tensor] = [torch.empty(0)] * 4
+
+    def work(seed: int) -> None:
+        payload = torch.empty(form.nbytes(x.numel()), dtype=torch.uint8)
+        for _ in range(5):
+            nuq_encode(x, form, seed, payload)
+        results[seed] = payload
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(result, payloads[0]) for result, payloads in zip(results, expected, strict=True))
+
+
+FORK_CASE = """
+import os
+import torch
+from lightning_n2uq.compression import NUQCodec
+torch.set_num_threads(2)
+codec, x = NUQCodec(), torch.linspace(-1, 1, 300_000)
+expected = codec.encode(x, 1).numpy().tobytes()
+child = os.fork()
+if child == 0:
+    # not torch.equal: torch's own threads do not survive a fork
+    os._exit(0 if codec.encode(x, 1).numpy().tobytes() == expected else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forked_children_start_their_own_threads():
+    pytest.importorskip("numba")
+    command = [sys.executable, "-W", "ignore", "-c", FORK_CASE]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+TRITON_CASES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_nuq_kernels import assert_same, formats, hard_vector
+from lightning_n2uq.ops.nuq_format import NUQFormat
+for form in formats(64):
+    if form.norm == "l2" or form.bits == 4:
+        assert_same("triton", hard_vector(403 if form.bits % 2 else 9), form)
+assert_same("triton", hard_vector(403), NUQFormat(4, 40, "linf"))
+assert_same("triton", hard_vector(403), NUQFormat(4, 64))
+assert_same("triton", hard_vector(2300), NUQFormat(3, 2048))
+"""
+
+
+def test_triton_gives_the_oracles_bytes_under_the_interpreter():
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", TRITON_CASES, os.path.dirname(__file__)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_triton_compiles_to_ieee_arithmetic():
+    """For an sm_90 GPU, without one: subnormals kept, no fused multiply-add, exact division and root."""
+    compiler = pytest.importorskip("triton.compiler")
+    backend = pytest.importorskip("triton.backends.compiler")
+    from lightning_n2uq.ops.kernels import nuq_cuda
+
+    pointers = {"x_ptr": "*i32", "norms_ptr": "*i32", "packed_ptr": "*u8", "levels_ptr": "*fp32"}
+    scalars = {"numel": "i64", "lo": "i32", "hi": "i32", "inverse_lowest": "fp32"}
+    sizes = {"SIZE": 1024, "TILE": 1024, "L2": True, "BITS": 4, "FAMILY": 0, "MANTISSA": 0}
+    constants = {**sizes, "GROUP": 2, "GROUP_BYTES": 1}
+    signature = {**pointers, **scalars, **dict.fromkeys(constants, "constexpr")}
+    source = compiler.ASTSource(nuq_cuda._encode_kernel, signature, constants)
+    target = backend.GPUTarget("cuda", 90, 32)
+    ptx = compiler.compile(source, target=target, options={"enable_fp_fusion": False}).asm["ptx"]
+    assert "div.rn.f32" in ptx
+    assert "sqrt.rn.f64" in ptx
+    assert "ftz" not in ptx
+    assert "fma.rn.f32" not in ptx
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_gives_the_bytes_of_the_cpu():
+    for form in formats(64):
+        x = hard_vector(4003)
+        here = torch.empty(form.nbytes(4003), dtype=torch.uint8)
+        there = here.cuda()
+        nuq_encode(x, form, 5, here)
+        nuq_encode(x.cuda(), form, 5, there)
+        assert torch.equal(here, there.cpu()), form
