@@ -32,7 +32,7 @@ def threshold_codes(scaled: Tensor, thresholds: Tensor) -> Tensor:
 
 
 def ramp_staircase(scaled: Tensor, tables: ThresholdTables) -> Tensor:
-    """`r_u(x') = sum_k D clamp((x' - T_k) / (u w_k) + 1/2, 0, 1)` for `0 < u <= 1` (DESIGN 2.1).
+    """`r_u(x') = sum_k D clamp((x' - T_k) / (u w_k) + 1/2, 0, 1)` for `0 < u <= 1` (docs/numerics.md).
 
     The ramps of different steps do not overlap, so that the sum is `D * (finished ramps + the open one)`.
     """

@@ -1,4 +1,4 @@
-"""`quantize_weight` against DESIGN 2.2."""
+"""`quantize_weight` against docs/numerics.md."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""`threshold_quantize` against DESIGN 2.1: values at thresholds, gradients by finite differences, edges."""
+"""`threshold_quantize` against docs/numerics.md: values at thresholds, gradients by finite differences, edges."""
 
 import pytest
 import torch
