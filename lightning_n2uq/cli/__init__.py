@@ -1,0 +1,58 @@
+"""The ``n2uq`` command: chooses a sub-command, and turns a user's mistake into one line and exit code 2.
+
+Nothing heavy is imported here, so that ``n2uq --help`` and the light sub-commands answer at once.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from lightning_n2uq._version import __version__
+from lightning_n2uq.cli.commands import COMMANDS, TRAINING_COMMANDS, usage
+
+DEBUG_FLAG, DEBUG_VARIABLE = "--debug", "N2UQ_DEBUG"
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command.
+
+    Args:
+        argv: Arguments after the program's name; those of the process if None.
+
+    Returns:
+        0 when done, 2 for a mistake in the command, a config or a file it names. Other failures keep
+        their traceback, and so do all of them with ``--debug`` or ``N2UQ_DEBUG=1``.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = DEBUG_FLAG in arguments or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
+    arguments = [argument for argument in arguments if argument != DEBUG_FLAG]
+    try:
+        return _dispatch(arguments)
+    except SystemExit as stop:  # argparse's way out of --help and --print_config
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Exception as error:
+        from lightning_n2uq.cli.errors import is_user_error, one_line
+
+        if debug or not is_user_error(error):
+            raise
+        print(f"n2uq: error: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name == "--version":
+        print(f"n2uq {__version__}")
+        return 0
+    if name in TRAINING_COMMANDS:
+        from lightning_n2uq.cli.training import run_training_command
+
+        return run_training_command(name, rest)
+    if name in COMMANDS:
+        return COMMANDS[name].run(rest)
+    raise ValueError(f"command: got {name!r}, allowed {', '.join([*TRAINING_COMMANDS, *COMMANDS])}")

@@ -1,0 +1,51 @@
+"""Names of the sub-commands and where their code lives; modules are imported only when a name is used.
+
+To add ``n2uq doctor``: write ``run(arguments: list[str]) -> int`` in its own module and add a line to
+``COMMANDS``. It may raise ValueError for a user's mistake: `lightning_n2uq.cli.main` prints it as one line.
+"""
+
+import importlib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command outside of the Trainer: ``module:function`` and one line of help."""
+
+    target: str
+    help: str
+
+    def run(self, arguments: list[str]) -> int:
+        """Import the target and call it with the arguments after the sub-command's name."""
+        module, _, function = self.target.partition(":")
+        return int(getattr(importlib.import_module(module), function)(arguments) or 0)
+
+
+TRAINING_COMMANDS: dict[str, str] = {
+    "fit": "train a network (and validate it after every epoch)",
+    "validate": "evaluate a checkpoint on the validation split",
+    "test": "evaluate a checkpoint on the test split",
+    "predict": "write a checkpoint's class probabilities to predictions.csv",
+}
+
+COMMANDS: dict[str, Command] = {
+    "configs": Command(
+        "lightning_n2uq.cli.configs:list_configs", "list the configs that come with the package"
+    ),
+}
+
+
+def usage() -> str:
+    """Text of ``n2uq --help``."""
+    texts = {**TRAINING_COMMANDS, **{name: command.help for name, command in COMMANDS.items()}}
+    width = max(map(len, texts))
+    listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in texts.items())
+    return (
+        "usage: n2uq COMMAND [options]      (n2uq COMMAND --help lists the options)\n\n"
+        f"{listing}\n\n"
+        "  n2uq fit --config digits/n2uq_w2a2.yaml        train the example\n"
+        "  n2uq test --ckpt_path runs/.../best.ckpt       evaluate what it wrote\n\n"
+        "options of every command:\n"
+        "  --debug    show the traceback of an error (also N2UQ_DEBUG=1)\n"
+        "  --version  print the version"
+    )

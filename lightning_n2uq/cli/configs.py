@@ -1,0 +1,81 @@
+"""Find configs: files of the user first, then those that come with the package."""
+
+import difflib
+import importlib
+from pathlib import Path
+
+NAME_HEADER = "# name: "
+_FLAGS = ("--config", "-c")
+
+
+def packaged_configs() -> dict[str, Path]:
+    """Packaged configs by name, for example ``digits/n2uq_w2a2``."""
+    root = Path(importlib.import_module("lightning_n2uq.configs").__path__[0])
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
+
+
+def find_config(name: str) -> str:
+    """Path of the config called ``name``: an existing file or URL as it is, else the packaged one.
+
+    ``digits/n2uq_w2a2``, ``digits/n2uq_w2a2.yaml`` and ``configs/digits/n2uq_w2a2.yaml`` all name the same
+    packaged file.
+
+    Raises:
+        ValueError: If there is no such file and no such packaged config.
+    """
+    if "://" in name or Path(name).is_file():
+        return name
+    packaged = packaged_configs()
+    key = name.removeprefix("./").removeprefix("configs/").removesuffix(".yaml")
+    if key in packaged:
+        return str(packaged[key])
+    close = difflib.get_close_matches(key, packaged, n=3, cutoff=0.3)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    raise ValueError(
+        f"config: got {name!r}, allowed are existing files and packaged configs; {hint}"
+        f"`n2uq configs` lists all {len(packaged)}"
+    )
+
+
+def resolve_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Replace config names in command-line arguments by paths; return the arguments and the paths."""
+    resolved: list[str] = []
+    paths: list[str] = []
+    expect_name = False
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if expect_name:
+            paths.append(find_config(argument))
+            resolved.append(paths[-1])
+        elif equals and flag in _FLAGS:
+            paths.append(find_config(value))
+            resolved.append(f"{flag}={paths[-1]}")
+        else:
+            resolved.append(argument)
+        expect_name = not expect_name and argument in _FLAGS
+    return resolved, paths
+
+
+def run_name(paths: list[str]) -> str:
+    """Name for a run's folder: ``digits/n2uq_w2a2``, further configs appended with ``+``."""
+    names = [_name(path) for path in paths]
+    return "+".join(names[:1] + [name.rpartition("/")[2] for name in names[1:]]) or "default"
+
+
+def _name(path: str) -> str:
+    file = Path(path)
+    if file.is_file():
+        first = file.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+        if first.startswith(NAME_HEADER):  # a config saved by a run keeps that run's name
+            return first.removeprefix(NAME_HEADER).strip()
+    parts = file.with_suffix("").parts
+    inside = parts[len(parts) - parts[::-1].index("configs") :] if "configs" in parts else parts[-1:]
+    return "/".join(inside)
+
+
+def list_configs(arguments: list[str]) -> int:
+    """``n2uq configs [TEXT]``: print names of packaged configs (that contain the text)."""
+    for name in packaged_configs():
+        if all(text in name for text in arguments):
+            print(name)
+    return 0

@@ -1,0 +1,137 @@
+"""Where a run's files go, and what is written there besides checkpoints and metrics."""
+
+import contextlib
+import csv
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning_utilities.core.rank_zero import rank_zero_only
+from torch import Tensor
+
+from lightning_n2uq.cli.configs import NAME_HEADER
+
+ROOT = "runs"
+_SHARED_VARIABLE = "N2UQ_RUN_DIR"
+
+
+def create_run_dir(root: str, name: str, command: str) -> str:
+    """Create ``root/name/<time>``, with ``-<command>`` behind it for other commands than fit.
+
+    Only rank 0 chooses. Ranks that Lightning starts inherit its choice through the environment; those of
+    torchrun and SLURM get another name, which stays unused since writers and checkpoints are rank 0's.
+    """
+    rank = getattr(rank_zero_only, "rank", 0)  # set by Lightning from the launcher's environment
+    if rank and _SHARED_VARIABLE in os.environ:
+        return os.environ[_SHARED_VARIABLE]
+    stem = time.strftime("%Y%m%d-%H%M%S") + ("" if command == "fit" else f"-{command}")
+    for attempt in range(1000):
+        path = Path(root, name, f"{stem}-{attempt}" if attempt else stem)
+        with contextlib.suppress(FileExistsError):
+            if not rank:
+                path.mkdir(parents=True)
+            break
+    os.environ[_SHARED_VARIABLE] = str(path)
+    return str(path)
+
+
+def remove_if_empty(run_dir: str, root: str) -> None:
+    """Remove the folder of a run that wrote nothing, for example because of an error in its config."""
+    path = Path(run_dir)
+    with contextlib.suppress(OSError):  # not empty, or gone
+        path.rmdir()
+        for parent in path.parents:
+            if parent == Path(root) and root != ROOT:  # a folder that the user chose stays
+                break
+            parent.rmdir()
+
+
+def finish_wandb(failed: bool) -> None:
+    """Close W&B's run, if there is one, so that its files are whole and a next run in this process is new."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(exit_code=int(failed))
+
+
+def place_files(config: Namespace, run_dir: str, name: str, wandb: str | None) -> None:
+    """Point checkpoints and loggers at ``run_dir`` (where the user set no folder) and choose W&B's mode.
+
+    Args:
+        config: Parsed config of one sub-command; changed in place.
+        run_dir: The run's folder.
+        name: The run's name, shown by W&B.
+        wandb: ``online``, ``offline``, ``disabled``, or None to leave what the config says.
+    """
+    config.trainer.default_root_dir = run_dir
+    if config.checkpoint.dirpath is None:
+        config.checkpoint.dirpath = run_dir
+    loggers = config.trainer.logger
+    if not isinstance(loggers, list):
+        loggers = [loggers] if isinstance(loggers, Namespace) else []
+    kept = []
+    for logger in loggers:
+        arguments = logger.get("init_args", Namespace())  # type: ignore[no-untyped-call]
+        if arguments.get("save_dir") in (None, ".", ROOT):
+            arguments.save_dir = run_dir
+        if logger.class_path.endswith(".WandbLogger"):
+            if wandb == "disabled":
+                continue
+            arguments.offline = arguments.offline if wandb is None else wandb == "offline"
+            arguments.name = arguments.name or f"{name}/{os.path.basename(run_dir)}"
+        kept.append(logger)
+    if loggers:
+        config.trainer.logger = kept or False
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Write ``config.yaml`` into the run's folder and beside the checkpoints, and tell it to every logger.
+
+    The file holds what every sub-command accepts, and no path of this run, so that ``--config config.yaml``
+    repeats the training and evaluates the checkpoint as well.
+
+    Args:
+        parser: Parser of the sub-command.
+        config: Config with the paths of this run (Lightning passes it; not saved).
+        given: Config before the paths of this run were put in.
+        name: The run's name, kept in the first line.
+        skip: Keys that belong to one sub-command only.
+    """
+
+    def __init__(
+        self, parser: LightningArgumentParser, config: Namespace, given: Namespace, name: str, skip: set[str]
+    ) -> None:
+        super().__init__(parser, config, overwrite=True, save_to_log_dir=False)
+        for key in skip:
+            given.pop(key, None)
+        self._text = f"{NAME_HEADER}{name}\n" + parser.dump(given, skip_none=False, skip_validation=True)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called by Lightning once, on rank 0."""
+        import yaml  # type: ignore[import-untyped]  # Lightning depends on it
+
+        checkpoint = trainer.checkpoint_callback
+        for folder in {
+            trainer.default_root_dir,
+            getattr(checkpoint, "dirpath", None) or trainer.default_root_dir,
+        }:
+            os.makedirs(folder, exist_ok=True)
+            Path(folder, self.config_filename).write_text(self._text, encoding="utf-8")
+        for logger in trainer.loggers:
+            logger.log_hyperparams({"config": yaml.safe_load(self._text)})
+
+
+def write_predictions(batches: list[dict[str, Tensor]], path: str) -> None:
+    """Write one line per image: its index, the predicted label, one probability per class."""
+    labels = torch.cat([batch["labels"] for batch in batches]).tolist()
+    probabilities = torch.cat([batch["probabilities"] for batch in batches]).float().tolist()
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["index", "label", *(f"probability_{c}" for c in range(len(probabilities[0])))])
+        writer.writerows(
+            [i, label, *row] for i, (label, row) in enumerate(zip(labels, probabilities, strict=True))
+        )

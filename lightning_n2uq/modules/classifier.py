@@ -1,0 +1,262 @@
+"""The LightningModule that trains a low-bit image classifier."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from typing_extensions import Self
+
+from lightning_n2uq import backbones
+from lightning_n2uq.modules.checkpoints import load_matching, read_checkpoint
+from lightning_n2uq.modules.distillation import load_teacher, soft_cross_entropy
+from lightning_n2uq.modules.optimizers import OPTIMIZERS, build_optimizer, parameter_groups
+from lightning_n2uq.modules.schedules import SCHEDULES, schedule_factor
+from lightning_n2uq.modules.validation import check_choice, check_integer, check_number
+
+Stage = Literal["train", "val", "test"]
+
+
+class QuantizedClassifier(LightningModule):
+    """Image classifier with a quantized backbone, trained on labels or on a teacher's soft labels.
+
+    Every argument is a plain value, so that a YAML file or the command line can set it and a checkpoint that
+    holds it loads with ``weights_only=True``. A trained model is an ordinary ``nn.Module``::
+
+        model = QuantizedClassifier.load_from_checkpoint("best.ckpt").eval()
+        logits = model(images)  # (batch, in_channels, height, width) -> (batch, num_classes)
+
+    Logged: ``train/loss``, ``train/acc``, and ``loss``, ``acc``, ``acc5`` (with more than 5 classes) under
+    ``val/`` and ``test/``. ``metrics["val_confusion"]`` and ``metrics["test_confusion"]`` hold the last
+    epoch's confusion matrix (``.compute()``: ``(num_classes, num_classes)``, rows are true classes).
+
+    Args:
+        backbone: Name in `lightning_n2uq.backbones`.
+        num_classes: Classes; the command line takes it from the data.
+        in_channels: Image channels; from the data likewise.
+        image_size: Height and width of the images, for ``example_input_array``; from the data likewise.
+        weight_bits: Bits of quantized weights, 2 to 8; 32 with the quantizer ``float``.
+        activation_bits: Bits of quantized activations, likewise.
+        weight_quantizer: Method for weights, a name in `lightning_n2uq.quantizers.WEIGHT_QUANTIZERS`.
+        activation_quantizer: Method for activations, a name in ``ACTIVATION_QUANTIZERS``.
+        quantize_downsample: Whether 1x1 convolutions in shortcuts are quantized too.
+        backbone_args: Further keywords of the backbone, for example ``{"width": 32}``.
+        label_smoothing: Of the cross-entropy on labels while training, 0 to 1.
+        teacher: ``torchvision/<model>`` or the path of a checkpoint of ours; the loss is then cross-entropy
+            against its probabilities. The teacher is neither trained nor saved.
+        temperature: Of both softmaxes in distillation.
+        hard_label_weight: Share of the label loss when there is a teacher, 0 (the paper's recipe) to 1.
+        optimizer: ``adam``, ``adamw`` or ``sgd`` (Nesterov momentum).
+        lr: Learning rate at the start.
+        weight_decay: For weights with two or more dimensions; quantizers, biases, norms never decay.
+        momentum: For sgd.
+        betas: For adam and adamw.
+        schedule: ``linear`` (to 0 after the last step), ``cosine`` or ``constant``, per optimizer step.
+        warmup_steps: Optimizer steps of linear warm-up.
+        quantizer_lr_multiplier: Factor on ``lr`` for quantizer parameters.
+        init_from: Checkpoint whose fitting weights a new run starts from, whatever its bit widths; what fits
+            and what does not is reported.
+
+    Raises:
+        ValueError: If a value is impossible; the message names the argument, the value and what is allowed.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet20",
+        num_classes: int = 10,
+        in_channels: int = 3,
+        image_size: int = 32,
+        weight_bits: int = 2,
+        activation_bits: int = 2,
+        weight_quantizer: str = "n2uq",
+        activation_quantizer: str = "n2uq",
+        quantize_downsample: bool = True,
+        backbone_args: dict[str, Any] | None = None,
+        label_smoothing: float = 0.0,
+        teacher: str | None = None,
+        temperature: float = 1.0,
+        hard_label_weight: float = 0.0,
+        optimizer: Literal["adam", "adamw", "sgd"] = "adam",
+        lr: float = 1.25e-3,
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        betas: Sequence[float] = (0.9, 0.999),
+        schedule: Literal["linear", "cosine", "constant"] = "linear",
+        warmup_steps: int = 0,
+        quantizer_lr_multiplier: float = 0.1,
+        init_from: str | None = None,
+    ) -> None:
+        super().__init__()
+        betas = [float(beta) for beta in betas]  # a tuple would be no plain YAML in loggers' files
+        self.save_hyperparameters()
+        self._check_arguments()
+        self.num_classes = num_classes
+        self.backbone = self._build_backbone()
+        self.example_input_array = torch.zeros(2, in_channels, image_size, image_size)
+        self.metrics = self._build_metrics()
+        # In a tuple, out of nn.Module's sight: neither in state_dict nor in parameters().
+        self._teacher: tuple[nn.Module, ...] = ()
+        self._initialised = False
+
+    def _check_arguments(self) -> None:
+        hp: Any = self.hparams
+        check_integer("num_classes", hp.num_classes, 2)
+        check_integer("in_channels", hp.in_channels, 1)
+        check_integer("image_size", hp.image_size, 1)
+        check_choice("optimizer", hp.optimizer, OPTIMIZERS)
+        check_choice("schedule", hp.schedule, SCHEDULES)
+        check_integer("warmup_steps", hp.warmup_steps, 0)
+        check_number("lr", hp.lr, 0.0, open_low=True)
+        check_number("temperature", hp.temperature, 0.0, open_low=True)
+        for name in ("weight_decay", "quantizer_lr_multiplier"):
+            check_number(name, hp[name], 0.0)
+        for name in ("label_smoothing", "hard_label_weight", "momentum"):
+            check_number(name, hp[name], 0.0, 1.0)
+        if len(hp.betas) != 2 or not all(0 <= beta < 1 for beta in hp.betas):
+            raise ValueError(f"betas: got {hp.betas}, allowed two numbers >= 0 and < 1")
+
+    def _build_backbone(self) -> nn.Module:
+        shared = (
+            "num_classes",
+            "in_channels",
+            "weight_bits",
+            "activation_bits",
+            "weight_quantizer",
+            "activation_quantizer",
+            "quantize_downsample",
+        )
+        hp: Any = self.hparams
+        extra = hp.backbone_args or {}
+        if doubled := sorted(extra.keys() & set(shared)):
+            raise ValueError(
+                f"backbone_args: got {', '.join(doubled)}, set this as an argument of the model instead"
+            )
+        return backbones.build(hp.backbone, **{name: hp[name] for name in shared}, **extra)
+
+    def _build_metrics(self) -> nn.ModuleDict:
+        """``<stage>_scores`` for every stage, ``val_confusion`` and ``test_confusion``."""
+        # Labels are checked by the loss; torchmetrics' own checks cost more than the update.
+        options: dict[str, Any] = {"num_classes": self.num_classes, "validate_args": False}
+        metrics = nn.ModuleDict()
+        for stage in ("train", "val", "test"):
+            scores: dict[str, Metric | MetricCollection] = {
+                "acc": MulticlassAccuracy(average="micro", **options)
+            }
+            if stage != "train":
+                metrics[f"{stage}_confusion"] = MulticlassConfusionMatrix(**options)
+                if self.num_classes > 5:
+                    scores["acc5"] = MulticlassAccuracy(top_k=5, average="micro", **options)
+            # No compute groups: a first batch without errors makes both look alike, and they would be merged.
+            metrics[f"{stage}_scores"] = MetricCollection(scores, prefix=f"{stage}/", compute_groups=False)
+        return metrics
+
+    @classmethod
+    def from_checkpoint(cls, path: str, argument: str = "path") -> Self:
+        """Rebuild a trained model on the CPU, without running any code from the file.
+
+        Raises:
+            ValueError: If the file is missing, damaged or of another kind; ``argument`` is the name to blame.
+        """
+        checkpoint = read_checkpoint(path, argument)
+        try:
+            model = cls(**checkpoint["hyper_parameters"])
+            model.load_state_dict(checkpoint["state_dict"])
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"{argument}: {path!r} is no {cls.__name__} of this version ({error})"
+            ) from error
+        return model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, ``(batch, num_classes)``, of images ``(batch, in_channels, height, width)``."""
+        return cast(Tensor, self.backbone(images))
+
+    def setup(self, stage: str) -> None:
+        """Before a fit: load the teacher, and take initial weights over unless the run is resumed."""
+        if stage != "fit":
+            return
+        hp: Any = self.hparams
+        if hp.teacher is not None:
+            self._teacher = (load_teacher(hp.teacher, self.num_classes),)
+        # A second fit of the same object continues; it must not fall back to the initial weights.
+        if hp.init_from is not None and self.trainer.ckpt_path is None and not self._initialised:
+            rank_zero_info(load_matching(self, hp.init_from).summary())
+        self._initialised = True
+
+    def on_fit_start(self) -> None:
+        """Move the teacher along: Lightning does not see it."""
+        for teacher in self._teacher:
+            teacher.to(self.device)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Training loss of one batch."""
+        return self._shared_step(batch, "train")
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Update the validation metrics."""
+        self._shared_step(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Update the test metrics."""
+        self._shared_step(batch, "test")
+
+    def predict_step(self, batch: Tensor | tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor]:
+        """``probabilities`` ``(batch, num_classes)`` and ``labels`` ``(batch,)``; true labels are ignored."""
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        probabilities = self(images).softmax(dim=-1)
+        return {"probabilities": probabilities, "labels": probabilities.argmax(dim=-1)}
+
+    def on_validation_epoch_start(self) -> None:
+        """Start a new confusion matrix (the last one stays readable until here)."""
+        cast(Metric, self.metrics["val_confusion"]).reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Start a new confusion matrix."""
+        cast(Metric, self.metrics["test_confusion"]).reset()
+
+    def _shared_step(self, batch: tuple[Tensor, Tensor], stage: Stage) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        training = stage == "train"
+        loss = self._training_loss(images, logits, labels) if training else F.cross_entropy(logits, labels)
+        scores = cast(MetricCollection, self.metrics[f"{stage}_scores"])
+        scores.update(logits, labels)
+        if not training:
+            cast(Metric, self.metrics[f"{stage}_confusion"]).update(logits, labels)
+        self.log(
+            f"{stage}/loss", loss, on_step=training, on_epoch=not training, prog_bar=True,
+            batch_size=len(labels), sync_dist=not training,
+        )  # fmt: skip
+        self.log_dict(scores, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+        return loss
+
+    def _training_loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        hp: Any = self.hparams
+        share = hp.hard_label_weight if self._teacher else 1.0
+        loss = logits.new_zeros(())
+        if share > 0:
+            loss = loss + share * F.cross_entropy(logits, labels, label_smoothing=hp.label_smoothing)
+        if share < 1:
+            with torch.no_grad():
+                teacher_logits = self._teacher[0](images)
+            loss = loss + (1 - share) * soft_cross_entropy(logits, teacher_logits, hp.temperature)
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimizer over the parameter groups, and a schedule stepped with every optimizer step."""
+        hp: Any = self.hparams
+        groups = parameter_groups(self.backbone, hp.lr, hp.weight_decay, hp.quantizer_lr_multiplier)
+        betas = (hp.betas[0], hp.betas[1])
+        optimizer = build_optimizer(hp.optimizer, groups, lr=hp.lr, momentum=hp.momentum, betas=betas)
+        # A fast_dev_run has fewer steps than most warm-ups.
+        warmup = 0 if getattr(self.trainer, "fast_dev_run", False) else hp.warmup_steps
+        factor = schedule_factor(hp.schedule, self.trainer.estimated_stepping_batches, warmup)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

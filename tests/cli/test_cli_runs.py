@@ -1,0 +1,163 @@
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_n2uq.cli import main
+from lightning_n2uq.modules import QuantizedClassifier
+
+# A small network on the real digits, a few batches per epoch.
+SMALL = [
+    "--model.backbone_args", "{width: 4}", "--trainer.limit_train_batches", "4",
+    "--trainer.limit_test_batches", "1", "--trainer.enable_model_summary", "false",
+]  # fmt: skip
+
+
+def run(command, *arguments):
+    assert main([command, *arguments]) == 0
+    folders = [path for path in Path("runs").glob("digits/*/*") if path.is_dir()]
+    return max(folders, key=lambda path: path.stat().st_mtime_ns)
+
+
+def read_rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def folder(in_empty_folder):
+    return run("fit", "--config", "digits/n2uq_w2a2.yaml", *SMALL, "--trainer.max_epochs", "2")
+
+
+def test_a_run_leaves_config_metrics_and_checkpoints_in_one_folder(in_empty_folder, capsys):
+    folder = run("fit", "--config", "digits/n2uq_w2a2.yaml", *SMALL, "--trainer.max_epochs", "2")
+    assert folder.parts[:3] == ("runs", "digits", "n2uq_w2a2")
+    assert {"best.ckpt", "last.ckpt", "config.yaml", "metrics.csv", "hparams.yaml"} <= {
+        path.name for path in folder.iterdir()
+    }
+    rows = read_rows(folder / "metrics.csv")
+    assert {"train/acc", "val/acc", "val/acc5", "val/loss", "lr-Adam/quantizer", "lr-Adam/weights"} <= set(
+        rows[0]
+    )
+    out = capsys.readouterr().out
+    assert "val/acc (best) " in out
+    assert f"files          {folder}\n" in out
+
+
+def test_the_saved_config_repeats_the_run(folder):
+    text = (folder / "config.yaml").read_text()
+    saved = yaml.safe_load(text)
+    assert text.startswith("# name: digits/n2uq_w2a2\n")
+    assert saved["model"]["init_args"]["backbone_args"] == {"width": 4}
+    assert saved["trainer"]["max_epochs"] == 2
+    assert str(folder) not in text  # nothing that ties it to this run's folder
+    again = run("fit", "--config", str(folder / "config.yaml"))
+    assert again.parent == folder.parent
+    assert again != folder
+    first, second = (
+        torch.load(path / "last.ckpt", weights_only=True)["state_dict"] for path in (folder, again)
+    )
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_the_config_reaches_the_logger(folder):
+    logged = yaml.safe_load((folder / "hparams.yaml").read_text())
+    assert logged["config"]["data"]["class_path"].endswith("DigitsDataModule")
+    assert logged["weight_bits"] == 2
+
+
+def test_checkpoints_load_without_running_code_and_know_the_shapes_of_the_data(folder):
+    checkpoint = torch.load(folder / "best.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["in_channels"] == 1
+    assert checkpoint["hyper_parameters"]["image_size"] == 8
+    model = QuantizedClassifier.load_from_checkpoint(folder / "best.ckpt").eval()
+    assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
+def test_a_checkpoint_alone_is_enough_to_test_validate_and_predict(folder, capsys):
+    ckpt = str(folder / "best.ckpt")
+    for command, metric in (("test", "test/acc"), ("validate", "val/acc")):
+        capsys.readouterr()
+        evaluated = run(command, "--ckpt_path", ckpt)
+        assert evaluated.name.endswith(f"-{command}")
+        assert f"\n{metric} " in capsys.readouterr().out
+    predicted = run("predict", "--ckpt_path", ckpt, "--trainer.limit_predict_batches", "1")
+    rows = read_rows(predicted / "predictions.csv")
+    assert len(rows) == 128  # one batch
+    assert sum(float(rows[0][f"probability_{c}"]) for c in range(10)) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_checkpoint_of_another_network_is_refused_in_one_line(folder, capsys):
+    capsys.readouterr()
+    arguments = ["--config", "digits/n2uq_w3a3.yaml", "--ckpt_path", str(folder / "best.ckpt")]
+    assert main(["test", *arguments]) == 2
+    assert "ckpt_path: the checkpoint does not fit this model" in capsys.readouterr().err
+
+
+def test_test_after_fit_reports_the_best_checkpoint(in_empty_folder, capsys):
+    run(
+        "fit",
+        "--config",
+        "digits/n2uq_w2a2.yaml",
+        *SMALL,
+        "--trainer.max_epochs",
+        "1",
+        "--test_after_fit",
+        "true",
+    )
+    out = capsys.readouterr().out
+    assert "test/acc " in out
+    assert "val/acc " in out
+
+
+def test_switches_of_the_trainer_turn_default_callbacks_off(in_empty_folder):
+    off = ("logger", "enable_checkpointing", "enable_progress_bar")
+    switches = [text for name in off for text in (f"--trainer.{name}", "false")]
+    folder = run("fit", "--config", "digits/n2uq_w2a2.yaml", *SMALL, "--trainer.max_epochs", "1", *switches)
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
+def test_the_command_itself_with_wandb_offline_by_default(in_empty_folder):
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
+    environment["OMP_NUM_THREADS"] = "1"  # two threads of a tiny network fight over a busy machine's cores
+    command = [sys.executable, "-m", "lightning_n2uq", "fit", "--config", "digits/n2uq_w2a2", *SMALL]
+    done = subprocess.run(
+        [*command, "--trainer.max_epochs", "1"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    folder = Path(done.stdout.split()[-1])
+    (record,) = folder.glob("wandb/offline-run-*/*.wandb")
+    content = record.read_bytes()
+    assert b"weight_quantizer" in content
+    assert b"val/acc" in content
+
+
+def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(in_empty_folder):
+    every_epoch = ["--checkpoint.filename", "{epoch}", "--checkpoint.save_top_k", "-1"]
+    common = ["--config", "digits/n2uq_w2a2.yaml", *SMALL, "--trainer.max_epochs", "4"]
+    whole = run("fit", *common, *every_epoch)
+    # The checkpoint after two epochs is what a run killed there leaves; the schedule spans four.
+    resumed = run("fit", *common, "--ckpt_path", str(whole / "1.ckpt"))
+    first, second = (torch.load(path / "last.ckpt", weights_only=True) for path in (whole, resumed))
+    assert first["global_step"] == second["global_step"] == 16
+    differing = [k for k, v in first["state_dict"].items() if not torch.equal(v, second["state_dict"][k])]
+    assert differing == []
+    half = torch.load(whole / "1.ckpt", weights_only=True)["state_dict"]
+    assert not torch.equal(half["backbone.fc.weight"], first["state_dict"]["backbone.fc.weight"])
+    for left, right in zip(
+        first["optimizer_states"][0]["state"].values(),
+        second["optimizer_states"][0]["state"].values(),
+        strict=True,
+    ):
+        assert torch.equal(left["exp_avg_sq"], right["exp_avg_sq"])
