@@ -1,0 +1,85 @@
+"""``python -m benchmarks.netlab.accuracy``: accuracy against time over slow links, on the digits.
+
+Four hosts of one rank each train the shipped configs with the registered strategies. Time is that of
+training alone. Needs root and iproute2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks.netlab.network import Network
+from benchmarks.netlab.ranks import run_ranks
+
+_RESULTS = Path(__file__).parent.parent / "results" / "netlab_accuracy.json"
+METHODS = ["ddp", "ddp_fp16", "ddp_powersgd", "qsgd_inf", "nuqsgd", "nuqsgd_2bit"]
+
+
+def render(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return a Markdown table: final test accuracy per seed and mean, seconds and megabytes per run."""
+    lines = [
+        "| config | method | accuracy, mean | per seed | s/run | MB sent/run |",
+        "|---|---|---|---|---|---|",
+    ]
+    for config, method in dict.fromkeys((run["config"], run["method"]) for run in runs):
+        group = [run for run in runs if (run["config"], run["method"]) == (config, method)]
+        last = [run["curve"][-1] for run in group]
+        each = ", ".join(f"{accuracy:.2f}" for _, accuracy in last)
+        lines.append(
+            f"| {config} | {method} | {mean(accuracy for _, accuracy in last):.2f} | {each} "
+            f"| {mean(seconds for seconds, _ in last):.1f} | {mean(run['megabytes'] for run in group):.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw test accuracy against training seconds, averaged over seeds, one panel per config."""
+    import matplotlib.pyplot as plt
+
+    configs = list(dict.fromkeys(run["config"] for run in runs))
+    figure, panels = plt.subplots(1, len(configs), figsize=(6 * len(configs), 4), squeeze=False)
+    for panel, config in zip(panels[0], configs, strict=True):
+        for method in dict.fromkeys(run["method"] for run in runs):
+            curves = [run["curve"] for run in runs if (run["config"], run["method"]) == (config, method)]
+            points = [
+                [mean(column) for column in zip(*point, strict=True)] for point in zip(*curves, strict=True)
+            ]
+            panel.plot([x for x, _ in points], [y for _, y in points], label=method)
+        panel.set(xlabel="seconds of training", ylabel="test accuracy, %", title=config, xscale="log")
+    panels[0][0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Train, print the table, write results and drawing."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.netlab.accuracy", description=__doc__)
+    parser.add_argument("--mbit", type=int, default=100, help="link speed in Mbit/s")
+    parser.add_argument("--hosts", type=int, default=4)
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--configs", nargs="+", default=["float", "n2uq_w2a2"])
+    parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"])
+    parser.add_argument("--epochs", default="20")
+    parser.add_argument("--limit", type=float, default=3600.0, help="seconds for everything")
+    parser.add_argument("--output", type=Path, default=_RESULTS)
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `timeout` leaves no network behind
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    choices = ["--configs", *options.configs, "--methods", *options.methods, "--seeds", *options.seeds]
+    arguments = [*choices, "--epochs", options.epochs, "--output", str(options.output.absolute())]
+    with Network(options.hosts, options.mbit) as network:
+        run_ranks(network, "benchmarks.netlab.train", arguments, options.limit)
+    runs = json.loads(options.output.read_text())
+    print(render(runs))
+    draw(runs, options.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The methods compared: a name, and how to register it on a DDP module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from lightning_n2uq.strategies import NUQSGDState, nuqsgd_hook
+from lightning_n2uq.strategies.ordered import ordered_hook
+from lightning_n2uq.strategies.torch_hooks import half_hook, powersgd_state
+
+Register = Callable[[DistributedDataParallel], object]
+
+
+def _nuqsgd(**settings: object) -> Register:
+    def register(model: DistributedDataParallel) -> NUQSGDState:
+        state = NUQSGDState(module=model.module, **settings)
+        model.register_comm_hook(state, nuqsgd_hook)
+        return state
+
+    return register
+
+
+def _fp16(model: DistributedDataParallel) -> None:
+    model.register_comm_hook(dist.group.WORLD, half_hook)
+
+
+def _powersgd(model: DistributedDataParallel) -> None:
+    model.register_comm_hook(powersgd_state(rank=1, start=2), ordered_hook)
+
+
+METHODS: dict[str, Register] = {
+    "ddp": lambda model: None,
+    "ddp_fp16": _fp16,
+    "ddp_powersgd": _powersgd,
+    "qsgd_inf": _nuqsgd(bits=4, levels="uniform", norm="linf"),
+    "nuqsgd": _nuqsgd(bits=4),
+    "nuqsgd_3bit": _nuqsgd(bits=3),
+    "nuqsgd_2bit": _nuqsgd(bits=2),
+    "nuqsgd_huffman": _nuqsgd(bits=4, coding="huffman"),
+    "nuqsgd_ans": _nuqsgd(bits=4, coding="ans"),
+    "nuqsgd_2bit_huffman": _nuqsgd(bits=2, coding="huffman"),
+    "nuqsgd_2bit_ans": _nuqsgd(bits=2, coding="ans"),
+    "nuqsgd_all_gather": _nuqsgd(bits=4, scheme="all_gather"),
+}
+"""By name; the names of strategies where there is one."""
+
+BITS = {name: 2 if "2bit" in name else 3 if "3bit" in name else 4 for name in METHODS if "qsgd" in name}
+"""Bits per coordinate of the packed and coded methods."""

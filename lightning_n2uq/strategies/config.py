@@ -1,0 +1,124 @@
+"""What the ranks of one exchange have to agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from lightning_n2uq.compression import NUQCodec
+
+SCHEMES = ("two_phase", "all_gather")
+
+
+def _require(condition: bool, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"`{name}` must be {allowed}, got {value!r}")
+
+
+def _is_int(value: object, minimum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+
+
+@dataclass(frozen=True)
+class ExchangeConfig:
+    """Settings of a compressed gradient exchange; equal on every rank, checked by the handshake.
+
+    Attributes:
+        bits: Bits per coordinate of the codec.
+        bucket_size: Coordinates that share one norm.
+        norm: ``"l2"`` (NUQSGD, QSGD) or ``"linf"``.
+        levels: Level family of the codec, or the list of levels.
+        mantissa_bits: Mantissa bits kept by ``levels="float"``.
+        coding: ``"packed"``, ``"huffman"`` or ``"ans"``.
+        scheme: ``"two_phase"`` or ``"all_gather"`` (the paper's).
+        second_phase_bits: Bits of the averaged chunk in the second phase; ``bits`` if None.
+        hierarchical: Reduce in full precision inside a node and compress between nodes only.
+        ranks_per_node: Ranks of a node; ``LOCAL_WORLD_SIZE`` if None.
+        error_feedback: Add what compression lost to the next gradient.
+        warmup_steps: First steps that are exchanged in full precision.
+        skip_patterns: Parameters whose name matches one of these globs travel in full precision.
+        min_numel: Parameters with fewer elements, and all 1-D ones, travel in full precision.
+        unit_numel: Gradients are pipelined in pieces of about this many coordinates. None takes
+            ``2**18``, or ``2**20`` for entropy coding, whose messages cost a round trip for their sizes.
+        seed: Base seed of the stochastic rounding.
+
+    Raises:
+        ValueError: If a value is not allowed; the message names the argument.
+    """
+
+    bits: int = 4
+    bucket_size: int = 1024
+    norm: Literal["l2", "linf"] = "l2"
+    levels: str | Sequence[float] = "exponential"
+    mantissa_bits: int | None = None
+    coding: Literal["packed", "huffman", "ans"] = "packed"
+    scheme: Literal["two_phase", "all_gather"] = "two_phase"
+    second_phase_bits: int | None = None
+    hierarchical: bool = False
+    ranks_per_node: int | None = None
+    error_feedback: bool = False
+    warmup_steps: int = 0
+    skip_patterns: tuple[str, ...] = ()
+    min_numel: int = 256
+    unit_numel: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "skip_patterns", tuple(self.skip_patterns))
+        _require(self.scheme in SCHEMES, "scheme", self.scheme, f"one of {', '.join(SCHEMES)}")
+        for name, minimum in (("warmup_steps", 0), ("min_numel", 0), ("seed", 0)):
+            value = getattr(self, name)
+            _require(_is_int(value, minimum), name, value, f"an integer >= {minimum}")
+        for name in ("ranks_per_node", "unit_numel"):
+            value = getattr(self, name)
+            _require(value is None or _is_int(value, 1), name, value, "None or an integer >= 1")
+        if self.second_phase_bits is not None and self.scheme != "two_phase":
+            raise ValueError(
+                f"`second_phase_bits` needs scheme='two_phase', got {self.second_phase_bits} "
+                f"with {self.scheme!r}"
+            )
+        codecs = (self.codec(), self.second_codec())  # raises on a bad codec argument
+        if self.error_feedback:
+            self._require_contraction(min(codecs, key=lambda codec: codec.bits))
+
+    def _require_contraction(self, codec: NUQCodec) -> None:
+        """Residuals of an unbiased codec grow without bound unless its relative variance is below 1."""
+        bound = codec.variance_bound()
+        if bound >= 1.0:
+            raise ValueError(
+                f"`error_feedback` needs a codec with variance bound < 1, got {bound:.3g} for "
+                f"bits={codec.bits}, bucket_size={self.bucket_size}, norm={self.norm!r}: "
+                "raise `bits` or lower `bucket_size`"
+            )
+
+    def codec(self) -> NUQCodec:
+        """Return the codec of the first phase."""
+        return NUQCodec(
+            bits=self.bits,
+            bucket_size=self.bucket_size,
+            norm=self.norm,
+            levels=self.levels,
+            mantissa_bits=self.mantissa_bits,
+            coding=self.coding,
+        )
+
+    def second_codec(self) -> NUQCodec:
+        """Return the codec of the second phase."""
+        if self.second_phase_bits is None:
+            return self.codec()
+        return replace(
+            self, bits=self.second_phase_bits, second_phase_bits=None, error_feedback=False
+        ).codec()
+
+    @property
+    def piece(self) -> int:
+        """Return the coordinates of a unit, with the default filled in."""
+        return self.unit_numel or (1 << 18 if self.coding == "packed" else 1 << 20)
+
+    def fields(self) -> dict[str, Any]:
+        """Return what the handshake compares, under the names users set."""
+        names = self.__dataclass_fields__
+        return {name: getattr(self, name) for name in names if name != "levels"} | {
+            "levels": str(self.levels)
+        }

@@ -1,0 +1,146 @@
+"""Run by Lightning's own launcher in the tests: every process of the job runs this file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import lightning_n2uq.strategies
+from lightning_n2uq.callbacks.communication_monitor import CommunicationMonitor
+from lightning_n2uq.strategies import NUQSGDStrategy
+
+
+class Small(lightning.LightningModule):
+    def __init__(self, manual=False):
+        super().__init__()
+        self.automatic_optimization = not manual
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 4))
+
+    def training_step(self, batch, _):
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        if not self.automatic_optimization:
+            self.optimizers().zero_grad()
+            self.manual_backward(loss)
+            self.optimizers().step()
+        return loss
+
+    def validation_step(self, batch, _):
+        self.net(batch[0])
+
+    test_step = predict_step = validation_step
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    return DataLoader(
+        TensorDataset(torch.randn(64, 32, generator=generator), torch.randint(4, (64,), generator=generator)),
+        8,
+    )
+
+
+def trainer(strategy, **arguments):
+    return lightning.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=strategy,
+        **(
+            {
+                "max_epochs": 2,
+                "logger": False,
+                "enable_checkpointing": False,
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+            }
+            | arguments
+        ),
+    )
+
+
+def together(strategy, values):
+    everyone = strategy.all_gather(values)
+    return bool((everyone == values).all())
+
+
+def parameters(module):
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def fit(strategy, module=None, ckpt_path=None, **arguments):
+    module = module or Small()
+    run = trainer(strategy, **arguments)
+    run.fit(module, data(), data(), ckpt_path=ckpt_path)
+    return run, module
+
+
+def modes():
+    found = {}
+    for name, arguments in {
+        "automatic": {},
+        "manual": {"module": Small(manual=True)},
+        "bf16-mixed": {"precision": "bf16-mixed"},
+        "accumulate": {"accumulate_grad_batches": 2},
+    }.items():
+        run, module = fit("nuqsgd", **arguments)
+        updates = 4 if name == "accumulate" else 8
+        found[name] = run.strategy.state.step == updates and together(run.strategy, parameters(module))
+    run, module = fit("ddp_powersgd")
+    found["powersgd"] = together(run.strategy, parameters(module))
+    for stage in ("validate", "test"):
+        getattr(trainer("nuqsgd"), stage)(Small(), data(), verbose=False)
+    return found
+
+
+def resume(folder):
+    """Stop after one epoch, go on from the checkpoint, and compare with what was saved."""
+    settings = {"bits": 8, "levels": "float", "error_feedback": True, "bucket_size": 64, "min_numel": 16}
+    saver = ModelCheckpoint(dirpath=folder, filename="half", save_top_k=-1)
+    first, _ = fit(NUQSGDStrategy(**settings), max_epochs=1, enable_checkpointing=True, callbacks=[saver])
+    own = first.strategy.state.state_dict()["residuals"]["net.0.weight"]
+    first.strategy.barrier()
+    saved = torch.load(Path(folder) / "half.ckpt", weights_only=True)["nuqsgd"]
+    column = saved["names"].index("net.0.weight")
+    kept = saved["residuals"].split(saved["numels"], dim=1)[column][first.global_rank]
+    second, module = fit(NUQSGDStrategy(**settings), ckpt_path=str(Path(folder) / "half.ckpt"))
+    return {
+        "own residual": torch.equal(own, kept) and bool(own.any()),
+        "steps": [saved["step"], second.strategy.state.step],
+        "replicas": together(second.strategy, parameters(module)),
+    }
+
+
+def monitored():
+    seen = {}
+
+    class Reader(lightning.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            seen.update({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("comm/")})
+
+    monitor = CommunicationMonitor(every_n_steps=2)
+    fit("nuqsgd", callbacks=[monitor, Reader()])
+    return {"metrics": seen, "summary": monitor.summary}
+
+
+def main():
+    folder = sys.argv[1]
+    torch.set_num_threads(1)
+    assert lightning_n2uq.strategies
+    found = {"modes": modes(), "resume": resume(folder), "monitored": monitored()}
+    rank = torch.distributed.get_rank()
+    Path(folder, f"rank{rank}.json").write_text(json.dumps(found))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

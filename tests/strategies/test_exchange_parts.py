@@ -1,0 +1,244 @@
+import socket
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch.strategies import StrategyRegistry
+from torch import nn
+
+from lightning_n2uq.compression import IdentityCodec, NUQCodec
+from lightning_n2uq.strategies import (
+    ExchangeConfig,
+    NUQSGDState,
+    NUQSGDStrategy,
+    TorchHookStrategy,
+    nuqsgd_hook,
+)
+from lightning_n2uq.strategies.checkpoint import state_for_rank
+from lightning_n2uq.strategies.handshake import require_agreement
+from lightning_n2uq.strategies.layout import Span, clip_ranges, split_chunks, split_units
+from lightning_n2uq.strategies.pipeline import Pipeline
+from lightning_n2uq.strategies.rollcall import RollCall, _ask
+from lightning_n2uq.strategies.stats import ExchangeStats, busy_seconds
+from lightning_n2uq.strategies.task import count_nonfinite
+
+
+@given(
+    numel=st.integers(1, 5000),
+    parts=st.integers(1, 5),
+    align=st.sampled_from([8, 64, 256]),
+    cut=st.integers(1, 3000),
+    exact=st.integers(0, 5000),
+)
+def test_cuts_cover_everything_at_codec_buckets(numel, parts, align, cut, exact):
+    whole = Span(0, numel, clip_ranges([(exact, 100)], 0, numel))
+    units = split_units(whole, cut, align * parts)
+    assert [unit.start for unit in units[1:]] == [unit.stop for unit in units[:-1]]
+    assert units[-1].stop == numel
+    seen = 0
+    for unit in units:
+        chunks = split_chunks(unit, parts, align)
+        assert len(chunks) == parts
+        assert sum(chunk.numel for chunk in chunks) == unit.numel
+        assert all(chunk.start % align == 0 for chunk in chunks if chunk.numel)
+        seen += sum(length for chunk in chunks for _, length in chunk.exact)
+    assert seen == sum(length for _, length in whole.exact)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"scheme": "ring"}, "scheme"),
+        ({"warmup_steps": -1}, "warmup_steps"),
+        ({"min_numel": 1.5}, "min_numel"),
+        ({"ranks_per_node": 0}, "ranks_per_node"),
+        ({"bits": 5}, "bits"),
+        ({"scheme": "all_gather", "second_phase_bits": 8}, "second_phase_bits"),
+        ({"error_feedback": True, "bits": 2}, "error_feedback"),
+        ({"error_feedback": True, "second_phase_bits": 2}, "error_feedback"),
+    ],
+)
+def test_impossible_settings_name_the_argument(settings, name):
+    with pytest.raises(ValueError, match=name):
+        ExchangeConfig(**settings)
+    with pytest.raises(ValueError, match=name):
+        NUQSGDStrategy(**settings)
+
+
+def test_unknown_settings_fail():
+    with pytest.raises(TypeError, match="bitz"):
+        NUQSGDState(bitz=4)
+
+
+def test_patterns_need_names_and_must_match():
+    with pytest.raises(ValueError, match="module"):
+        NUQSGDState(skip_patterns=["*.bias"])
+    with pytest.raises(ValueError, match="nothing"):
+        NUQSGDState(skip_patterns=["nothing*"], module=nn.Linear(2, 2))
+
+
+def test_skip_patterns_and_small_parameters_travel_exactly():
+    module = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 2))
+    state = NUQSGDState(skip_patterns=["1.*"], min_numel=200, module=module)
+    exact = [state._travels_exactly(parameter) for parameter in module.parameters()]
+    assert exact == [False, True, True, True, True, True]
+
+
+@pytest.mark.parametrize("name", ["nuqsgd", "nuqsgd_2bit", "nuqsgd_3bit", "nuqsgd_8bit", "qsgd", "qsgd_inf"])
+def test_registered_variants(name):
+    strategy = StrategyRegistry.get(name)
+    assert isinstance(strategy, NUQSGDStrategy)
+    assert strategy.config.bits == {"nuqsgd_2bit": 2, "nuqsgd_3bit": 3, "nuqsgd_8bit": 8}.get(name, 4)
+    assert strategy.config.norm == ("linf" if name == "qsgd_inf" else "l2")
+
+
+@pytest.mark.parametrize("hook", ["fp16", "bf16", "powersgd"])
+def test_registered_torch_hooks(hook):
+    strategy = StrategyRegistry.get(f"ddp_{hook}")
+    assert isinstance(strategy, TorchHookStrategy)
+    assert strategy.hook == hook
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"hook": "int8"}, "hook"),
+        ({"powersgd_rank": 0}, "powersgd_rank"),
+        ({"powersgd_start": 1}, "powersgd_start"),
+    ],
+)
+def test_torch_hook_arguments(arguments, name):
+    with pytest.raises(ValueError, match=name):
+        TorchHookStrategy(**arguments)
+
+
+class DeepSpeedEngine(nn.Module):
+    """Stands for the library's class, which is recognised by name."""
+
+
+def test_sharded_training_is_refused():
+    with pytest.raises(ValueError, match="DeepSpeedEngine"):
+        NUQSGDState(module=DeepSpeedEngine())
+    with pytest.raises(ValueError, match="GradBucket"):
+        nuqsgd_hook(NUQSGDState(), torch.zeros(3))  # what FSDP hands to hooks
+
+
+def test_handshake_names_rank_and_values():
+    records = [{"bits": 4, "version": "1"}, {"bits": 4, "version": "1"}, {"bits": 4, "version": "2"}]
+    require_agreement(records[:2], [0, 1])
+    with pytest.raises(ValueError, match=r"`version`: rank 0 has '1', rank 7 has '2'"):
+        require_agreement(records, [0, 3, 7])
+
+
+def test_residuals_on_another_number_of_ranks():
+    saved = {
+        "step": 5,
+        "seed": 0,
+        "names": ["a", "b"],
+        "numels": [1, 2],
+        "residuals": torch.tensor([[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]]),
+    }
+    own = state_for_rank(saved, 1, 2)
+    assert own["step"] == 5
+    assert own["residuals"]["b"].tolist() == [4.0, 5.0]
+    with pytest.warns(UserWarning, match="2 ranks are averaged for 3"):
+        mean = state_for_rank(saved, 0, 3)
+    assert mean["residuals"]["a"].tolist() == [2.0]
+    with warnings.catch_warnings():  # nothing to average, nothing to say
+        warnings.simplefilter("error")
+        state_for_rank(saved | {"names": [], "numels": [], "residuals": torch.empty(2, 0)}, 0, 3)
+
+
+def test_state_dict_round_trip():
+    state = NUQSGDState()
+    state.load_state_dict({"step": 3, "seed": 0, "residuals": {"w": torch.ones(2)}})
+    assert state.step == 3
+    assert state.state_dict()["residuals"]["w"].tolist() == [1.0, 1.0]
+
+
+def test_roll_call_tells_gone_from_behind():
+    ahead, behind = RollCall(lambda: 5), RollCall(lambda: 3)
+    with socket.create_server(("127.0.0.1", 0)) as hanging:  # accepts in the kernel, never answers
+        places = {1: behind.address}
+        assert ahead.suspects(places) == ["rank 1 is 2 messages behind"]
+        places[3] = f"127.0.0.1|{hanging.getsockname()[1]}"
+        assert ahead.suspects(places, grace=0.2) == ["rank 3 does not answer within 0.2 s"]
+    behind.close()
+    assert _ask(behind.address, 1.0) == "is gone"
+    ahead.close()
+
+
+def test_busy_seconds_and_steps():
+    assert busy_seconds([(0.0, 2.0), (1.0, 3.0), (5.0, 6.0)]) == 4.0
+    stats = ExchangeStats()
+    stats.begin(100)
+    stats.add(encode_s=1.0)
+    stats.close(step=3, sent_bytes=50, world_size=2)
+    assert stats.last.step == 3
+    assert stats.last.full_bytes == 400.0
+    assert stats.last.relative_error is None
+
+
+def test_nonfinite_buckets_are_counted():
+    values = torch.zeros(1000)
+    assert count_nonfinite(values, 256) == 0
+    values[[3, 5, 999]] = torch.tensor([float("nan"), float("inf"), float("-inf")])
+    assert count_nonfinite(values, 256) == 2
+
+
+class Recorder:
+    """A task that notes its stages and may fail in one."""
+
+    def __init__(self, log, name, fails_at=None):
+        self.log, self.name, self.fails_at = log, name, fails_at
+        self.done = torch.futures.Future()
+
+    def run(self, stage):
+        if stage == self.fails_at:
+            raise RuntimeError("broken")
+        self.log.append((stage, self.name))
+        if stage == 2:
+            self.done.set_result(None)
+
+    def fail(self, error):
+        self.done.set_exception(error)
+
+
+def test_pipeline_keeps_the_order_in_every_stage_and_reports_errors():
+    log = []
+    pipeline = Pipeline(3, torch.device("cpu"), lambda error: RuntimeError(f"explained: {error}"))
+    tasks = [Recorder(log, name) for name in range(20)]
+    for task in tasks:
+        pipeline.submit(task)
+    tasks[-1].done.wait()
+    for stage in range(3):
+        assert [name for at, name in log if at == stage] == list(range(20))
+    broken = Recorder(log, "broken", fails_at=1)
+    pipeline.submit(broken)
+    with pytest.raises(RuntimeError, match="explained: broken"):
+        broken.done.wait()
+    late = Recorder(log, "late")
+    pipeline.submit(late)
+    with pytest.raises(RuntimeError, match="explained: broken"):
+        late.done.wait()
+    pipeline.close()
+
+
+def test_second_codec():
+    assert (
+        ExchangeConfig(bits=2, second_phase_bits=8).second_codec().describe() == NUQCodec(bits=8).describe()
+    )
+    assert IdentityCodec().describe() != NUQCodec().describe()
+
+
+def test_strategy_names_missing_ranks_in_other_errors():
+    strategy = NUQSGDStrategy()
+    strategy.state = NUQSGDState()
+    error = RuntimeError("connection closed by peer")
+    strategy.on_exception(error)
+    assert str(error) == "connection closed by peer"
+    strategy.state = type("Lost", (), {"missing": lambda self: "rank 2 is gone"})()
+    strategy.on_exception(error)
+    assert str(error) == "connection closed by peer [rank 2 is gone]"
