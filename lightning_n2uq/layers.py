@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_n2uq.fusion import packable, packed_conv, suits
 from lightning_n2uq.quantizers import activation_quantizer, weight_quantizer
 
 
@@ -39,7 +40,8 @@ class QuantConv2d(nn.Conv2d):
     """`conv2d(activation_quantizer(x), weight_quantizer(weight))`; arguments of `torch.nn.Conv2d` and a spec.
 
     The state-dict keys of the float layer stay (`weight`, `bias`); quantizer parameters are beside them.
-    Gradients are those of the quantizers and of the convolution.
+    Gradients are those of the quantizers and of the convolution. Where it can (`fusion.packable`), training
+    keeps the quantized input as packed codes for the backward pass; values and gradients are the same.
 
     Args:
         in_channels: channels of the input.
@@ -79,7 +81,10 @@ class QuantConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[N, C_in, H, W]` to `[N, C_out, H', W']`, dtype of `x` (autocast's under autocast)."""
-        return self._conv_forward(self.activation_quantizer(x), self.weight_quantizer(self.weight), self.bias)
+        if suits(x) and packable(self):
+            return packed_conv(x, None, None, self)
+        y: Tensor = self.activation_quantizer(x)
+        return self._conv_forward(y, self.weight_quantizer(self.weight), self.bias)
 
 
 class QuantLinear(nn.Linear):

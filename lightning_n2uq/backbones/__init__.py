@@ -7,9 +7,14 @@ from typing import Any
 
 from torch import nn
 
+from lightning_n2uq.backbones.mobilenet_v2 import mobilenet_v2
 from lightning_n2uq.backbones.resnet import resnet18, resnet20, resnet34, resnet50
 
+CONVERTED = ("torchvision/", "timm/")
+"""Prefixes of networks that are built by their library and quantized by a policy (`convert`)."""
+
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "mobilenet_v2": mobilenet_v2,
     "resnet18": resnet18,
     "resnet20": resnet20,
     "resnet34": resnet34,
@@ -24,17 +29,26 @@ def names() -> list[str]:
 
 
 def build(name: str, **arguments: Any) -> nn.Module:  # noqa: ANN401 -- each network types its own arguments
-    """Builds the network `name`.
+    """Builds the network `name`, or the network of another library that a prefix in `CONVERTED` names.
 
     Raises:
         ValueError: an unknown name, an unknown argument, or a value that the network refuses.
     """
+    if name.startswith(CONVERTED):
+        from lightning_n2uq.convert import build_converted  # only where one is asked for
+
+        try:
+            return build_converted(name, **arguments)
+        except TypeError as error:
+            raise ValueError(f"backbone {name!r}: {error}") from error
     if name not in BACKBONES:
-        raise ValueError(f"backbone: got {name!r}, allowed are {', '.join(BACKBONES)}")
+        raise ValueError(
+            f"backbone: got {name!r}, allowed are {', '.join(BACKBONES)}, torchvision/<model>, timm/<model>"
+        )
     try:
         return BACKBONES[name](**arguments)
     except TypeError as error:
         raise ValueError(f"backbone {name!r}: {error}") from error
 
 
-__all__ = ["BACKBONES", "build", "names", "resnet18", "resnet20", "resnet34", "resnet50"]
+__all__ = ["BACKBONES", "build", "mobilenet_v2", "names", "resnet18", "resnet20", "resnet34", "resnet50"]

@@ -6,6 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from lightning_n2uq.backbones.chains import norm_act_conv, norm_add_act
+from lightning_n2uq.fusion import hooked
 from lightning_n2uq.layers import BiasedPReLU, QuantConv2d, QuantSpec
 
 
@@ -23,6 +25,15 @@ def shortcut(spec: QuantSpec, inputs: int, outputs: int, stride: int, quantize: 
     else:
         conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+
+def shortcut_branch(x: Tensor, downsample: nn.Module | None) -> tuple[Tensor, nn.Module | None]:
+    """The shortcut up to its norm, and that norm, which the sum behind can take in."""
+    if downsample is None:
+        return x, None
+    if type(downsample) is nn.Sequential and len(downsample) == 2 and not hooked(downsample):
+        return downsample[0](x), downsample[1]
+    return downsample(x), None
 
 
 class BasicBlock(nn.Module):
@@ -45,10 +56,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Runs the block."""
-        identity = x if self.downsample is None else self.downsample(x)
-        out = self.bn1(self.conv1(self.act1(x)))
-        out = self.bn2(self.conv2(self.act2(out)))
-        return self.act_out(out + identity)
+        out = norm_act_conv(x, None, self.act1, self.conv1)
+        out = norm_act_conv(out, self.bn1, self.act2, self.conv2)
+        return norm_add_act(out, self.bn2, *shortcut_branch(x, self.downsample), self.act_out)
 
 
 class Bottleneck(nn.Module):
@@ -75,8 +85,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Runs the block."""
-        identity = x if self.downsample is None else self.downsample(x)
-        out = self.bn1(self.conv1(self.act1(x)))
-        out = self.bn2(self.conv2(self.act2(out)))
-        out = self.bn3(self.conv3(self.act3(out)))
-        return self.act_out(out + identity)
+        out = norm_act_conv(x, None, self.act1, self.conv1)
+        out = norm_act_conv(out, self.bn1, self.act2, self.conv2)
+        out = norm_act_conv(out, self.bn2, self.act3, self.conv3)
+        return norm_add_act(out, self.bn3, *shortcut_branch(x, self.downsample), self.act_out)

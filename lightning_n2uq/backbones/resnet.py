@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_n2uq.backbones.blocks import BasicBlock, Bottleneck, shortcut
+from lightning_n2uq.backbones.chains import norm_act_pool
 from lightning_n2uq.layers import QuantSpec
 
 
@@ -74,7 +75,7 @@ class ResNet(nn.Module):
         """Logits `[N, num_classes]` of images `[N, C, H, W]`."""
         if x.dim() != 4 or x.shape[1] != self.conv1.in_channels:
             raise ValueError(f"x: got shape {tuple(x.shape)}, allowed is [N, {self.conv1.in_channels}, H, W]")
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = norm_act_pool(self.conv1(x), self.bn1, self.relu, self.maxpool)
         for name in self.stages:
             x = getattr(self, name)(x)
         return self.fc(torch.flatten(self.avgpool(x), 1))  # type: ignore[no-any-return]

@@ -19,8 +19,8 @@ ENVIRONMENT_VARIABLE = "LIGHTNING_N2UQ_KERNELS"
 CHOICES = ("auto", "reference", "numba", "triton")
 
 _OPS: dict[str, tuple[str, ...]] = {
-    "threshold_quantize": ("reference", "numba"),
-    "quantize_weight": ("reference", "numba"),
+    "threshold_quantize": ("reference", "numba", "triton"),
+    "quantize_weight": ("reference", "numba", "triton"),
     "packed_activation": ("reference", "numba"),
     "residual_block": ("reference", "numba"),
     "nuq": ("reference", "numba", "triton"),

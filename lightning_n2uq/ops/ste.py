@@ -17,6 +17,16 @@ class _RoundSTE(torch.autograd.Function):
         return grad
 
 
+class _NextAbove(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        return torch.nextafter(x, x.new_tensor(float("inf")))
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        return grad
+
+
 class _ScaleGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, factor: float) -> Tensor:
@@ -42,6 +52,12 @@ class _ProjectSTE(torch.autograd.Function):
 def round_ste(x: Tensor) -> Tensor:
     """Rounds half to even; the gradient passes unchanged. Shape and dtype of `x`."""
     y: Tensor = _RoundSTE.apply(x)
+    return y
+
+
+def next_above(x: Tensor) -> Tensor:
+    """The next larger number of the dtype, so that `next_above(x) > t` is `x >= t`; the gradient passes."""
+    y: Tensor = _NextAbove.apply(x)
     return y
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops import kernels, reference
+from lightning_n2uq.ops.host_tables import host_parameter_gradients, operator_tables
 from lightning_n2uq.ops.layout import flat, flat_like
 from lightning_n2uq.ops.tables import (
     WIDTH_FLOOR,
@@ -102,7 +103,7 @@ def _threshold_quantize(
         value = reference.threshold_quantize(x, start, widths, scale_in, scale_out, ramp)
         return torch.empty_like(x).copy_(value)
     y = torch.empty_like(x)
-    tables = threshold_tables(start, widths, scale_in, scale_out, compute_dtype(x.dtype), ramp)
+    tables = operator_tables(start, widths, scale_in, scale_out, compute_dtype(x.dtype), ramp)
     fast.forward(flat_like(x, y), tables, scale_out, flat(y), ramp > 0)
     return y
 
@@ -116,7 +117,7 @@ def _(x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Ten
 def _threshold_quantize_backward(
     grad: Tensor, x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor, ramp: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tables = threshold_tables(start, widths, scale_in, scale_out, compute_dtype(x.dtype), ramp)
+    tables = operator_tables(start, widths, scale_in, scale_out, compute_dtype(x.dtype), ramp)
     fast = kernels.load("threshold_quantize", x.device)
     dx = torch.empty_like(x)
     if fast is None:
@@ -156,6 +157,8 @@ def parameter_gradients(
         scale_in: 1 element.
         scale_out: 1 element.
     """
+    if widths.device.type == "cpu":
+        return host_parameter_gradients(sums, value_sum, start, widths, scale_in, scale_out)
     tables = threshold_tables(start, widths, scale_in, scale_out, torch.float64)
     n = widths.numel()
     slope, grad_sum, grad_x_sum = tables.slopes[1:-1], sums[1:-1, 0], sums[1:-1, 1]

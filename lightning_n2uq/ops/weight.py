@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from lightning_n2uq.ops import kernels, reference
+from lightning_n2uq.ops.layout import flat, flat_like
+from lightning_n2uq.ops.tables import compute_dtype
 from lightning_n2uq.ops.threshold import _FLOATS
 
 GRADIENTS = ("scaled", "straight_through")
@@ -32,6 +36,11 @@ def quantize_weight(weight: Tensor, bits: int, gradient: str = "scaled") -> Tens
     Raises:
         ValueError: an argument has a wrong shape, dtype or value.
     """
+    return quantize_weight_with_scale(weight, bits, gradient)[0]
+
+
+def quantize_weight_with_scale(weight: Tensor, bits: int, gradient: str = "scaled") -> tuple[Tensor, Tensor]:
+    """`quantize_weight` and the scale `S` `[C, 1, ..]` in the compute dtype, which has no gradient."""
     if weight.dtype not in _FLOATS:
         raise ValueError(f"weight: got dtype {weight.dtype}, allowed are {', '.join(map(str, _FLOATS))}")
     if weight.dim() < 2:
@@ -40,47 +49,49 @@ def quantize_weight(weight: Tensor, bits: int, gradient: str = "scaled") -> Tens
         raise ValueError(f"bits: got {bits!r}, allowed is 1 to 8")
     if gradient not in GRADIENTS:
         raise ValueError(f"gradient: got {gradient!r}, allowed are {', '.join(GRADIENTS)}")
-    quantized: Tensor = _quantize_weight(weight, bits, gradient == "straight_through")
+    quantized, scale = _quantize_weight(weight, bits, gradient == "straight_through")
+    return quantized, scale.detach()
+
+
+def apply_scale(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """The quantized weight for a scale that is known already: the same bits, no gradient."""
+    quantized = torch.empty_like(weight)
+    fast = kernels.load("quantize_weight", weight.device)
+    if fast is None or not _channels_outermost(quantized):
+        return quantized.copy_(reference.quantize_weight(weight, bits))
+    fast.forward(flat_like(weight.detach(), quantized), scale.reshape(-1), bits, flat(quantized))
     return quantized
 
 
 @torch.library.custom_op("lightning_n2uq::quantize_weight", mutates_args=())
-def _quantize_weight(weight: Tensor, bits: int, straight_through: bool) -> Tensor:
-    fast = kernels.load("quantize_weight", weight.device)
-    if fast is None:
-        return torch.empty_like(weight).copy_(reference.quantize_weight(weight, bits))
-    quantized: Tensor = fast.forward(weight, bits)
-    return quantized
+def _quantize_weight(weight: Tensor, bits: int, straight_through: bool) -> tuple[Tensor, Tensor]:
+    scale = reference.weight_scale(weight, bits)
+    return apply_scale(weight, scale, bits), scale
 
 
 @_quantize_weight.register_fake
-def _(weight: Tensor, bits: int, straight_through: bool) -> Tensor:
-    return torch.empty_like(weight)
+def _(weight: Tensor, bits: int, straight_through: bool) -> tuple[Tensor, Tensor]:
+    scale = weight.new_empty(
+        (weight.shape[0],) + (1,) * (weight.dim() - 1), dtype=compute_dtype(weight.dtype)
+    )
+    return torch.empty_like(weight), scale
 
 
-@torch.library.custom_op("lightning_n2uq::quantize_weight_backward", mutates_args=())
-def _quantize_weight_backward(grad: Tensor, weight: Tensor, bits: int, straight_through: bool) -> Tensor:
-    fast = kernels.load("quantize_weight", weight.device)
-    if fast is None or straight_through:
-        value = reference.quantize_weight_backward(grad, weight, bits, straight_through)
-        return torch.empty_like(weight).copy_(value)
-    dw: Tensor = fast.backward(grad, weight, bits)
-    return dw
+def _channels_outermost(x: Tensor) -> bool:
+    """Whether every channel (dim 0) is one run in memory; so for contiguous and channels-last weights."""
+    return x.stride(0) * x.shape[0] == x.numel()
 
 
-@_quantize_weight_backward.register_fake
-def _(grad: Tensor, weight: Tensor, bits: int, straight_through: bool) -> Tensor:
-    return torch.empty_like(weight)
+def _setup_context(ctx: Any, inputs: tuple[Tensor, int, bool], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
+    ctx.dtype, ctx.straight_through = inputs[0].dtype, inputs[2]
+    ctx.save_for_backward(output[1])
 
 
-def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
-    weight, ctx.bits, ctx.straight_through = inputs
-    ctx.save_for_backward(weight)
-
-
-def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    (weight,) = ctx.saved_tensors
-    return _quantize_weight_backward(grad, weight, ctx.bits, ctx.straight_through), None, None
+def _backward(ctx: Any, grad: Tensor, scale_grad: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+    if not ctx.straight_through:
+        (scale,) = ctx.saved_tensors
+        grad = (grad.to(scale.dtype) / torch.where(scale == 0, 1.0, scale)).to(ctx.dtype)
+    return grad, None, None
 
 
 _quantize_weight.register_autograd(_backward, setup_context=_setup_context)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from lightning_n2uq.ops import quantize_weight, reference, threshold_codes, threshold_quantize
 from lightning_n2uq.ops.plain_weight import largest_weight, plain_quantize_weight, plain_weight_codes
 from lightning_n2uq.ops.staircase import ramp_quantize
-from lightning_n2uq.ops.tables import output_step, threshold_tables
+from lightning_n2uq.ops.ste import next_above
+from lightning_n2uq.ops.tables import compute_dtype, output_step, threshold_tables
 from lightning_n2uq.ops.weight import GRADIENTS
 from lightning_n2uq.quantizers.base import Quantizer
 
@@ -34,6 +35,8 @@ class LearnableThresholdQuantizer(Quantizer):
         ramp: ramp width `u` of the forward pass in training (0 the staircase, 1 the surrogate); threshold
             annealing moves it. Evaluation always uses the staircase.
         ramp_gradient: whether the gradient follows the ramp while `ramp` is above 0, instead of G-STE's.
+        comparison: `>` (default, the published code's) or `>=`, where an input at a threshold gets the upper
+            code. Neither changes the state dict.
     """
 
     name = "n2uq"
@@ -47,23 +50,32 @@ class LearnableThresholdQuantizer(Quantizer):
         self.scale_out = nn.Parameter(torch.ones(1))
         self.ramp = 0.0
         self.ramp_gradient = False
+        self.comparison = ">"
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantizes `x` (any shape, floating); same shape and dtype."""
         ramp = self.ramp if self.training else 0.0
         if ramp > 0 and self.ramp_gradient:
             return ramp_quantize(x, self.start, self.widths, self.scale_in, self.scale_out, ramp)
+        if self.comparison == ">=":
+            raised = next_above(x.to(compute_dtype(x.dtype)) * self.scale_in)
+            one = torch.ones_like(self.scale_in)
+            return threshold_quantize(raised, self.start, self.widths, one, self.scale_out, ramp).to(x.dtype)
         return threshold_quantize(x, self.start, self.widths, self.scale_in, self.scale_out, ramp)
 
     def codes(self, x: Tensor) -> Tensor:
         """Codes `q` in `0 .. 2^b - 1`, uint8, shape of `x`; NaN raises `ValueError`."""
+        if self.comparison == ">=":
+            raised = next_above(x.detach().to(compute_dtype(x.dtype)) * self.scale_in.detach())
+            return threshold_codes(raised, self.start, self.widths, torch.ones_like(self.scale_in))
         return threshold_codes(x, self.start, self.widths, self.scale_in)
 
     def thresholds(self) -> Tensor:
-        """`T_1 .. T_n` `[n]` in the parameters' dtype: what `scale_in * x` is compared with."""
-        return threshold_tables(
+        """`T_1 .. T_n` `[n]` in the parameters' dtype: `scale_in * x` has to exceed them, one by one."""
+        thresholds = threshold_tables(
             self.start, self.widths, self.scale_in, self.scale_out, self.widths.dtype
         ).thresholds
+        return thresholds if self.comparison == ">" else -next_above(-thresholds)
 
     def levels(self) -> Tensor:
         """Output levels `beta * D * q` `[2^b]` in the parameters' dtype."""
@@ -128,8 +140,6 @@ class EntropyPreservingWeightQuantizer(Quantizer):
         if not self.rescale:
             destination[prefix + _PLAIN_SCALE] = torch.tensor(True)
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: object) -> None:
         self.rescale = state_dict.pop(prefix + _PLAIN_SCALE, None) is None
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]

@@ -10,7 +10,13 @@ import torch
 from lightning_n2uq.ops.dispatch import kernel_for
 
 _SUFFIX = {"numba": "cpu", "triton": "cuda"}
-_PREFIX = {"threshold_quantize": "threshold", "quantize_weight": "weight", "nuq": "nuq"}
+_PREFIX = {
+    "threshold_quantize": "threshold",
+    "quantize_weight": "weight",
+    "packed_activation": "packed",
+    "residual_block": "block",
+    "nuq": "nuq",
+}
 
 
 def load(op: str, device: torch.device) -> ModuleType | None:

@@ -1,0 +1,173 @@
+"""Compiled loops of a residual block's end and of the stem: what stands between two convolutions there.
+
+Tensors and tables as in `packed_loops`; work is split by channels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lightning_n2uq.ops.kernels.jit import Array, compiled, summing
+from lightning_n2uq.ops.kernels.packed_loops import activate, activation_gradient, norm_gradient, normalize
+from lightning_n2uq.ops.kernels.threshold_loops import BLOCK
+
+
+@compiled
+def _branch_sum(x: Array, norm: Array, other: Array, other_norm: Array, u: Array, spare: Array) -> None:
+    """`u` = norm of `x` plus `other` (normed where `other_norm` has columns)."""
+    normalize(x, norm, u)
+    normalize(other, other_norm, spare)
+    for i in range(u.size):
+        u[i] += spare[i]
+
+
+@compiled
+def residual_forward(
+    first: int, last: int, x: Array, norm: Array, other: Array, other_norm: Array, act: Array, y: Array
+) -> None:
+    """`prelu(norm(x) + other + bias) + bias` of the channels `first .. last - 1`."""
+    pixels = x.shape[2]
+    u, spare = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
+    for c in range(first, last):
+        for n in range(x.shape[0]):
+            for begin in range(0, pixels, BLOCK):
+                end = min(begin + BLOCK, pixels)
+                part, rest = u[: end - begin], spare[: end - begin]
+                _branch_sum(x[n, c, begin:end], norm[c], other[n, c, begin:end], other_norm[c], part, rest)
+                activate(part, act[c], y[n, c, begin:end])
+
+
+@summing
+def _centred_product(d: Array, x: Array, mean: float) -> float:
+    """`sum d (x - mean)`."""
+    total = 0.0
+    for i in range(d.size):
+        total += np.float64(d[i]) * (np.float64(x[i]) - mean)
+    return total
+
+
+@compiled
+def residual_backward(
+    first: int,
+    last: int,
+    grad: Array,
+    x: Array,
+    norm: Array,
+    moments: Array,
+    other: Array,
+    other_norm: Array,
+    other_moments: Array,
+    act: Array,
+    dx: Array,
+    dother: Array,
+    sums: Array,
+    other_sums: Array,
+) -> None:
+    """Gradients of both branches, and sums `[C, 4]` as in `packed_loops` for each."""
+    pixels = x.shape[2]
+    u, spare = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
+    for c in range(first, last):
+        for n in range(x.shape[0]):
+            for begin in range(0, pixels, BLOCK):
+                end = min(begin + BLOCK, pixels)
+                part, rest = u[: end - begin], spare[: end - begin]
+                source, second = x[n, c, begin:end], other[n, c, begin:end]
+                g, d, copy = grad[n, c, begin:end], dx[n, c, begin:end], dother[n, c, begin:end]
+                _branch_sum(source, norm[c], second, other_norm[c], part, rest)
+                activate(part, act[c], rest)
+                for i in range(d.size):
+                    d[i] = g[i]
+                activation_gradient(d, part, source, act[c], moments[c, 0], sums[c])
+                for i in range(d.size):
+                    copy[i] = d[i]
+                if other_norm.shape[1] > 0:
+                    other_sums[c, 3] += _centred_product(d, second, np.float64(other_moments[c, 0]))
+        other_sums[c, 0] = sums[c, 0]
+        norm_gradient(dx, x, moments[c], x.shape[0] * pixels, sums[c], c)
+        if other_norm.shape[1] > 0:
+            norm_gradient(dother, other, other_moments[c], x.shape[0] * pixels, other_sums[c], c)
+
+
+@compiled
+def _pool_plane(z: Array, kernel: int, stride: int, padding: int, y: Array, taps: Array) -> None:
+    """Max pooling of one plane `[H, W]`; `taps`: where in the window the maximum is, the first of equals."""
+    height, width = z.shape
+    rows, columns = y.shape
+    for i in range(rows):
+        best, tap = y[i], taps[i]
+        for j in range(columns):
+            best[j], tap[j] = -np.inf, 0
+        for a in range(kernel):
+            row = i * stride + a - padding
+            if row < 0 or row >= height:
+                continue
+            for b in range(kernel):
+                left = max(0, -((b - padding) // stride))
+                right = min(columns, (width - 1 - b + padding) // stride + 1)
+                source = z[row]
+                for j in range(left, right):
+                    value = source[j * stride + b - padding]
+                    better = (value > best[j]) | (value != value)
+                    best[j] = value if better else best[j]
+                    tap[j] = np.uint8(a * kernel + b) if better else tap[j]
+
+
+@compiled
+def stem_forward(
+    first: int,
+    last: int,
+    x: Array,
+    norm: Array,
+    kernel: int,
+    stride: int,
+    padding: int,
+    y: Array,
+    taps: Array,
+) -> None:
+    """Max pooling of `relu(norm(x))`, `[N, C, H, W]`, for the channels `first .. last - 1`."""
+    z, zero = np.empty(x.shape[2:], x.dtype), x.dtype.type(0)
+    for c in range(first, last):
+        for n in range(x.shape[0]):
+            for i in range(x.shape[2]):
+                row = z[i]
+                normalize(x[n, c, i], norm[c], row)
+                for j in range(row.size):
+                    row[j] = zero if row[j] <= 0 else row[j]
+            _pool_plane(z, kernel, stride, padding, y[n, c], taps[n, c])
+
+
+@compiled
+def stem_backward(
+    first: int,
+    last: int,
+    grad: Array,
+    taps: Array,
+    x: Array,
+    norm: Array,
+    moments: Array,
+    kernel: int,
+    stride: int,
+    padding: int,
+    dx: Array,
+    sums: Array,
+) -> None:
+    """Input gradient and sums `[C, 4]` of `stem_forward`."""
+    height, width = x.shape[2], x.shape[3]
+    u, no_act, zero = np.empty(width, x.dtype), np.empty(0, x.dtype), x.dtype.type(0)
+    flat = x.reshape(x.shape[0], x.shape[1], height * width)
+    for c in range(first, last):
+        for n in range(x.shape[0]):
+            plane = dx[n, c]
+            plane[:] = 0
+            for i in range(grad.shape[2]):
+                for j in range(grad.shape[3]):
+                    tap = np.int64(taps[n, c, i, j])
+                    row, column = tap // kernel, tap % kernel
+                    plane[i * stride + row - padding, j * stride + column - padding] += grad[n, c, i, j]
+            for i in range(height):
+                normalize(x[n, c, i], norm[c], u)
+                d = plane[i]
+                for j in range(width):
+                    d[j] = zero if u[j] <= 0 else d[j]
+                activation_gradient(d, u, x[n, c, i], no_act, moments[c, 0], sums[c])
+        norm_gradient(dx.reshape(flat.shape), flat, moments[c], x.shape[0] * height * width, sums[c], c)

@@ -1,0 +1,248 @@
+"""Compiled loops of the activation quantizer on one block or on a range of chunks (see `threshold_cpu`).
+
+Bounds increase, so that the last one below an input decides: selects over four bounds at a time, which the
+compiler turns into vector compares and blends. Many bounds are found through a grid of equal cells instead.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+
+from lightning_n2uq.ops.kernels.jit import Array, Number, compiled
+
+Grid: TypeAlias = "tuple[Number, Number, Array, int]"  # origin, cells per unit, cells, most bounds in a cell
+Ramps: TypeAlias = "tuple[Array, Array, Number]"  # where ramps begin, their slopes, output step
+
+BLOCK = 512  # elements worked on at a time: a handful of such buffers stay in the first-level cache
+LANES = 8  # histograms side by side: neighbours in one bin would wait for each other's addition
+
+
+@compiled
+def select(x: Array, alpha: Number, bounds: Array, values: Array, y: Array) -> None:
+    """`y[i] = values[number of bounds below alpha * x[i]]`, NaN for NaN; `bounds` padded to fours."""
+    a, b, c, d = bounds[0], bounds[1], bounds[2], bounds[3]
+    v0, v1, v2, v3, v4 = values[0], values[1], values[2], values[3], values[4]
+    for i in range(x.size):
+        s = x[i] * alpha
+        v = v1 if s > a else v0
+        v = v2 if s > b else v
+        v = v3 if s > c else v
+        v = v4 if s > d else v
+        y[i] = v if s == s else s
+    for k in range(4, bounds.size, 4):
+        a, b, c, d = bounds[k], bounds[k + 1], bounds[k + 2], bounds[k + 3]
+        v1, v2, v3, v4 = values[k + 1], values[k + 2], values[k + 3], values[k + 4]
+        for i in range(x.size):
+            s = x[i] * alpha
+            v = v1 if s > a else y[i]
+            v = v2 if s > b else v
+            v = v3 if s > c else v
+            y[i] = v4 if s > d else v
+
+
+@compiled
+def count(x: Array, alpha: Number, bounds: Array, counts: Array) -> None:
+    """`counts[i]` = number of bounds below `alpha * x[i]`; `bounds` padded to fours."""
+    for i in range(x.size):
+        counts[i] = 0
+    for k in range(0, bounds.size, 4):
+        a, b, c, d = bounds[k], bounds[k + 1], bounds[k + 2], bounds[k + 3]
+        for i in range(x.size):
+            s = x[i] * alpha
+            counts[i] += np.int32(s > a) + np.int32(s > b) + np.int32(s > c) + np.int32(s > d)
+
+
+@compiled
+def _cell(s: Number, origin: Number, per_unit: Number, last: Number) -> np.int32:
+    """Cell of `s`; never decreases with `s`: bounds in earlier cells are below `s`, rounding or not."""
+    cell = (s - origin) * per_unit
+    cell = cell if cell > 0 else 0 * origin
+    return np.int32(cell if cell < last else last)
+
+
+@compiled
+def fill_grid(bounds: Array, origin: Number, per_unit: Number, cells: Array) -> int:
+    """Sets `cells[c]` to the number of bounds in cells before `c`; returns the most bounds in one cell."""
+    last = bounds.dtype.type(cells.size - 1)
+    cells[:] = 0
+    for k in range(bounds.size):
+        cells[_cell(bounds[k], origin, per_unit, last)] += 1
+    before, most = 0, 0
+    for c in range(cells.size):
+        inside = cells[c]
+        cells[c] = before
+        before += inside
+        most = max(most, inside)
+    return most
+
+
+@compiled
+def search(
+    x: Array,
+    alpha: Number,
+    bounds: Array,
+    origin: Number,
+    per_unit: Number,
+    cells: Array,
+    most: int,
+    counts: Array,
+) -> None:
+    """`count` by the grid: start from the bounds of earlier cells, then step over those of the own one."""
+    last = x.dtype.type(cells.size - 1)
+    for i in range(x.size):
+        counts[i] = cells[_cell(x[i] * alpha, origin, per_unit, last)]
+    for _ in range(most):
+        for i in range(x.size):
+            counts[i] += np.int32(x[i] * alpha > bounds[counts[i]])
+
+
+@compiled
+def locate(
+    x: Array, alpha: Number, bounds: Array, values: Array, grid: Grid, counts: Array, y: Array
+) -> None:
+    """`count` and `select` in one, by the grid where there is one."""
+    origin, per_unit, cells, most = grid
+    if cells.size == 0:
+        count(x, alpha, bounds, counts)
+        select(x, alpha, bounds, values, y)
+        return
+    search(x, alpha, bounds, origin, per_unit, cells, most, counts)
+    for i in range(x.size):
+        s = x[i] * alpha
+        y[i] = values[counts[i]] if s == s else s
+
+
+@compiled
+def ramp_values(x: Array, alpha: Number, ramps: Ramps, spare: Array, y: Array) -> None:
+    """`reference.ramp_staircase` of one block: finished ramps are counted in `y`, the open one in `spare`."""
+    begins, slopes, step = ramps
+    one, zero = x.dtype.type(1), x.dtype.type(0)
+    for i in range(x.size):
+        y[i], spare[i] = zero, zero
+    for k in range(begins.size):
+        begin, slope = begins[k], slopes[k]
+        for i in range(x.size):
+            ramp = (x[i] * alpha - begin) * slope
+            y[i] += one if ramp >= one else zero
+            spare[i] = ramp if (ramp > zero) & (ramp < one) else spare[i]
+    for i in range(x.size):
+        s = x[i] * alpha
+        y[i] = (y[i] + spare[i]) * step if s == s else s
+
+
+@compiled
+def mark_nans(x: Array, alpha: Number, nan_bin: int, counts: Array) -> int:
+    """Moves NaN inputs to their own bin and returns their number."""
+    nans = 0
+    for i in range(x.size):
+        s = x[i] * alpha
+        nans += 1 if s != s else 0
+    if nans:
+        for i in range(x.size):
+            s = x[i] * alpha
+            counts[i] = counts[i] if s == s else nan_bin
+    return nans
+
+
+@compiled
+def add_to_bins(grad: Array, x: Array, counts: Array, bins: Array) -> None:
+    """Adds `g` and `g x` to the bin of every element, lane by lane: `bins` is `[LANES, bins, 2]`."""
+    full = x.size // LANES * LANES
+    for i in range(0, full, LANES):
+        for lane in range(LANES):
+            g = np.float64(grad[i + lane])
+            bins[lane, counts[i + lane], 0] += g
+            bins[lane, counts[i + lane], 1] += g * np.float64(x[i + lane])
+    for i in range(full, x.size):
+        g = np.float64(grad[i])
+        bins[0, counts[i], 0] += g
+        bins[0, counts[i], 1] += g * np.float64(x[i])
+
+
+@compiled
+def add_lanes(bins: Array, sums: Array) -> None:
+    """Adds the lanes' histograms in fixed order."""
+    for row in range(bins.shape[1]):
+        for column in range(2):
+            total = 0.0
+            for lane in range(LANES):
+                total += bins[lane, row, column]
+            sums[row, column] = total
+
+
+@compiled
+def staircase_chunks(
+    first: int,
+    last: int,
+    size: int,
+    x: Array,
+    alpha: Number,
+    bounds: Array,
+    values: Array,
+    grid: Grid,
+    y: Array,
+) -> None:
+    """Chunks `first .. last - 1` of the forward pass."""
+    counts = np.empty(BLOCK, np.int32)
+    for begin in range(first * size, min(last * size, x.size), BLOCK):
+        end = min(begin + BLOCK, x.size)
+        if grid[2].size == 0:
+            select(x[begin:end], alpha, bounds, values, y[begin:end])
+        else:
+            locate(x[begin:end], alpha, bounds, values, grid, counts[: end - begin], y[begin:end])
+
+
+@compiled
+def ramp_chunks(
+    first: int, last: int, size: int, x: Array, alpha: Number, ramps: Ramps, beta: Number, y: Array
+) -> None:
+    """Chunks `first .. last - 1` of the forward pass with ramps."""
+    spare = np.empty(BLOCK, x.dtype)
+    for begin in range(first * size, min(last * size, x.size), BLOCK):
+        end = min(begin + BLOCK, x.size)
+        target = y[begin:end]
+        ramp_values(x[begin:end], alpha, ramps, spare, target)
+        for i in range(target.size):
+            target[i] *= beta
+
+
+@compiled
+def gradient_chunks(
+    first: int,
+    last: int,
+    size: int,
+    grad: Array,
+    x: Array,
+    alpha: Number,
+    bounds: Array,
+    gains: Array,
+    grid: Grid,
+    ramps: Ramps,
+    ramped: bool,
+    dx: Array,
+    sums: Array,
+) -> None:
+    """Chunks `first .. last - 1` of the backward pass; `sums[chunk]` is as `threshold_cpu` describes."""
+    rows = sums.shape[1]
+    counts = np.empty(BLOCK, np.int32)
+    value, spare = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
+    bins = np.empty((LANES, rows - 1, 2))
+    for chunk in range(first, last):
+        bins[:] = 0.0
+        nans, dot = 0, 0.0
+        for begin in range(chunk * size, min((chunk + 1) * size, x.size), BLOCK):
+            end = min(begin + BLOCK, x.size)
+            g, v, d, c = grad[begin:end], x[begin:end], dx[begin:end], counts[: end - begin]
+            locate(v, alpha, bounds, gains, grid, c, d)
+            for i in range(d.size):
+                d[i] *= g[i]
+            nans += mark_nans(v, alpha, rows - 2, c)
+            add_to_bins(g, v, c, bins)
+            if ramped:
+                ramp_values(v, alpha, ramps, spare, value)
+                for i in range(v.size):
+                    dot += np.float64(g[i]) * np.float64(value[i])
+        add_lanes(bins, sums[chunk])
+        sums[chunk, rows - 1, 0], sums[chunk, rows - 1, 1] = dot, nans

@@ -1,0 +1,208 @@
+"""`packed_conv2d`: a convolution that keeps packed codes and its float weight, both of which cost no floats.
+
+Plain autograd would keep the quantized input and the quantized weight. Here the backward pass rebuilds the
+input from its codes and quantizes the weight again by the scale of the forward pass: the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_n2uq.ops.packed import kernel
+from lightning_n2uq.ops.tables import output_step
+from lightning_n2uq.ops.weight import apply_scale
+
+
+class PackedInput(NamedTuple):
+    """A convolution's input.
+
+    Attributes:
+        y: `[N, C_in, H, W]`, from `packed_activation`; not kept.
+        packed: its packed codes, uint8.
+        scale_out: the quantizer's output scale, 1 element; its gradient flows through `y`.
+        bits: of the quantizer.
+    """
+
+    y: Tensor
+    packed: Tensor
+    scale_out: Tensor
+    bits: int
+
+
+class QuantizedWeight(NamedTuple):
+    """A convolution's weight.
+
+    Attributes:
+        quantized: `[C_out, C_in / groups, kH, kW]`, dtype of the input; not kept if the rest is given.
+        weight: what was quantized by `quantize_weight`, or None for another quantizer.
+        scale: `S` `[C_out, 1, 1, 1]`.
+        bits: of `quantize_weight`.
+    """
+
+    quantized: Tensor
+    weight: Tensor | None = None
+    scale: Tensor | None = None
+    bits: int = 0
+
+
+class Geometry(NamedTuple):
+    """Arguments of `torch.nn.functional.conv2d` behind the bias."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+def packed_conv2d(
+    source: PackedInput, weight: QuantizedWeight, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """`conv2d(y, quantized, bias, *geometry)`; value and gradients are its, bit for bit."""
+    kept = [None if t is None else t.detach() for t in (source.scale_out, weight.weight, weight.scale)]
+    result: Tensor = _packed_conv2d(
+        source.y,
+        source.packed,
+        kept[0],
+        source.bits,
+        weight.quantized,
+        *kept[1:],
+        weight.bits,
+        bias,
+        *geometry,
+    )
+    return result
+
+
+def output_table(scale_out: Tensor, bits: int) -> Tensor:
+    """`beta * D * q` `[2^b]` float32: the `outputs` of `threshold_tables`."""
+    n = 2**bits - 1
+    levels = torch.arange(n + 1, dtype=torch.float64, device=scale_out.device) * output_step(n)
+    return (levels * scale_out.detach().double().reshape(())).float()
+
+
+@torch.library.custom_op("lightning_n2uq::packed_conv2d", mutates_args=())
+def _packed_conv2d(
+    y: Tensor,
+    packed: Tensor,
+    scale_out: Tensor,
+    bits: int,
+    quantized: Tensor,
+    weight: Tensor | None,
+    weight_scale: Tensor | None,
+    weight_bits: int,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    return F.conv2d(y, quantized, bias, stride, padding, dilation, groups)
+
+
+@_packed_conv2d.register_fake
+def _(
+    y: Tensor,
+    packed: Tensor,
+    scale_out: Tensor,
+    bits: int,
+    quantized: Tensor,
+    weight: Tensor | None,
+    weight_scale: Tensor | None,
+    weight_bits: int,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    return F.conv2d(y, quantized, bias, stride, padding, dilation, groups)
+
+
+@torch.library.custom_op("lightning_n2uq::packed_conv2d_backward", mutates_args=())
+def _packed_conv2d_backward(
+    grad: Tensor,
+    packed: Tensor,
+    scale_out: Tensor,
+    bits: int,
+    weight: Tensor,
+    weight_scale: Tensor | None,
+    weight_bits: int,
+    size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    needed: list[bool],
+) -> list[Tensor]:
+    """Those gradients of input, weight and bias that are `needed`; without a scale, `weight` is quantized."""
+    if weight_scale is not None:
+        weight = apply_scale(weight, weight_scale, weight_bits)
+    weight = weight.to(grad.dtype)
+    y = kernel(packed).rebuild(packed, output_table(scale_out, bits), size[2] * size[3])
+    y = y.reshape(size).to(grad.dtype)
+    return _gradients(grad, y, weight, [stride, padding, dilation], groups, needed)
+
+
+@_packed_conv2d_backward.register_fake
+def _(
+    grad: Tensor,
+    packed: Tensor,
+    scale_out: Tensor,
+    bits: int,
+    weight: Tensor,
+    weight_scale: Tensor | None,
+    weight_bits: int,
+    size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    needed: list[bool],
+) -> list[Tensor]:
+    y = grad.new_empty(size)
+    return _gradients(grad, y, weight.to(grad.dtype), [stride, padding, dilation], groups, needed)
+
+
+def _gradients(
+    grad: Tensor, y: Tensor, weight: Tensor, geometry: list[list[int]], groups: int, needed: list[bool]
+) -> list[Tensor]:
+    grads = torch.ops.aten.convolution_backward(
+        grad, y, weight, [weight.shape[0]], *geometry, False, [0, 0], groups, needed
+    )
+    return [g for g, wanted in zip(grads, needed, strict=True) if wanted]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
+    y, packed, scale_out, ctx.bits, quantized, weight, scale, ctx.weight_bits, _, *ctx.geometry = inputs
+    ctx.size = list(y.shape)
+    ctx.save_for_backward(packed, scale_out, quantized if weight is None else weight, scale)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    packed, scale_out, weight, scale = ctx.saved_tensors
+    needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[4], ctx.needs_input_grad[8]]
+    *geometry, groups = ctx.geometry
+    grads = iter(
+        _packed_conv2d_backward(
+            grad,
+            packed,
+            scale_out,
+            ctx.bits,
+            weight,
+            scale,
+            ctx.weight_bits,
+            ctx.size,
+            *geometry,
+            groups,
+            needed,
+        )
+    )
+    dy, dweight, dbias = (next(grads) if wanted else None for wanted in needed)
+    return dy, None, None, None, dweight, None, None, None, dbias, None, None, None, None
+
+
+_packed_conv2d.register_autograd(_backward, setup_context=_setup_context)

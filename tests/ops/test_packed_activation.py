@@ -1,0 +1,186 @@
+"""The fused pre-activation chain against plain layers, and its kernels against the oracle."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lightning_n2uq.ops import packed_reference, threshold_quantize
+from lightning_n2uq.ops.dispatch import force
+from lightning_n2uq.ops.kernels import load
+from lightning_n2uq.ops.packed import packed_activation
+from lightning_n2uq.ops.packed_conv import output_table
+from lightning_n2uq.ops.packed_format import Activation, packed_bytes
+
+pytest.importorskip("numba")
+CPU = torch.device("cpu")
+
+
+class Case:
+    """Input and parameters of one chain; `leaves` lists them all."""
+
+    def __init__(self, shape: tuple[int, ...], bits: int, norm: bool, act: bool) -> None:
+        channels, n = shape[1], 2**bits - 1
+        self.x = (torch.randn(shape) * 2 + 0.3).requires_grad_()
+        self.norm = (torch.rand(channels) + 0.5, torch.randn(channels) * 0.3) if norm else None
+        self.act = Activation(*torch.rand(3, channels)) if act else None
+        widths = (0.3 + torch.rand(n)) * 2 / n
+        self.quantizer = (torch.tensor([0.1]), widths, torch.tensor([1.3]), torch.tensor([0.7]))
+        self.leaves = [self.x, *(self.norm or ()), *(self.act or ()), *self.quantizer]
+        for leaf in self.leaves:
+            leaf.requires_grad_()
+
+    def fused(self) -> tuple[Tensor, Tensor, Tensor]:
+        return packed_activation(self.x, self.norm, 1e-5, self.act, self.quantizer, torch.float32)
+
+    def plain(self) -> Tensor:
+        z = self.x
+        if self.norm:
+            z = F.batch_norm(z, None, None, *self.norm, training=True, eps=1e-5)
+        if self.act:
+            shape = (1, -1) + (1,) * (z.dim() - 2)
+            z = F.prelu(z + self.act.bias_in.view(shape), self.act.slope) + self.act.bias_out.view(shape)
+        return threshold_quantize(z, *self.quantizer)
+
+
+SHAPES = [(2, 3, 5, 7), (1, 2, 1, 3), (3, 4, 28, 28), (2, 2, 600), (2, 1, 24, 24)]
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("act", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
+def test_kernel_equals_the_oracle(bits: int, shape: tuple[int, ...], act: bool, norm: bool) -> None:
+    case = Case(shape, bits, norm, act)
+    grad, results = torch.randn(shape), []
+    for kernels in ("reference", "numba"):
+        with force(kernels):
+            y, codes, stats = case.fused()
+            results.append([y, codes, stats, *torch.autograd.grad(y, case.leaves, grad)])
+    for name, slow, fast in zip(["y", "codes", "stats", "dx"], *results, strict=False):
+        assert torch.equal(slow, fast), name
+    for slow, fast in zip(results[0][4:], results[1][4:], strict=True):
+        torch.testing.assert_close(slow, fast, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("act", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_chain_without_norm_equals_plain_layers(shape: tuple[int, ...], act: bool) -> None:
+    case = Case(shape, 3, norm=False, act=act)
+    grad = torch.randn(shape)
+    y, plain = case.fused()[0], case.plain()
+    assert torch.equal(y, plain)
+    fused_grads = torch.autograd.grad(y, case.leaves, grad)
+    plain_grads = torch.autograd.grad(plain, case.leaves, grad)
+    assert torch.equal(fused_grads[0], plain_grads[0])
+    for a, b in zip(fused_grads, plain_grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+
+
+def test_chain_with_norm_equals_plain_layers() -> None:
+    case = Case((4, 8, 14, 14), 2, norm=True, act=True)
+    grad = torch.randn(case.x.shape)
+    y, _, stats = case.fused()
+    plain = case.plain()
+    # The norms differ in the last bits, so that a value next to a threshold may fall to its other side.
+    assert (y != plain).sum() <= 2
+    variance, mean = torch.var_mean(case.x, (0, 2, 3), correction=0)
+    torch.testing.assert_close(stats, torch.stack([mean, variance]))
+    fused_grads = torch.autograd.grad(y, case.leaves, grad)
+    for a, b in zip(fused_grads, torch.autograd.grad(plain, case.leaves, grad), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-2)
+
+
+@given(bits=st.integers(1, 8), pixels=st.integers(1, 70), seed=st.integers(0, 99))
+def test_packing_is_a_round_trip(bits: int, pixels: int, seed: int) -> None:
+    codes = torch.randint(2**bits, (2, 3, pixels), generator=torch.Generator().manual_seed(seed))
+    packed = packed_reference.pack(codes, torch.zeros(2, 3, dtype=torch.bool), bits)
+    assert packed.shape == (2, 3, packed_bytes(pixels, bits))
+    outputs = torch.arange(2.0**bits)
+    for kernels in (packed_reference, load("packed_activation", CPU)):
+        assert torch.equal(kernels.rebuild(packed, outputs, pixels), codes.float())
+
+
+@pytest.mark.parametrize("kernels", ["reference", "numba"])
+def test_codes_rebuild_the_output_exactly(kernels: str) -> None:
+    case = Case((3, 5, 9, 11), 3, norm=True, act=True)
+    with torch.no_grad():
+        case.x[1, 2, 3, 4] = torch.inf
+    case.norm = None
+    with force(kernels):
+        y, packed, _ = case.fused()
+        rebuilt = (load("packed_activation", CPU) or packed_reference).rebuild(
+            packed, output_table(case.quantizer[3], 3), 99
+        )
+    assert torch.equal(rebuilt.reshape(y.shape), y)
+
+
+@pytest.mark.parametrize("kernels", ["reference", "numba"])
+def test_nan_stays_visible_in_the_codes(kernels: str) -> None:
+    case = Case((2, 3, 4, 4), 2, norm=False, act=True)
+    with torch.no_grad():
+        case.x[1, 2, 0, 0] = torch.nan
+    with force(kernels):
+        y, packed, _ = case.fused()
+        rebuilt = (load("packed_activation", CPU) or packed_reference).rebuild(
+            packed, output_table(case.quantizer[3], 2), 16
+        )
+        grads = torch.autograd.grad(y, case.leaves, torch.ones_like(y))
+    assert y.isnan().nonzero().tolist() == [[1, 2, 0, 0]]
+    assert rebuilt[1, 2].isnan().all()
+    assert rebuilt.isnan().sum() == 16
+    assert grads[0].isnan().sum() == 1
+    assert all(g.isnan().any() for g in grads[1:])
+
+
+def test_nothing_but_the_input_is_kept() -> None:
+    case = Case((4, 8, 16, 16), 4, norm=True, act=True)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        case.fused()
+    assert sorted(kept)[-2:] == [16, case.x.numel()]  # the batch's statistics, the input
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_computes_in_single(dtype: torch.dtype) -> None:
+    case = Case((2, 3, 8, 8), 2, norm=True, act=True)
+    half = case.x.detach().to(dtype).requires_grad_()
+    arguments = case.norm, 1e-5, case.act, case.quantizer
+    y = packed_activation(half, *arguments, dtype)[0]
+    wide = packed_activation(half.float(), *arguments, torch.float32)[0]
+    assert y.dtype == dtype
+    assert torch.equal(y, wide.to(dtype))
+    grad = torch.randn(y.shape).to(dtype)
+    (dx,) = torch.autograd.grad(y, half, grad)
+    assert dx.dtype == dtype
+
+
+def test_threads_change_no_bit() -> None:
+    case = Case((4, 16, 40, 40), 3, norm=True, act=True)
+    grad, results, before = torch.randn(case.x.shape), [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            y, codes, stats = case.fused()
+            results.append([y, codes, stats, *torch.autograd.grad(y, case.leaves, grad)])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # opcheck reads it
+@pytest.mark.parametrize("full", [False, True])
+def test_packed_activation_opcheck(full: bool) -> None:
+    case = Case((2, 3, 4, 4), 2, norm=full, act=full)
+    arguments = (
+        case.x,
+        *(case.norm or (None, None)),
+        1e-5,
+        *(case.act or (None, None, None)),
+        *case.quantizer,
+        torch.float32,
+    )
+    torch.library.opcheck(torch.ops.lightning_n2uq.packed_activation.default, arguments)

@@ -1,0 +1,101 @@
+"""The Triton kernels of the quantizers, without a GPU: interpreted against the oracle, compiled to PTX."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_n2uq.ops import quantize_weight, threshold_quantize
+from lightning_n2uq.ops.dispatch import force
+
+
+def test_triton_quantizers_equal_the_oracle_under_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).with_name("triton_cases.py"))]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+def compile_ptx(kernel: object, pointers: dict[str, str], scalars: dict[str, str], constants: dict) -> str:
+    """PTX for an sm_90 GPU."""
+    compiler = pytest.importorskip("triton.compiler")
+    backend = pytest.importorskip("triton.backends.compiler")
+    signature = {**pointers, **scalars, **dict.fromkeys(constants, "constexpr")}
+    source = compiler.ASTSource(kernel, signature, constants)
+    target = backend.GPUTarget("cuda", 90, 32)
+    return compiler.compile(source, target=target, options={"enable_fp_fusion": False}).asm["ptx"]
+
+
+TABLES = ("alpha_ptr", "bounds_ptr", "begins_ptr", "slopes_ptr", "step_ptr")
+
+
+@pytest.mark.parametrize("number", ["fp32", "fp64"])
+@pytest.mark.parametrize("data", ["fp32", "bf16"])
+@pytest.mark.parametrize("ramped", [False, True])
+def test_threshold_kernels_compile_without_fused_multiply_adds(number: str, data: str, ramped: bool) -> None:
+    pytest.importorskip("triton")
+    from lightning_n2uq.ops.kernels import threshold_cuda
+
+    tables = dict.fromkeys(TABLES, f"*{number}")
+    pointers = {"x_ptr": f"*{data}", "y_ptr": f"*{data}", **tables}
+    pointers |= dict.fromkeys(("values_ptr", "beta_ptr"), f"*{number}")
+    constants = {"RAMPED": ramped, "TILE": 1024}
+    names = {"numel": "i64", "count": "i32"}
+    order = threshold_cuda._forward_kernel.arg_names
+    pointers = {name: pointers[name] for name in order if name in pointers}
+    ptx = compile_ptx(threshold_cuda._forward_kernel, pointers, names, constants)
+    assert "fma.rn" not in ptx
+    assert data == "fp32" or "cvt.rn.bf16" in ptx
+    order = threshold_cuda._backward_kernel.arg_names
+    pointers |= {"grad_ptr": f"*{data}", "dx_ptr": f"*{data}", "sums_ptr": "*fp64", "values_ptr": "*fp64"}
+    pointers |= dict.fromkeys(("knots_ptr", "gains_ptr", "levels_ptr"), f"*{number}")
+    pointers = {name: pointers[name] for name in order if name in pointers}
+    names |= {"tiles": "i32", "first": "i32"}
+    constants = {"RAMPED": ramped, "WRITES": True, "SEGMENTS": 16, "TILE": 256}
+    assert "fma.rn" not in compile_ptx(threshold_cuda._backward_kernel, pointers, names, constants)
+
+
+@pytest.mark.parametrize("number", ["fp32", "fp64"])
+def test_weight_kernel_compiles_to_ieee_arithmetic(number: str) -> None:
+    pytest.importorskip("triton")
+    from lightning_n2uq.ops.kernels import weight_cuda
+
+    pointers = dict.fromkeys(("weight_ptr", "quantized_ptr", "divisor_ptr", "step_ptr"), f"*{number}")
+    scalars = {"n": "fp32", "magic": "fp32", "row_length": "i64"}
+    ptx = compile_ptx(weight_cuda._kernel, pointers, scalars, {"TILE": 1024})
+    assert f"div.rn.f{number[2:]}" in ptx
+    assert "ftz" not in ptx
+    assert "fma.rn" not in ptx
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
+def test_cuda_gives_the_bits_of_the_cpu(bits: int) -> None:
+    n = 2**bits - 1
+    values = (torch.tensor([0.1]), (0.2 + torch.rand(n)) * 2 / n, torch.tensor([1.3]), torch.tensor([0.7]))
+    x, grad = torch.randn(1_000_003) + 0.5, torch.randn(1_000_003)
+    results = []
+    for device, kernels in (("cpu", "auto"), ("cuda", "triton")):
+        leaves = [t.to(device).requires_grad_() for t in (x, *values)]
+        with force(kernels):
+            y = threshold_quantize(*leaves)
+            grads = torch.autograd.grad(y, leaves, grad.to(device))
+        results.append([t.cpu() for t in (y, *grads)])
+    for here, there in zip(results[0][:2], results[1][:2], strict=True):
+        assert torch.equal(here, there)
+    for here, there in zip(results[0][2:], results[1][2:], strict=True):
+        torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_weights_equal_the_oracle() -> None:
+    weight = torch.randn(64, 32, 3, 3, device="cuda")
+    results = []
+    for kernels in ("reference", "triton"):
+        with force(kernels):
+            results.append(quantize_weight(weight, 3))
+    assert torch.equal(*results)

@@ -1,0 +1,59 @@
+"""Run with TRITON_INTERPRET=1: the Triton kernels of the quantizers against the oracle, on CPU tensors."""
+
+import torch
+from torch import Tensor
+
+from lightning_n2uq.ops import quantize_weight, threshold_quantize
+from lightning_n2uq.ops.dispatch import force
+
+
+def assert_equal(slow: Tensor, fast: Tensor) -> None:
+    assert torch.equal(slow.isnan(), fast.isnan())
+    assert torch.equal(slow.nan_to_num(0.5), fast.nan_to_num(0.5))
+
+
+def check_threshold(x: Tensor, n: int, ramp: float) -> None:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    values = (torch.tensor([0.1]), (0.2 + torch.rand(n)) * 2 / n, torch.tensor([1.3]), torch.tensor([0.7]))
+    leaves = [x.requires_grad_(), *(v.to(dtype).requires_grad_() for v in values)]
+    grad = torch.randn(x.shape).to(x.dtype)
+    results = []
+    for kernels in ("reference", "triton"):
+        with force(kernels):
+            y = threshold_quantize(*leaves, ramp=ramp)
+            results.append([y, *torch.autograd.grad(y, leaves, grad)])
+    terms = max(1, x.numel()) ** 0.5
+    for i, (slow, fast) in enumerate(zip(*results, strict=True)):
+        if x.dtype == torch.bfloat16 and i < 2:  # Triton's interpreter truncates where a GPU rounds
+            torch.testing.assert_close(slow, fast, rtol=2**-7, atol=1e-6)
+        elif i < 2:
+            assert_equal(slow, fast)
+        else:
+            torch.testing.assert_close(slow, fast, rtol=1e-6, atol=2e-6 * terms, equal_nan=True)
+
+
+def check_weight(weight: Tensor, bits: int) -> None:
+    results = []
+    for kernels in ("reference", "triton"):
+        with force(kernels):
+            results.append(quantize_weight(weight, bits))
+    assert_equal(*results)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        check_threshold((torch.randn(1500) + 0.5).to(dtype), 3, 0.0)
+        if dtype != torch.bfloat16:
+            check_weight(torch.randn(3, 40).to(dtype), 3)
+    cases = ((0, 3, 0.0), (1, 3, 0.0), (300, 15, 0.5), (257, 3, 1.0), (1100, 15, 0.0), (200, 40, 0.0))
+    for numel, n, ramp in cases:
+        check_threshold(torch.randn(numel) + 0.5, n, ramp)
+    special = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, 1e38, 0.4])
+    check_threshold(special, 3, 0.0)
+    check_threshold(special, 3, 0.5)
+    weight = torch.randn(5, 9)
+    weight[0], weight[1, 2], weight[2, 3] = 0.0, torch.nan, torch.inf
+    check_weight(weight, 2)
+    check_weight(torch.tensor([[0.0, 2 / 3, -2 / 3, 4 / 3], [1.0, -1.0, 1.0, -1.0]]), 2)
+    check_weight(torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last), 8)
