@@ -1,0 +1,8 @@
+"""Lightning callbacks: annealing, entropy, and what the quantizers and the network traffic are doing."""
+
+from lightning_n2uq.callbacks.communication_monitor import CommunicationMonitor
+from lightning_n2uq.callbacks.entropy_regularizer import EntropyRegularizer
+from lightning_n2uq.callbacks.quantization_monitor import QuantizationMonitor
+from lightning_n2uq.callbacks.threshold_annealing import ThresholdAnnealing
+
+__all__ = ["CommunicationMonitor", "EntropyRegularizer", "QuantizationMonitor", "ThresholdAnnealing"]

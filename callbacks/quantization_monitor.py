@@ -1,0 +1,196 @@
+"""Watch what every layer's quantizer is doing: numbers, histograms, figures, and files for a report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lightning_n2uq.callbacks import log_sink, monitor_files, monitor_media
+from lightning_n2uq.callbacks.activation_inputs import ActivationInputs
+from lightning_n2uq.callbacks.layer_recorder import LayerRecorder
+from lightning_n2uq.callbacks.quantized_layers import matching_layers
+from lightning_n2uq.report.layer_record import LayerRecord, mean_metrics
+
+_LONGEST_HISTORY = 512
+
+
+class QuantizationMonitor(Callback):
+    """Logs, per layer, what is needed to see a dead level, a collapsed threshold or oscillating weights.
+
+    Scalars under `quant/<layer>/`, to every logger of the run: `threshold_<k>`, `smallest_width`,
+    `widths_at_floor` (widths that no gradient moves any more), `scale_in`, `scale_out`, `weight_scale`;
+    for weights and for activations `.._usage_<level>`, `.._entropy` (bits), `.._dead_levels` (never used
+    in the sample); `weight_clipped`, `activation_clipped_low`, `activation_clipped_high` (shares at the
+    ends of the range); `weight_changed` (share of weights on another level than at the last log: those
+    that oscillate do not stop changing late in training; Nagel et al., "Overcoming Oscillations in
+    Quantization-Aware Training", ICML 2022, arXiv 2203.11086). Means over layers under `quant/mean_..`, and
+    `speed/steps_per_second` since the last log in the epoch.
+
+    W&B also gets the step axis of all families, the code version, histograms of the inputs every epoch,
+    a table of layers at the end, and figures: per layer the staircase over the surrogate with the inputs'
+    histogram beneath, level usage, entropy by layer and step. TensorBoard gets the figures.
+
+    Files: `quantization.jsonl` (a snapshot per epoch) and `confusion.json`, from which `n2uq report`
+    draws its page.
+
+    Between logs the callback only compares two integers; a log costs one device transfer, and with several
+    processes one reduction, so that rank 0 logs counts over all ranks' inputs.
+
+    Args:
+        every_n_steps: optimizer steps between two logs. The first step and the last of every epoch are
+            logged too.
+        layers: shell patterns of layer names.
+        max_samples: largest number of a layer's inputs, per rank, that a log looks at.
+        figures_every_n_epochs: how often figures are drawn for loggers that show them; 0: at the end only.
+        dirpath: folder for the files; None: that of the run (the first logger's).
+
+    Raises:
+        ValueError: a value is impossible; the message names the argument, the value and what is allowed.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 50,
+        layers: tuple[str, ...] = ("*",),
+        max_samples: int = 65536,
+        figures_every_n_epochs: int = 0,
+        dirpath: str | None = None,
+    ) -> None:
+        lowest = {"every_n_steps": (every_n_steps, 1), "max_samples": (max_samples, 1)}
+        lowest["figures_every_n_epochs"] = (figures_every_n_epochs, 0)
+        for name, (value, low) in lowest.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(f"{name}: got {value!r}, allowed are integers from {low}")
+        self.every_n_steps = every_n_steps
+        self.patterns = tuple(layers)
+        self.figures_every_n_epochs = figures_every_n_epochs
+        self.dirpath = dirpath
+        self.records: list[LayerRecord] = []
+        self._inputs = ActivationInputs(max_samples)
+        self._recorder = LayerRecorder([])
+        self._folder = Path()
+        self._history: list[tuple[int, list[float]]] = []  # step, weight entropies
+        self._written_step = -1
+        self._clock = (0, 0.0)  # optimizer steps and seconds at the last log in this epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The entropies so far, so that a resumed run's figure begins where the run did."""
+        return {"history": self._history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the history."""
+        self._history = [(step, list(values)) for step, values in state_dict["history"]]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Finds the layers and the folder, and tells W&B the step axis."""
+        self._folder = monitor_files.run_folder(trainer, self.dirpath)
+        if stage == "fit":
+            self._recorder = LayerRecorder(matching_layers(pl_module, self.patterns, "layers"))
+            if not trainer.fast_dev_run:
+                monitor_media.define_run(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock; validation between epochs does not count."""
+        self._clock = (trainer.global_step, time.perf_counter())
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """Watches the inputs of a step that will be logged."""
+        if self._wanted(trainer, trainer.global_step):
+            self._inputs.watch(self._recorder.layers)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Measures and logs."""
+        step = trainer.global_step - 1  # -1 while the first batches accumulate
+        recorded = self._history[-1][0] if self._history else -1
+        if not self._inputs.items() or step <= recorded or not self._wanted(trainer, step):
+            return
+        self._measure(trainer)
+        self._inputs.close()
+        self._remember(step)
+        log_sink.log_metrics(trainer, self._metrics() | self._speed(trainer))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the snapshot; draws where it is time to."""
+        if self._history and self._written_step < self._history[-1][0] and self.records:
+            self._written_step = self._history[-1][0]
+            if trainer.is_global_zero and not trainer.fast_dev_run:
+                epoch = trainer.current_epoch
+                monitor_files.append_snapshot(self._folder, self._written_step, epoch, self.records)
+            monitor_media.log_histograms(trainer, self.records)
+        every = self.figures_every_n_epochs
+        if every and (trainer.current_epoch + 1) % every == 0:
+            self._draw(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Figures and the table of layers."""
+        if self.records:
+            self._draw(trainer)
+            monitor_media.log_table(trainer, self.records)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps the confusion matrix."""
+        if not trainer.sanity_checking and not trainer.fast_dev_run:
+            monitor_files.write_confusion(trainer, pl_module, "val", self._folder)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps the confusion matrix."""
+        if not trainer.fast_dev_run:
+            monitor_files.write_confusion(trainer, pl_module, "test", self._folder)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Takes hooks away."""
+        self._inputs.close()
+
+    def _wanted(self, trainer: Trainer, step: int) -> bool:
+        return step == 0 or (step + 1) % self.every_n_steps == 0 or trainer.is_last_batch
+
+    def _measure(self, trainer: Trainer) -> None:
+        def total(counts: Tensor) -> Tensor:
+            summed: Tensor = trainer.strategy.reduce(counts, reduce_op="sum")
+            return summed
+
+        inputs = {layer.name: x for layer, x in self._inputs.items()}
+        with torch.autocast(trainer.strategy.root_device.type, enabled=False):
+            self.records = self._recorder.measure(inputs, total if trainer.world_size > 1 else None)
+
+    def _metrics(self) -> dict[str, float]:
+        metrics = mean_metrics(self.records)
+        for record in self.records:
+            metrics |= record.metrics()
+        return metrics
+
+    def _speed(self, trainer: Trainer) -> dict[str, float]:
+        steps, seconds = self._clock
+        self._clock = (trainer.global_step, time.perf_counter())
+        rate = (self._clock[0] - steps) / max(self._clock[1] - seconds, 1e-9)
+        return {"speed/steps_per_second": rate}
+
+    def _remember(self, step: int) -> None:
+        values = [record.metrics().get(f"quant/{record.name}/weight_entropy", 0.0) for record in self.records]
+        self._history.append((step, values))
+        if len(self._history) > _LONGEST_HISTORY:
+            del self._history[1:-1:2]  # ends stay, every other one between them goes
+
+    def _draw(self, trainer: Trainer) -> None:
+        if not monitor_media.takes_images(trainer) or trainer.fast_dev_run or not self.records:
+            return
+        from lightning_n2uq.callbacks import quantization_figures as figures
+
+        for record in self.records:
+            if record.activation is not None:
+                drawn = figures.staircase_figure(record.name, record.activation)
+                monitor_media.log_figure(trainer, f"quant/{record.name}/staircase", drawn)
+        monitor_media.log_figure(trainer, "quant/usage", figures.usage_figure(self.records))
+        steps = [step for step, _ in self._history]
+        values = [row for _, row in self._history]
+        names = [record.name for record in self.records]
+        monitor_media.log_figure(trainer, "quant/entropy", figures.entropy_map(names, steps, values))

@@ -1,0 +1,49 @@
+"""`n2uq report`: one self-contained HTML page about one run, or about several side by side."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["main", "write_report"]
+
+
+def write_report(run_dirs: Sequence[str | Path], output: str | Path | None = None) -> Path:
+    """Writes the page.
+
+    Args:
+        run_dirs: folders of runs, as `n2uq fit` leaves them.
+        output: the page; None: `report.html`, in the run's folder if there is one run, else here.
+
+    Returns:
+        Path of the page, which needs no other file and no network.
+
+    Raises:
+        ValueError: a folder does not exist or holds nothing of a run; plotly is not installed.
+    """
+    from lightning_n2uq.report.page import render
+    from lightning_n2uq.report.run_data import read_runs
+
+    runs = read_runs([Path(folder) for folder in run_dirs])
+    default = runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html")
+    path = default if output is None else Path(output)
+    text = render(runs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0. `ValueError` for a user's mistake, as `write_report` says."""
+    parser = argparse.ArgumentParser(
+        prog="n2uq report",
+        description="Write one HTML page about a run, or several side by side; it needs no network.",
+    )
+    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="folder of a run")
+    parser.add_argument(
+        "--output", "-o", help="the page (default: RUN_DIR/report.html, of several ./report.html)"
+    )
+    options = parser.parse_args(argv)
+    print(f"report     {write_report(options.run_dirs, options.output)}")
+    return 0

@@ -1,0 +1,96 @@
+"""Plots of the whole network: entropy by layer and step, and the confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning_n2uq.report.figure import Figure, axes
+from lightning_n2uq.report.layer_record import entropy
+from lightning_n2uq.report.run_data import Run
+
+
+def entropy_maps(runs: Sequence[Run]) -> list[Figure]:
+    """Entropy by layer and step, for weights and activations of every run."""
+    figures = []
+    for kind in ("weight", "activation"):
+        found = [_entropy_map(i, run, kind) for i, run in enumerate(runs) if run.snapshots]
+        figures += _common_colors([figure for figure in found if figure is not None])
+    return figures
+
+
+def _common_colors(figures: list[Figure]) -> list[Figure]:
+    """Gives heat maps one scale, at least its upper tenth wide, so that runs can be compared by eye."""
+    values = [v for figure in figures for row in figure.traces[0]["z"] for v in row if v is not None]
+    if values:
+        scale = {"zmin": min(*values, 0.9 * max(values)), "zmax": max(*values, 1e-3)}
+        for figure in figures:
+            figure.traces[0].update(scale)
+    return figures
+
+
+def _entropy_map(index: int, run: Run, kind: str) -> Figure | None:
+    rows: dict[str, list[float | None]] = {
+        layer["name"]: [] for layer in run.snapshots[-1]["layers"] if layer[kind] is not None
+    }
+    for snapshot in run.snapshots:
+        parts = {layer["name"]: layer[kind] for layer in snapshot["layers"]}
+        for name, row in rows.items():
+            part = parts.get(name)
+            row.append(entropy(part["usage"]) if part else None)
+    if not rows:
+        return None
+    last = {name: row[-1] for name, row in rows.items() if row[-1] is not None}
+    lowest = min(last, key=lambda name: last[name])
+    words = (
+        f"{run.name}: mean {sum(last.values()) / len(last):.3g} bits at the end, "
+        f"lowest {last[lowest]:.3g} in {lowest}"
+    )
+    steps = [str(snapshot["step"]) for snapshot in run.snapshots]
+    trace = {
+        "type": "heatmap",
+        "x": steps,
+        "y": list(rows),
+        "z": list(rows.values()),
+        "colorscale": "Viridis",
+        "colorbar": {"title": {"text": "bits"}},
+    }
+    layout = _matrix_layout("step", "", len(rows))
+    title = f"Entropy of {kind}s: {run.name}"
+    return Figure(f"entropy-{kind}-{index}", title, words, [trace], layout)
+
+
+def confusion_matrices(runs: Sequence[Run]) -> list[Figure]:
+    """The confusion matrices of every run, rows are true classes."""
+    return [
+        _confusion(i, run, stage, matrix)
+        for i, run in enumerate(runs)
+        for stage, matrix in run.confusion.items()
+    ]
+
+
+def _confusion(index: int, run: Run, stage: str, matrix: list[list[float]]) -> Figure:
+    total = sum(map(sum, matrix))
+    right = sum(row[i] for i, row in enumerate(matrix))
+    wrong = [
+        (value, i, j) for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j and value > 0
+    ]
+    words = f"{run.name}, {stage}: {right:g} of {total:g} right"
+    if wrong:
+        value, true, predicted = max(wrong)
+        words += f"; most often class {true} was taken for {predicted}, {value:g} times"
+    classes = [str(i) for i in range(len(matrix))]
+    trace: dict[str, Any] = {"type": "heatmap", "x": classes, "y": classes, "z": matrix}
+    trace["colorscale"] = [[0, "rgba(0,114,178,0.05)"], [1, "rgba(0,114,178,1)"]]  # on either theme
+    if len(matrix) <= 20:
+        trace["texttemplate"] = "%{z}"
+    layout = _matrix_layout("predicted class", "true class", len(matrix))
+    return Figure(f"confusion-{stage}-{index}", f"Confusion, {stage}: {run.name}", words, [trace], layout)
+
+
+def _matrix_layout(x: str, y: str, rows: int) -> dict[str, Any]:
+    layout = axes(x, y)
+    layout["yaxis"] |= {"type": "category", "autorange": "reversed", "automargin": True}
+    layout["xaxis"] |= {"type": "category"}
+    layout["height"] = max(320, 20 * rows + 120)
+    return layout

@@ -1,0 +1,151 @@
+"""Read a run's own files: metrics, snapshots of the quantizers, confusion matrices, config."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+METRICS, SNAPSHOTS, CONFUSION, CONFIG = "metrics.csv", "quantization.jsonl", "confusion.json", "config.yaml"
+_STEP_COLUMNS = ("step", "epoch")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One metric over optimizer steps.
+
+    Attributes:
+        steps: increasing.
+        values: finite or NaN.
+    """
+
+    steps: list[int]
+    values: list[float]
+
+    @property
+    def last(self) -> float:
+        """The last value."""
+        return self.values[-1]
+
+    def thinned(self, most: int = 2000) -> Series:
+        """At most `most` points and the last one, evenly spaced."""
+        stride = -(-len(self.steps) // most)
+        if stride <= 1:
+            return self
+        return Series([*self.steps[::stride], self.steps[-1]], [*self.values[::stride], self.values[-1]])
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of a run; what its folder does not hold is empty.
+
+    Attributes:
+        folder: of the run.
+        name: unique among the runs of a page.
+        metrics: series by metric name.
+        snapshots: `{"step", "epoch", "layers": [..]}` in order, as `QuantizationMonitor` writes them.
+        confusion: matrices by stage.
+        config: text of the YAML.
+    """
+
+    folder: Path
+    name: str
+    metrics: dict[str, Series] = field(default_factory=dict)
+    snapshots: list[dict[str, Any]] = field(default_factory=list)
+    confusion: dict[str, list[list[float]]] = field(default_factory=dict)
+    config: str = ""
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers in the last snapshot."""
+        return [layer["name"] for layer in self.snapshots[-1]["layers"]] if self.snapshots else []
+
+    def layer(self, name: str) -> dict[str, Any] | None:
+        """A layer's last record, or None where the run has no such layer."""
+        layers = self.snapshots[-1]["layers"] if self.snapshots else []
+        return next((layer for layer in layers if layer["name"] == name), None)
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Reads runs and gives each a name by which it differs from the others.
+
+    Raises:
+        ValueError: a folder is missing, or holds none of a run's files, or one that cannot be read.
+    """
+    return [_read(folder, name) for folder, name in zip(folders, unique_names(folders), strict=True)]
+
+
+def unique_names(folders: Sequence[Path]) -> list[str]:
+    """The shortest tails of the paths that differ from each other; equal paths get a number.
+
+    They have two parts at least: the config's name and the time, as `n2uq fit` names its folders.
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    for count in range(2, max(map(len, parts)) + 1):
+        names = ["/".join(p[-count:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{folder.name} ({i + 1})" for i, folder in enumerate(folders)]
+
+
+def _read(folder: Path, name: str) -> Run:
+    if not folder.is_dir():
+        raise ValueError(f"run_dir: no such folder {str(folder)!r}")
+    known = (METRICS, SNAPSHOTS, CONFUSION, CONFIG)
+    if not any((folder / file).is_file() for file in known[:3]):
+        raise ValueError(
+            f"run_dir: {str(folder)!r} holds no run, expected {METRICS}, {SNAPSHOTS} or {CONFUSION}"
+        )
+    try:
+        return Run(
+            folder,
+            name,
+            _read_metrics(folder / METRICS),
+            _read_snapshots(folder / SNAPSHOTS),
+            json.loads(_text(folder / CONFUSION) or "{}"),
+            _text(folder / CONFIG),
+        )
+    except (ValueError, KeyError, csv.Error) as error:
+        raise ValueError(f"run_dir: cannot read the files of {str(folder)!r} ({error})") from error
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _read_metrics(path: Path) -> dict[str, Series]:
+    """Columns of the CSV logger's file; a cell is empty where a metric was not logged."""
+    if not path.is_file():
+        return {}
+    points: dict[str, dict[int, float]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            step = int(row["step"])
+            for key, value in row.items():
+                if value and key not in _STEP_COLUMNS:
+                    points.setdefault(key, {})[step] = _number(value)
+    return {key: Series(sorted(p), [p[step] for step in sorted(p)]) for key, p in points.items()}
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else math.nan
+
+
+def _read_snapshots(path: Path) -> list[dict[str, Any]]:
+    """Snapshots in order; of a resumed run's repeated steps the later one; a cut last line is left out."""
+    by_step: dict[int, dict[str, Any]] = {}
+    lines = _text(path).splitlines()
+    for i, line in enumerate(lines):
+        try:
+            snapshot = json.loads(line)
+        except ValueError:
+            if i == len(lines) - 1:  # the run was killed while writing it
+                break
+            raise
+        by_step[snapshot["step"]] = snapshot
+    return [by_step[step] for step in sorted(by_step)]

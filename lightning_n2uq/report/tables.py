@@ -1,0 +1,109 @@
+"""Tables of the page: runs, layers, and where configs differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from lightning_n2uq.report.layer_record import ActivationRecord, LayerRecord, WeightRecord
+from lightning_n2uq.report.run_data import Run
+
+_RUN_METRICS = ("val/acc", "val/loss", "test/acc", "train/loss", "quant/mean_weight_entropy")
+_LAYER_COLUMNS = {
+    "weight_entropy": "weight entropy [bits]",
+    "activation_entropy": "activation entropy [bits]",
+    "weight_dead_levels": "dead weight levels",
+    "activation_dead_levels": "dead activation levels",
+    "widths_at_floor": "widths at the floor",
+    "weight_changed": "weights that changed level",
+    "activation_clipped_high": "inputs clipped above",
+    "scale_in": "input scale",
+    "scale_out": "output scale",
+}
+_ALARMING = ("weight_dead_levels", "activation_dead_levels", "widths_at_floor")  # above 0
+
+
+def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """HTML table whose cells are escaped already; the first cell of each row is its header."""
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    body = "".join(
+        f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>'
+        for row in rows
+    )
+    label = f'role="region" tabindex="0" aria-label="{escape(caption)}"'
+    return (
+        f'<div class="scroll" {label}><table><caption>{escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def runs_table(runs: Sequence[Run]) -> str:
+    """One row per run: last values of what matters most, and the highest validation accuracy."""
+    names = [name for name in _RUN_METRICS if any(name in run.metrics for run in runs)]
+    rows = []
+    for run in runs:
+        cells = [_number(run.metrics[n].last if n in run.metrics else None) for n in names]
+        accuracy = [v for v in run.metrics["val/acc"].values if v == v] if "val/acc" in run.metrics else []
+        best = _number(max(accuracy, default=None))
+        rows.append([escape(run.name), *cells, best])
+    return table("Runs (last values)", ["run", *names, "best val/acc"], rows)
+
+
+def layers_table(run: Run) -> str:
+    """One row per layer, from the last snapshot; what needs a look is marked in colour and in words."""
+    rows = []
+    for layer in run.snapshots[-1]["layers"]:
+        metrics = _metrics(layer)
+        cells = [_cell(name, metrics.get(name)) for name in _LAYER_COLUMNS]
+        bits = "/".join(str(layer[kind]["bits"]) if layer[kind] else "-" for kind in ("weight", "activation"))
+        rows.append([escape(layer["name"]), bits, *cells])
+    step = run.snapshots[-1]["step"]
+    columns = ["layer", "bits (W/A)", *_LAYER_COLUMNS.values()]
+    return table(f"Layers of {run.name} at step {step}", columns, rows)
+
+
+def config_table(runs: Sequence[Run]) -> str:
+    """Settings in which the runs differ."""
+    flat = [flatten(_yaml(run.config)) for run in runs]
+    keys = sorted({key for settings in flat for key in settings})
+    differing = [key for key in keys if len({repr(settings.get(key)) for settings in flat}) > 1]
+    rows = [[escape(key), *(escape(str(settings.get(key, "-"))) for settings in flat)] for key in differing]
+    if not rows:
+        return "<p>The configs do not differ.</p>"
+    return table("Settings that differ", ["setting", *(run.name for run in runs)], rows)
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 -- parsed YAML
+    """Nested mappings and lists as one, with dotted keys."""
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, part in value.items():
+        flat |= flatten(part, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _metrics(layer: dict[str, Any]) -> dict[str, float]:
+    weight = WeightRecord(**layer["weight"]) if layer["weight"] else None
+    activation = ActivationRecord(**layer["activation"]) if layer["activation"] else None
+    named = LayerRecord(layer["name"], weight, activation).metrics()
+    return {key.rpartition("/")[2]: value for key, value in named.items()}
+
+
+def _yaml(text: str) -> Any:  # noqa: ANN401 -- parsed YAML
+    import yaml
+
+    return yaml.safe_load(text) or {}
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _cell(name: str, value: float | None) -> str:
+    if name in _ALARMING and value:
+        return f'<strong class="alarm">{value:g} (look)</strong>'
+    return _number(value)

@@ -1,0 +1,40 @@
+import pytest
+
+from lightning_n2uq.cli import main
+
+FIT = ["fit", "--config", "digits/n2uq_w2a2", "--wandb", "disabled", "--trainer.max_epochs", "1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ThresholdAnnealing", "start=0.9"], "start: got 0.9, allowed is at most end, which is 0.5"),
+        (
+            ["ThresholdAnnealing", "schedule=quadratic"],
+            "schedule: got 'quadratic', allowed are linear, cosine,",
+        ),
+        (["EntropyRegularizer", "layers=[fc]"], "layers: 'fc' matches no quantized layer"),
+        (["QuantizationMonitor", "every_n_steps=0"], "every_n_steps: got 0, allowed are integers from 1"),
+    ],
+)
+def test_a_mistake_on_the_command_line_gives_one_clear_line(
+    arguments, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    name, option = arguments
+    assert main([*FIT, f"--trainer.callbacks+={name}", f"--trainer.callbacks.{option}"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("n2uq: error:")]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_the_annealed_config_trains_with_all_three_callbacks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--wandb", "disabled", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
+    small = ["--model.init_args.backbone_args={width: 4}", "--trainer.limit_val_batches", "1"]
+    assert main(["fit", "--config", "digits/n2uq_w2a2_annealed", *options, *small]) == 0
+    (folder,) = (tmp_path / "runs" / "digits" / "n2uq_w2a2_annealed").iterdir()
+    names = {path.name for path in folder.iterdir()}
+    assert {"metrics.csv", "quantization.jsonl", "confusion.json", "config.yaml"} <= names
+    header = (folder / "metrics.csv").read_text().splitlines()[0]
+    assert "quant/layer1.0.conv1/threshold_1" in header

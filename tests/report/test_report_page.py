@@ -1,0 +1,155 @@
+import json
+import math
+import re
+import sys
+
+import pytest
+from run_folders import write_run
+
+from lightning_n2uq.report import main, write_report
+from lightning_n2uq.report.figure import plain
+from lightning_n2uq.report.layer_plots import layer_plots
+from lightning_n2uq.report.layer_record import ActivationRecord
+from lightning_n2uq.report.run_data import Series, read_runs, unique_names
+from lightning_n2uq.report.staircase_points import staircase_points, surrogate_points
+from lightning_n2uq.report.tables import flatten
+
+pytest.importorskip("plotly", reason="plotly (extra `report`) is not installed: the page embeds its script")
+
+
+def page(tmp_path, *folders):
+    return write_report(folders, tmp_path / "page.html").read_text()
+
+
+def data_of(text):
+    block = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL).group(1)
+    return json.loads(block)["figures"]
+
+
+def test_one_run_has_every_section_and_every_plot_has_data(tmp_path):
+    text = page(tmp_path, write_run(tmp_path / "a", traffic=True))
+    sections = re.findall(r'<section id="(\w+)"', text)
+    assert sections == ["runs", "curves", "layers", "entropy", "confusion", "traffic", "config"]
+    figures = data_of(text)
+    keys = re.findall(r'data-figure="([^"]+)"', text)
+    assert sorted(keys) == sorted(figures)
+    assert len(set(keys)) == len(keys)
+    for key, figure in figures.items():
+        for trace in figure["data"]:
+            values = trace.get("z") or trace["y"]
+            assert any(v is not None for v in values), key
+
+
+def test_the_page_needs_nothing_from_elsewhere(tmp_path):
+    text = page(tmp_path, write_run(tmp_path / "a"))
+    own = text[: text.index("plotly.js v")] + text[text.rindex("</script>") - 4000 :]
+    assert not re.search(r'(src|href)="(?!#|data:)', own)
+    assert "url(" not in own
+    assert "@@" not in own
+
+
+def test_names_of_a_run_cannot_break_the_page(tmp_path):
+    folder = write_run(tmp_path / "<b>&x", layers=("</script><i>",))
+    text = page(tmp_path, folder)
+    assert "<b>&x" not in text
+    assert "</script><i>" not in text
+    assert any("</script><i>" in key for key in data_of(text))
+
+
+def test_two_runs_stand_side_by_side_and_their_configs_are_compared(tmp_path):
+    first = write_run(tmp_path / "a" / "run", lr=0.002)
+    second = write_run(tmp_path / "b" / "run", seed=1, lr=0.001)
+    text = page(tmp_path, first, second)
+    names = {trace["name"] for trace in data_of(text)["curve-val/acc"]["data"]}
+    assert names == {"a/run", "b/run"}
+    assert "model.init_args.lr" in text
+    assert "model.init_args.bits</th>" not in text
+    assert len(re.findall(r'data-figure="staircase-\d-layer1.0.conv1"', text)) == 2
+
+
+def test_a_dead_level_is_marked_in_words(tmp_path):
+    text = page(tmp_path, write_run(tmp_path / "a"))
+    assert text.count('<strong class="alarm">1 (look)</strong>') == 1
+    assert "1 dead levels" in text
+
+
+def test_sections_without_data_are_left_out(tmp_path):
+    folder = write_run(tmp_path / "a")
+    for name in ("quantization.jsonl", "confusion.json", "config.yaml"):
+        (folder / name).unlink()
+    text = page(tmp_path, folder)
+    assert 'id="traffic"' not in text
+    assert 'id="confusion"' not in text
+    assert "add the callback <code>QuantizationMonitor</code>" in text
+    assert "kept no config.yaml" in text
+
+
+def test_runs_with_different_layers_share_a_page(tmp_path):
+    runs = [write_run(tmp_path / "a", layers=("x",)), write_run(tmp_path / "b", layers=("y",))]
+    text = page(tmp_path, *runs)
+    assert re.findall(r"<option>(\w+)</option>", text) == ["x", "y"]
+    assert [figure.layer for figure in layer_plots(read_runs(runs), "x")] == ["x"] * 4
+
+
+def test_staircase_and_surrogate_corners():
+    record = ActivationRecord(
+        1, [1, 1], 0, 0, -1, 3, [1], start=0, widths=[2.0], thresholds=[1.0], scale_out=0.5
+    )
+    assert staircase_points(record) == ([-1, 1.0, 1.0, 3], [0.0, 0.0, 1.0, 1.0])
+    assert surrogate_points(record) == ([-1, 0, 2.0, 3], [0.0, 0.0, 1.0, 1.0])
+
+
+def test_main_writes_into_the_run_and_says_where(tmp_path, capsys):
+    folder = write_run(tmp_path / "a")
+    assert main([str(folder)]) == 0
+    assert (folder / "report.html").is_file()
+    assert str(folder / "report.html") in capsys.readouterr().out
+
+
+def empty(tmp_path):
+    (tmp_path / "empty").mkdir()
+    return tmp_path / "empty"
+
+
+def broken(tmp_path):
+    folder = write_run(tmp_path / "broken")
+    (folder / "quantization.jsonl").write_text('{"step"\n{"step": 1, "layers": []}\n')
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda tmp: tmp / "none", "run_dir: no such folder '.*none'"),
+        (empty, "run_dir: '.*empty' holds no run, expected metrics.csv"),
+        (broken, "run_dir: cannot read the files of '.*broken'"),
+    ],
+)
+def test_a_wrong_folder_gives_one_clear_line(tmp_path, make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        write_report([make(tmp_path)])
+    assert "\n" not in str(error.value)
+
+
+def test_without_plotly_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    with pytest.raises(ValueError, match="plotly is not installed, install it with pip install"):
+        write_report([write_run(tmp_path / "a")])
+
+
+def test_a_last_line_cut_short_is_left_out_and_repeated_steps_take_the_later(tmp_path):
+    folder = write_run(tmp_path / "a")
+    path = folder / "quantization.jsonl"
+    path.write_text(path.read_text() + json.dumps({"step": 99, "epoch": 7, "layers": []}) + '\n{"step": 1')
+    (run,) = read_runs([folder])
+    assert [(s["step"], s["epoch"]) for s in run.snapshots] == [(49, 0), (99, 7)]
+
+
+def test_small_helpers(tmp_path):
+    series = Series(list(range(10001)), [float(i) for i in range(10001)])
+    assert len(series.thinned(1000).steps) <= 1001
+    assert series.thinned(1000).steps[-1] == 10000
+    assert plain([math.nan, 1.23456789, {"a": (1,)}]) == [None, 1.23457, {"a": [1]}]
+    assert unique_names([tmp_path / "a" / "x", tmp_path / "b" / "x"]) == ["a/x", "b/x"]
+    assert unique_names([tmp_path, tmp_path]) == [f"{tmp_path.name} (1)", f"{tmp_path.name} (2)"]
+    assert flatten({"a": [{"b": 1}], "c": None}) == {"a.0.b": 1, "c": None}
