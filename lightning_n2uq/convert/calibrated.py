@@ -1,0 +1,159 @@
+"""Quantizers fitted to a layer of an arbitrary network: any input range, weights of any size."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lightning_n2uq.convert.ranges import best_range, quantize_uniformly, sample_values
+from lightning_n2uq.quantizers import (
+    LSQ,
+    PACT,
+    APoT,
+    DoReFa,
+    LearnableThresholdQuantizer,
+    LSQPlus,
+    Quantizer,
+)
+from lightning_n2uq.quantizers.base import DataInitializedQuantizer
+
+
+class CalibratedInput(DataInitializedQuantizer):
+    """`scale * inner((x - offset) / scale) + offset`: an activation quantizer fitted to its layer's inputs.
+
+    The methods expect inputs from 0 up; inputs of an arbitrary layer (behind a GELU, a layer norm) may be
+    negative and of any size. The range comes from `calibrate`, or else from the first batch in training (in
+    evaluation before that, a uniform quantizer is fitted on the fly). `offset` is learned, with the gradient
+    `1 - inner'`; `scale` is for methods without one of their own and is fixed.
+
+    Args:
+        inner: activation quantizer of a method.
+    """
+
+    scale: Tensor
+    offset: nn.Parameter | None
+
+    def __init__(self, inner: Quantizer) -> None:
+        super().__init__(inner.bits)
+        self.name = inner.name  # type: ignore[misc]  # reports name the method, not the wrapping
+        self.inner: Quantizer = inner
+        self.num_levels = inner.num_levels
+        self.offset = None if isinstance(inner, LSQPlus) else nn.Parameter(torch.zeros(1))  # has its own
+        self.register_buffer("scale", torch.ones(1))
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Fits the range to the values `x` (any shape), averaged over processes."""
+        ends = torch.stack(best_range(sample_values(x), self.num_levels))
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(ends)
+            ends = ends / dist.get_world_size()
+        self.set_range(ends[0], ends[1])
+
+    @torch.no_grad()
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Makes the levels go from about `low` to about `high` (0-d, `low < high`)."""
+        span = high - low
+        if self.offset is not None:
+            self.offset.fill_(low)
+        _SETTERS[_method(self.inner)](self, low, span)
+        self.initialized.fill_(True)
+        self._pending = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantizes `x` (any shape, floating); same shape and dtype."""
+        if self._pending:
+            if not self.training:
+                low, high = best_range(sample_values(x), self.num_levels)
+                return quantize_uniformly(x, low.to(x.dtype), high.to(x.dtype), self.num_levels)
+            self.initialize(x)
+        if self.offset is None:
+            y: Tensor = self.inner(x)
+        else:
+            y = self.inner((x - self.offset) / self.scale) * self.scale + self.offset
+        return y.to(x.dtype)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Level index of every value, uint8, shape of `x`."""
+        offset = 0 if self.offset is None else self.offset.detach()
+        return self.inner.codes((x.detach() - offset) / self.scale)
+
+
+class RescaledWeight(Quantizer):
+    """`scale * inner(weight)` for weight methods whose levels forget the weights' size (DoReFa, APoT).
+
+    Their networks relearn it in the following normalisation; a trained layer without one would break. `scale`
+    is fixed at conversion: least squares between the weights and their levels. The gradient is `inner`'s.
+
+    Args:
+        inner: weight quantizer of a method.
+        weight: the layer's weights.
+    """
+
+    scale: Tensor
+
+    def __init__(self, inner: Quantizer, weight: Tensor) -> None:
+        super().__init__(inner.bits)
+        self.name = inner.name  # type: ignore[misc]  # reports name the method, not the wrapping
+        self.inner: Quantizer = inner
+        self.num_levels = inner.num_levels
+        with torch.no_grad():
+            levels = inner(weight.detach().cpu())
+            size = levels.square().sum()
+            fit = (levels * weight.detach().cpu()).sum() / torch.where(size == 0, torch.ones_like(size), size)
+        self.register_buffer("scale", fit.reshape(1))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Quantizes `weight` `[C, ...]`; same shape and dtype."""
+        y: Tensor = self.inner(weight) * self.scale
+        return y.to(weight.dtype)
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """Level index of every weight, uint8."""
+        return self.inner.codes(weight)
+
+
+def _set_thresholds(owner: CalibratedInput, low: Tensor, span: Tensor) -> None:
+    _fill(owner.inner, "scale_in", 2.0 / span)
+    _fill(owner.inner, "scale_out", span / 2.0)
+
+
+def _set_clip(owner: CalibratedInput, low: Tensor, span: Tensor) -> None:
+    _fill(owner.inner, "clip", span)
+
+
+def _set_scale(owner: CalibratedInput, low: Tensor, span: Tensor) -> None:
+    owner.scale.fill_(span)
+
+
+def _set_step(owner: CalibratedInput, low: Tensor, span: Tensor) -> None:
+    inner = owner.inner
+    _fill(inner, "step", span / (owner.num_levels - 1))
+    if isinstance(inner, LSQPlus):
+        _fill(inner, "offset", low)
+    if isinstance(inner, DataInitializedQuantizer):
+        inner.initialized.fill_(True)
+        inner._pending = False
+
+
+def _fill(inner: nn.Module, name: str, value: Tensor) -> None:
+    inner.get_parameter(name).fill_(value)
+
+
+_SETTERS = {
+    LearnableThresholdQuantizer: _set_thresholds,
+    PACT: _set_clip,
+    APoT: _set_clip,
+    DoReFa: _set_scale,
+    LSQ: _set_step,
+}
+
+
+def _method(inner: nn.Module) -> type[Quantizer]:
+    for method in _SETTERS:
+        if isinstance(inner, method):
+            return method
+    raise ValueError(
+        f"inner: got {type(inner).__name__}, allowed are {', '.join(m.__name__ for m in _SETTERS)}"
+    )

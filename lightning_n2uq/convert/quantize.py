@@ -1,0 +1,143 @@
+"""`quantize_model`: any network with convolutions and linear layers to a quantized one, by a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_n2uq.convert.calibration import MAX_BATCHES, calibrate
+from lightning_n2uq.convert.policy import Layer, Policy
+from lightning_n2uq.convert.replace import layer_types, obstacle, quantized
+from lightning_n2uq.convert.report import EXCLUDED, QUANTIZED, UNSUPPORTED, ConversionReport, LayerReport
+
+
+def quantize_model(
+    model: nn.Module,
+    policy: Policy | Mapping[str, Any] | None = None,
+    calibration: Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]] | None = None,
+    max_batches: int = MAX_BATCHES,
+) -> ConversionReport:
+    """Replaces `Conv2d`, `Linear` and `MultiheadAttention` in `model`, in place, by quantized layers.
+
+    Weights are kept (the same parameters, so that an optimizer built before still holds them) under the same
+    state-dict keys; quantizer parameters come beside them. Without `calibration`, input ranges are fitted to
+    the first batch in training.
+
+    Args:
+        model: any network; torchvision's and timm's classifiers are what it is tested with.
+        policy: defaults and rules, or a mapping with the same keys; by default N2UQ with 4 bits, the first
+            and the last layer left out.
+        calibration: batches for `calibrate`, inputs alone or first in a tuple.
+        max_batches: how many of them to use at most.
+
+    Returns:
+        What became of every layer with weights; `report.model` is `model`.
+
+    Raises:
+        ValueError: a policy that is not allowed, a model that is itself a single layer, or data that cannot
+            be used.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 2))
+        >>> quantize_model(net, {"weight_bits": 2, "activation_bits": 2}).quantized
+        ['1']
+    """
+    if not isinstance(policy, Policy):
+        policy = Policy.from_mapping(policy or {})
+    if layer_types(model):
+        raise ValueError(
+            f"model: got a single {type(model).__name__}, allowed is a network that contains layers"
+        )
+    layers = _candidates(model)
+    report = ConversionReport(model, [])
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, module in _weighted_modules(model):
+        if module not in layers:
+            report.layers.append(_unsupported(name, module, "its parameters belong to no convertible layer"))
+            continue
+        line, new = _convert(layers[module], module, policy, model)
+        report.layers.append(line)
+        if new is not None:
+            replacements[module] = new
+    _swap(model, replacements)
+    _disable_fused_inference(model)
+    if calibration is not None:
+        _note_ranges(report, calibrate(model, calibration, max_batches))
+    return report
+
+
+def _weighted_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """Modules with a matrix-like parameter of their own, more than one dimension of which is above 1.
+
+    An attention layer stands for its output projection as well.
+    """
+    inside_attention: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if module in inside_attention or "parametrizations" in name.split("."):
+            continue
+        if isinstance(module, nn.MultiheadAttention):
+            inside_attention.update(module.modules())
+        own = module.parameters(recurse=False)
+        if layer_types(module) or any(sum(n > 1 for n in parameter.shape) > 1 for parameter in own):
+            yield name, module
+
+
+def _candidates(model: nn.Module) -> dict[nn.Module, Layer]:
+    found = [(name, module) for name, module in _weighted_modules(model) if layer_types(module)]
+    return {module: Layer(name, layer_types(module), i, len(found)) for i, (name, module) in enumerate(found)}
+
+
+def _convert(
+    layer: Layer, module: nn.Module, policy: Policy, model: nn.Module
+) -> tuple[LayerReport, nn.Module | None]:
+    spec, reason = policy.decide(layer)
+    if spec is None:
+        return LayerReport(
+            layer.name, type(module).__name__, EXCLUDED, reason, parameters=_size(module)
+        ), None
+    parent = model.get_submodule(layer.name.rpartition(".")[0])
+    if (problem := obstacle(module, layer.name, parent)) is not None:
+        return _unsupported(layer.name, module, problem), None
+    line = LayerReport(
+        layer.name,
+        type(module).__name__,
+        QUANTIZED,
+        reason,
+        f"{spec.weight_quantizer} {spec.weight_bits}",
+        f"{spec.activation_quantizer} {spec.activation_bits}",
+        _size(module),
+    )
+    return line, quantized(module, spec)
+
+
+def _unsupported(name: str, module: nn.Module, reason: str) -> LayerReport:
+    return LayerReport(name, type(module).__name__, UNSUPPORTED, reason, parameters=_size(module))
+
+
+def _size(module: nn.Module) -> int:
+    recurse = isinstance(module, nn.MultiheadAttention)
+    return sum(parameter.numel() for parameter in module.parameters(recurse=recurse))
+
+
+def _swap(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+    """Puts the new layers in every place where the old ones are: a layer may be shared."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child in replacements:
+                parent._modules[name] = replacements[child]
+
+
+def _disable_fused_inference(model: nn.Module) -> None:
+    """`TransformerEncoderLayer` has a fused path in evaluation that reads raw weights past our layers."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # the condition that switches it off
+
+
+def _note_ranges(report: ConversionReport, ranges: dict[str, tuple[float, float]]) -> None:
+    for line in report.of(QUANTIZED):
+        line.input_range = ranges.get(f"{line.name}.activation_quantizer")
+        if line.input_range is None and not line.activation.startswith("float"):
+            line.reason += "; no calibration batch reached it"

@@ -1,0 +1,59 @@
+"""The range that a uniform quantizer should cover: least mean squared error over a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+SAMPLE = 16384
+"""Values looked at per tensor."""
+
+_SHARES = 24
+
+
+def sample_values(x: Tensor, size: int = SAMPLE) -> Tensor:
+    """Up to `size` values of `x`, evenly spread, `[<= size]`, at least float32."""
+    flat = x.detach().reshape(-1)
+    values = flat[:: max(1, flat.numel() // size)][:size]
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def quantize_uniformly(x: Tensor, low: Tensor, high: Tensor, levels: int) -> Tensor:
+    """Nearest of `levels` equidistant values from `low` to `high`; shape of `x`, no straight-through."""
+    step = (high - low) / (levels - 1)
+    return torch.round((x.clamp(low, high) - low) / step) * step + low
+
+
+def best_range(sample: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Range whose `levels` equidistant values fit `sample` best, by shrinking one end after the other.
+
+    A sample without negative values starts at 0, so that zero stays a level.
+
+    Args:
+        sample: `[S]`, finite, at least one value.
+        levels: at least 2.
+
+    Returns:
+        Lower and upper end, 0-d, the upper one strictly above.
+
+    Raises:
+        ValueError: the sample is empty or has values that are not finite.
+    """
+    if sample.numel() == 0 or not bool(sample.isfinite().all()):
+        raise ValueError("sample: is empty or has values that are not finite, allowed is finite data")
+    low, high = sample.min().clamp_max(0), sample.max().clamp_min(0)
+    high = torch.maximum(high, low + 1e-3)  # a sample of zeros
+    for _ in range(2):  # the best lower end depends a little on the upper one
+        high = min(_shrunk(high), key=lambda end: _error(sample, low, end, levels))
+        low = min(_shrunk(low), key=lambda end: _error(sample, end, high, levels))
+    return low, high
+
+
+def _shrunk(end: Tensor) -> Iterable[Tensor]:
+    return (end * (i / _SHARES) for i in range(_SHARES, 0, -1))
+
+
+def _error(sample: Tensor, low: Tensor, high: Tensor, levels: int) -> float:
+    return float((quantize_uniformly(sample, low, high, levels) - sample).square().mean())

@@ -1,0 +1,148 @@
+"""One float layer to its quantized counterpart: same parameters, same state-dict keys, quantizers beside."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+from functools import cache
+from typing import cast
+
+import torch
+from torch import nn
+
+from lightning_n2uq.convert.attention import QuantMultiheadAttention
+from lightning_n2uq.convert.calibrated import CalibratedInput, RescaledWeight
+from lightning_n2uq.layers import QuantConv2d, QuantLinear, QuantSpec
+from lightning_n2uq.quantizers import APoT, DoReFaWeight, Quantizer
+
+
+def layer_types(layer: nn.Module) -> tuple[str, ...]:
+    """What a layer is, in the words of `policy.TYPES`; empty for a module that is never converted."""
+    if isinstance(layer, nn.MultiheadAttention):
+        return ("attention",)
+    if isinstance(layer, nn.Linear):
+        return ("linear",)
+    if not isinstance(layer, nn.Conv2d):
+        return ()
+    if layer.groups > 1 and layer.groups == layer.in_channels:
+        return ("depthwise", "conv")
+    return ("pointwise", "conv") if layer.kernel_size == (1, 1) else ("conv",)
+
+
+def obstacle(layer: nn.Module, name: str, parent: nn.Module) -> str | None:
+    """Why `layer` cannot be converted, in words, or None."""
+    if isinstance(layer, QuantConv2d | QuantLinear | QuantMultiheadAttention):
+        return "is quantized already"
+    if isinstance(layer, nn.MultiheadAttention):
+        return _attention_obstacle(layer)
+    base = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+    changed = [part for part in ("forward", "_conv_forward") if _overrides(layer, base, part)]
+    if changed:
+        return f"{type(layer).__name__} computes its own {changed[0]}"
+    if hasattr(layer, "parametrizations") or "weight" not in layer._parameters:
+        return "its weight is computed by a parametrization"
+    if _used_from_outside(parent, name.rpartition(".")[2]):
+        return f"{type(parent).__name__} reads its weight instead of calling it"
+    return None
+
+
+def quantized(layer: nn.Module, spec: QuantSpec) -> nn.Module:
+    """The quantized counterpart of a layer without `obstacle`; shares the layer's parameters."""
+    if isinstance(layer, nn.MultiheadAttention):
+        new: nn.Module = _attention(layer, spec)
+    elif isinstance(layer, nn.Conv2d):
+        new = _convolution(layer, spec)
+    else:
+        new = _linear(cast(nn.Linear, layer), spec)
+    return new.train(layer.training)
+
+
+def quantizers_for(weight: torch.Tensor, spec: QuantSpec) -> tuple[nn.Module, nn.Module]:
+    """Weight and activation quantizer, fitted to `weight` and to inputs of any range."""
+    on_weight, on_input = spec.build()
+    if isinstance(on_weight, APoT | DoReFaWeight):
+        on_weight = RescaledWeight(on_weight, weight)
+    if isinstance(on_input, Quantizer):
+        on_input = CalibratedInput(on_input)
+    return on_weight.to(weight.device), on_input.to(weight.device)
+
+
+def _convolution(layer: nn.Conv2d, spec: QuantSpec) -> QuantConv2d:
+    with torch.device("meta"):  # no memory, no random numbers: the parameters are replaced below
+        new = QuantConv2d(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            layer.groups,
+            layer.bias is not None,
+        )
+    new.padding_mode = layer.padding_mode
+    new._reversed_padding_repeated_twice = layer._reversed_padding_repeated_twice
+    _share(new, layer, spec)
+    return new
+
+
+def _linear(layer: nn.Linear, spec: QuantSpec) -> QuantLinear:
+    with torch.device("meta"):
+        new = QuantLinear(layer.in_features, layer.out_features, layer.bias is not None)
+    _share(new, layer, spec)
+    return new
+
+
+def _share(new: QuantConv2d | QuantLinear, layer: nn.Conv2d | nn.Linear, spec: QuantSpec) -> None:
+    new.weight, new.bias = layer.weight, layer.bias
+    new.weight_quantizer, new.activation_quantizer = quantizers_for(layer.weight, spec)
+
+
+def _attention(layer: nn.MultiheadAttention, spec: QuantSpec) -> QuantMultiheadAttention:
+    on_weight, on_input = quantizers_for(layer.in_proj_weight, spec)
+    out_proj = _linear(cast(nn.Linear, layer.out_proj), spec)
+    bias = layer.in_proj_bias is not None
+    with torch.device("meta"):
+        new = QuantMultiheadAttention(
+            layer.embed_dim,
+            layer.num_heads,
+            layer.dropout,
+            bias,
+            layer.batch_first,
+            on_weight,
+            on_input,
+            out_proj,
+        )
+    new.in_proj_weight, new.in_proj_bias = layer.in_proj_weight, layer.in_proj_bias
+    return new
+
+
+def _attention_obstacle(layer: nn.MultiheadAttention) -> str | None:
+    if type(layer) is not nn.MultiheadAttention:
+        return f"{type(layer).__name__} computes its own attention"
+    if not layer._qkv_same_embed_dim:
+        return "keys or values have another width than queries"
+    if layer.bias_k is not None or layer.add_zero_attn:
+        return "adds a bias or zeros to keys and values"
+    return None
+
+
+def _overrides(layer: nn.Module, base: type[nn.Module], method: str) -> bool:
+    return getattr(type(layer), method, None) is not getattr(base, method, None)
+
+
+def _used_from_outside(parent: nn.Module, child: str) -> bool:
+    """Whether the parent's forward pass mentions `self.<child>.weight`: a replacement would be bypassed."""
+    return re.search(rf"\bself\.{re.escape(child)}\.weight\b", _forward_source(type(parent))) is not None  # type: ignore[arg-type]
+
+
+@cache
+def _forward_source(kind: type[nn.Module]) -> str:
+    """Source of a class's own forward methods, as far as it can be had."""
+    texts = []
+    for name in dir(kind):
+        method = getattr(kind, name)
+        if "forward" in name and method is not getattr(nn.Module, name, None):
+            with contextlib.suppress(TypeError, OSError):  # not written in Python, or without a file
+                texts.append(inspect.getsource(method))
+    return "\n".join(texts)

@@ -1,0 +1,272 @@
+"""What a network costs per layer: multiplications, bit operations, weight bytes, against full precision.
+
+`n2uq summary --config imagenet/n2uq_resnet18_w2a2.yaml`
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_n2uq.quantizers import EntropyPreservingWeightQuantizer, Quantizer
+
+FLOAT_BITS = 32
+SIZES = ("num_classes", "in_channels", "image_size")
+
+
+@dataclass
+class LayerCost:
+    """Cost of one layer with weights, for one input.
+
+    Attributes:
+        name: dotted module name.
+        weight_method: quantizer's name, `float` if there is none.
+        weight_bits: 32 without a quantizer.
+        activation_method: of the layer's input.
+        activation_bits: of the layer's input.
+        weights: number of weights.
+        scales: numbers beside the packed codes that give them their size.
+        biases: number of biases, kept in full precision.
+        macs: multiply-accumulates; those of norms, activations and attention products are not counted.
+    """
+
+    name: str
+    weight_method: str
+    weight_bits: int
+    activation_method: str
+    activation_bits: int
+    weights: int
+    scales: int
+    biases: int
+    macs: int = 0
+
+    @property
+    def bit_operations(self) -> int:
+        """`macs * weight bits * activation bits`: work of bit-serial multiplication."""
+        return self.macs * self.weight_bits * self.activation_bits
+
+    @property
+    def float_bit_operations(self) -> int:
+        """The same in full precision."""
+        return self.macs * FLOAT_BITS * FLOAT_BITS
+
+    @property
+    def weight_bytes(self) -> int:
+        """Packed codes, scales and biases."""
+        return ceil(self.weights * self.weight_bits / 8) + 4 * (self.scales + self.biases)
+
+    @property
+    def float_weight_bytes(self) -> int:
+        """Weights and biases in float32."""
+        return 4 * (self.weights + self.biases)
+
+
+@dataclass
+class ModelSummary:
+    """Costs of all layers, and what is not in any of them.
+
+    Attributes:
+        layers: in the order of the network's modules.
+        other_parameters: norms, slopes, thresholds: kept in float32.
+    """
+
+    layers: list[LayerCost]
+    other_parameters: int
+
+    def total(self, what: str) -> int:
+        """Sum of a numeric attribute of `LayerCost`."""
+        return sum(getattr(layer, what) for layer in self.layers)
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [
+            ("layer", "weights", "inputs", "MACs", "bit operations", "weight bytes", "of float")
+        ]
+        rows += [_row(layer) for layer in self.layers]
+        operations, size = self.total("bit_operations"), self.total("weight_bytes")
+        share = _share(size, self.total("float_weight_bytes"))
+        rows.append(("total", "", "", f"{self.total('macs'):,}", f"{operations:,}", f"{size:,}", share))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join(
+                c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ]
+        rest = 4 * self.other_parameters
+        whole = _share(size + rest, self.total("float_weight_bytes") + rest)
+        lines += [
+            f"bit operations: {_share(operations, self.total('float_bit_operations'))} of float's "
+            f"({self.total('float_bit_operations'):,})",
+            f"beside the layers: {self.other_parameters:,} parameters (norms, slopes, thresholds), "
+            f"{rest:,} bytes",
+            f"all together: {size + rest:,} bytes, {whole} of float's",
+        ]
+        return "\n".join(lines)
+
+
+def _row(layer: LayerCost) -> tuple[str, ...]:
+    return (
+        layer.name,
+        f"{layer.weight_method} {layer.weight_bits}",
+        f"{layer.activation_method} {layer.activation_bits}",
+        f"{layer.macs:,}",
+        f"{layer.bit_operations:,}",
+        f"{layer.weight_bytes:,}",
+        _share(layer.weight_bytes, layer.float_weight_bytes),
+    )
+
+
+@torch.no_grad()
+def summarize(model: nn.Module, input_shape: Sequence[int]) -> ModelSummary:
+    """Counts the costs of `model` for one input, by running it once on zeros.
+
+    Args:
+        model: network with `Conv2d`, `Linear`, `MultiheadAttention` layers, quantized or not; unchanged.
+        input_shape: shape of one input, `[C, H, W]` for images.
+
+    Raises:
+        ValueError: the network does not take such an input.
+    """
+    costs = {module: _layer_cost(name, module) for name, module in _layers(model)}
+    first = next(model.parameters())
+    with _counting(model, costs):
+        try:
+            model(torch.zeros(1, *input_shape, device=first.device, dtype=first.dtype))
+        except RuntimeError as error:
+            raise ValueError(f"input_shape: got {list(input_shape)}, the network refuses: {error}") from error
+    inside = sum(cost.weights + cost.biases for cost in costs.values())
+    return ModelSummary(list(costs.values()), sum(p.numel() for p in model.parameters()) - inside)
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    inside_attention: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if module in inside_attention:
+            continue
+        if isinstance(module, nn.MultiheadAttention):
+            inside_attention.update(module.modules())
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.MultiheadAttention):
+            yield name, module
+
+
+def _layer_cost(name: str, module: nn.Module) -> LayerCost:
+    tensors = [p for n, p in module.named_parameters() if n.rpartition(".")[2].endswith(("weight", "bias"))]
+    weights = [p for p in tensors if p.dim() > 1]
+    weight, activation = (getattr(module, f"{kind}_quantizer", None) for kind in ("weight", "activation"))
+    per_channel = isinstance(weight, EntropyPreservingWeightQuantizer)
+    quantized = isinstance(weight, Quantizer)
+    return LayerCost(
+        name,
+        *_method(weight),
+        *_method(activation),
+        weights=sum(p.numel() for p in weights),
+        scales=sum(len(p) if per_channel else 1 for p in weights) * quantized,
+        biases=sum(p.numel() for p in tensors if p.dim() == 1),
+    )
+
+
+def _method(quantizer: nn.Module | None) -> tuple[str, int]:
+    return (quantizer.name, quantizer.bits) if isinstance(quantizer, Quantizer) else ("float", FLOAT_BITS)
+
+
+@contextmanager
+def _counting(model: nn.Module, costs: dict[nn.Module, LayerCost]) -> Iterator[None]:
+    """Evaluation mode with a hook on every layer that adds its multiplications to its cost."""
+    modes = [(module, module.training) for module in model.modules()]
+    with ExitStack() as stack:
+        for module, cost in costs.items():
+            stack.callback(module.register_forward_hook(_counter(cost)).remove)
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+def _counter(cost: LayerCost) -> Callable[[nn.Module, tuple[Tensor, ...], Any], None]:
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:  # noqa: ANN401
+        if isinstance(module, nn.MultiheadAttention):  # query, key, value and the output, each `E x E`
+            cost.macs += sum(x.numel() for x in (*inputs[:3], output[0])) * module.embed_dim
+        elif isinstance(module, nn.Conv2d):
+            cost.macs += output.numel() * module.weight[0].numel()
+        else:
+            cost.macs += output.numel() * module.in_features
+
+    return count
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / max(whole, 1):.1f} %"
+
+
+def main(argv: Sequence[str]) -> int:
+    """`n2uq summary --config FILE [--num_classes N --in_channels C --image_size S] [options of fit]`.
+
+    Classes, channels and size come from the config's data module; the three options replace them, for
+    example where the data are not on this machine.
+    """
+    from lightning_n2uq.cli.configs import resolve_arguments
+    from lightning_n2uq.cli.quiet import quiet_lightning
+
+    quiet_lightning()
+    parser = argparse.ArgumentParser("n2uq summary", description=main.__doc__, allow_abbrev=False)
+    for name in SIZES:
+        parser.add_argument(f"--{name}", type=int, default=None)
+    sizes, rest = parser.parse_known_args(list(argv))
+    if not any(part.startswith(("--config", "-c")) for part in rest):
+        raise ValueError(
+            "config: got none, n2uq summary --config FILE; n2uq configs lists those of the package"
+        )
+    arguments, paths = resolve_arguments(rest)
+    config = _parsed(arguments, paths)
+    given = {name: value for name, value in vars(sizes).items() if value is not None}
+    given = {**_data_sizes(config.data, set(SIZES) - set(given)), **given}
+    network = _instantiate(config.model, given)
+    print(
+        summarize(
+            getattr(network, "backbone", network),
+            (given["in_channels"], given["image_size"], given["image_size"]),
+        )
+    )
+    return 0
+
+
+def _parsed(arguments: list[str], paths: list[str]) -> Any:  # noqa: ANN401 -- a jsonargparse namespace
+    from lightning_n2uq.cli.training import N2UQCLI
+
+    class ParsingOnly(N2UQCLI):
+        def before_instantiate_classes(self) -> None:
+            """No run folder."""
+
+        def instantiate_classes(self) -> None:
+            """No objects."""
+
+        def _run_subcommand(self, subcommand: str) -> None:
+            """No run."""
+
+    return ParsingOnly("fit", arguments, paths).config["fit"]
+
+
+def _data_sizes(data: Any, wanted: set[str]) -> dict[str, int]:  # noqa: ANN401
+    if not wanted:
+        return {}
+    try:
+        module = _instantiate(data, {})
+    except (ValueError, OSError) as error:
+        options = " ".join(f"--{name} N" for name in sorted(wanted))
+        raise ValueError(f"data: {error}; without the data, give {options}") from error
+    return {name: getattr(module, name) for name in wanted}
+
+
+def _instantiate(config: Any, extra: dict[str, int]) -> Any:  # noqa: ANN401
+    module, _, name = config.class_path.rpartition(".")
+    return getattr(import_module(module), name)(**{**config.get("init_args", {}).as_dict(), **extra})
