@@ -86,6 +86,7 @@ def _read(archive: zipfile.ZipFile, part: str, count: int) -> TensorDataset:
 def run(
     data: LightningDataModule, variant: str, bits: int, epochs: int, seed: int, width: int, blocks: int
 ) -> dict:
+    """Trains one variant and measures what it ended with."""
     seed_everything(seed, verbose=False)
     channels, size = (1, 8) if isinstance(data, DigitsDataModule) else (3, 32)
     model = QuantizedClassifier(

@@ -85,6 +85,7 @@ def measure(method: str, numel: int, steps: int) -> dict[str, object]:
     seconds: list[float] = []
     before = 0
     for step in range(_WARM_UP + steps):
+        model.zero_grad(set_to_none=False)
         dist.barrier()
         if step == _WARM_UP:
             before = sent_bytes()

@@ -32,6 +32,12 @@ COMMANDS: dict[str, Command] = {
     "configs": Command(
         "lightning_n2uq.cli.configs:list_configs", "list the configs that come with the package"
     ),
+    "summary": Command("lightning_n2uq.summary:main", "bits, operations and bytes of every layer"),
+    "report": Command("lightning_n2uq.report:main", "a self-contained page of one or several runs"),
+    "dashboard": Command("lightning_n2uq.dashboard:main", "build the Weights & Biases workspace"),
+    "convert": Command("lightning_n2uq.interop.command:main", "read or write the published N2UQ format"),
+    "export": Command("lightning_n2uq.export.command:main", "deploy a checkpoint as an integer network"),
+    "doctor": Command("lightning_n2uq.doctor:main", "kernels in use and why, versions, devices"),
 }
 
 

@@ -1,0 +1,51 @@
+"""The gradient codec: encode and decode rates in bytes of fp32 gradients, against eager torch and a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.timing import summary, table, take_turns
+from lightning_n2uq.compression import NUQCodec
+from lightning_n2uq.ops.dispatch import force
+
+NUMEL = 11_689_512  # gradients of ResNet-18
+BASE = "copy"
+
+
+def run(device: torch.device, seconds: float, numel: int = NUMEL) -> dict[str, object]:
+    """Encode and decode of 4-bit codes in buckets of 1024; prints gigabytes per second."""
+    x = torch.randn(numel, device=device)
+    codec = NUQCodec(bits=4, bucket_size=1024)
+    payload = codec.encode(x, seed=0)
+    target = torch.empty_like(x)
+
+    def eager(call: Callable[[], object]) -> Callable[[], object]:
+        def run() -> object:
+            with force("reference"):
+                return call()
+
+        return run
+
+    def encode() -> object:
+        return codec.encode(x, seed=0)
+
+    def decode() -> object:
+        return codec.decode(payload, numel)
+
+    calls = {
+        BASE: lambda: target.copy_(x),
+        "encode": encode,
+        "decode": decode,
+        "fp16 cast (torch's fp16 hook)": lambda: x.half(),
+        "encode, eager torch": eager(encode),
+        "decode, eager torch": eager(decode),
+    }
+    figures = summary(take_turns(calls, seconds, device), BASE)
+    for row in figures.values():
+        row["gigabytes_per_second"] = round(4e-6 * numel / float(row["ms_median"]), 3)
+    print(table(f"codec, {numel} fp32 gradients, 4 bits, buckets of 1024", figures))
+    for name, row in figures.items():
+        print(f"  {name:<34} {row['gigabytes_per_second']} GB/s")
+    return {"numel": numel, **figures}

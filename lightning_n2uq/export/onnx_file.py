@@ -1,0 +1,64 @@
+"""ONNX files with standard operators only, for onnxruntime and integer runtimes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto
+
+from lightning_n2uq.export.description import Description
+from lightning_n2uq.export.graph import GraphWriter
+from lightning_n2uq.export.onnx_integer import write_step
+
+OPSETS = (21, 25)
+"""21 has 4-bit types; 25 has 2-bit types too."""
+
+
+def to_onnx(
+    description: Description,
+    convolution: str = "matmul",
+    opset: int = 25,
+    code_outputs: Iterable[str] = (),
+) -> onnx.ModelProto:
+    """The network as an ONNX model with a dynamic batch size.
+
+    Args:
+        description: the network.
+        convolution: `matmul`: integer convolutions as `MatMulInteger` over gathered windows; `conv`: as
+            `ConvInteger`.
+        opset: 21, or 25, which stores 2-bit weights in 2 bits instead of 4.
+        code_outputs: quantizers whose codes are further outputs, for comparison; `NHWC` or `NCHW`, as
+            they lie in the graph.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    writer = write_graph(description, convolution, opset)
+    names = dict.fromkeys((description.output, *code_outputs))
+    integer = {step.name for step in description.quantizers()}
+    outputs = {name: TensorProto.UINT8 if name in integer else TensorProto.FLOAT for name in names}
+    model = writer.file(outputs, {"": opset})
+    onnx.checker.check_model(model)
+    return model
+
+
+def write_graph(description: Description, convolution: str = "matmul", opset: int = 25) -> GraphWriter:
+    """All nodes of `to_onnx`'s model; arguments and errors as there."""
+    if opset not in OPSETS:
+        raise ValueError(f"opset: got {opset}, allowed are {', '.join(map(str, OPSETS))}")
+    if convolution not in ("matmul", "conv"):
+        raise ValueError(f"convolution: got {convolution!r}, allowed are matmul, conv")
+    writer = GraphWriter(description, "NHWC" if convolution == "matmul" else "NCHW", opset)
+    for step in description.steps:
+        writer.layouts[step.name] = write_step(step, writer)
+    return writer
+
+
+def save_onnx(
+    description: Description, path: str | Path, convolution: str = "matmul", opset: int = 25
+) -> None:
+    """Writes `to_onnx`'s model to a file."""
+    model = to_onnx(description, convolution, opset)
+    Path(path).write_bytes(model.SerializeToString())

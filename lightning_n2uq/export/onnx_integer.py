@@ -1,0 +1,195 @@
+"""Standard ONNX nodes for the quantizers and the integer layers.
+
+Dense integer convolutions are written as `MatMulInteger` over gathered windows in channels-last layout
+(`convolution="matmul"`), since onnxruntime runs that several times faster than `ConvInteger`; grouped ones,
+and all with `convolution="conv"`, as `ConvInteger`.
+"""
+
+from __future__ import annotations
+
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from lightning_n2uq.export import steps as s
+from lightning_n2uq.export.description import needs_float64
+from lightning_n2uq.export.graph import GraphWriter, Layout
+from lightning_n2uq.export.onnx_float import convolution, window_attributes, write_float
+
+PAIR_LIMIT = 2**15 - 1
+"""x86 kernels without VNNI add two products of unsigned and signed bytes in 16 bits, and saturate."""
+SEARCH_FROM = 127
+"""Number of thresholds from which a binary search takes fewer nodes than one comparison each."""
+
+
+@singledispatch
+def write_step(step: s.Step, writer: GraphWriter) -> Layout:
+    """Adds the step's nodes; its output tensor has the step's name. Returns the output's layout."""
+    return write_float(step, writer)
+
+
+@write_step.register
+def _(step: s.UniformCodes, writer: GraphWriter) -> Layout:
+    (source,) = step.inputs
+    x = source
+    if step.offset:
+        x = writer.op("Sub", [x, writer.const(np.float32(step.offset))])
+    arguments = [x, writer.const(np.float32(step.step)), writer.const(np.uint8(0))]
+    codes = writer.op("QuantizeLinear", arguments, step.name if step.levels == 255 else None)
+    if step.levels < 255:
+        writer.op("Min", [codes, writer.const(np.uint8(step.levels))], step.name)
+    writer.integers.add(step.name)
+    return writer.layouts[source]
+
+
+@write_step.register
+def _(step: s.Codes, writer: GraphWriter) -> Layout:
+    (x,) = step.inputs
+    layout = writer.layouts[x]
+    if step.sign is not None:
+        x = writer.op("Mul", [x, writer.channelwise(step.sign, layout)])
+    (_search if step.levels >= SEARCH_FROM else _compare_each)(step, x, layout, writer)
+    writer.integers.add(step.name)
+    return layout
+
+
+def _compare_each(step: s.Codes, x: str, layout: Layout, writer: GraphWriter) -> None:
+    """Adds comparisons with every threshold, counted in bytes."""
+    codes = ""
+    for index, threshold in enumerate(step.thresholds.T, 1):
+        passed = writer.op("Greater", [x, writer.channelwise(threshold, layout)])
+        last = step.name if index == step.levels else None
+        one = writer.cast(passed, TensorProto.UINT8, last if step.levels == 1 else None)
+        codes = writer.op("Add", [codes, one], last) if codes else one
+
+
+def _search(step: s.Codes, x: str, layout: Layout, writer: GraphWriter) -> None:
+    """Binary search over `2^b - 1` thresholds, one bit of the code after the other."""
+    rows, levels = step.thresholds.shape
+    table = writer.const(step.thresholds.reshape(-1))
+    codes = writer.op("Mul", [writer.cast(x, TensorProto.INT32), writer.const(np.int32(0))])
+    for bit in reversed(range(levels.bit_length())):
+        place = np.arange(rows, dtype=np.int32) * levels + (2**bit - 1)
+        index = writer.op("Add", [codes, writer.channelwise(place.astype(np.int32), layout)])
+        passed = writer.op("Greater", [x, writer.op("Gather", [table, index])])
+        step_up = writer.op("Mul", [writer.cast(passed, TensorProto.INT32), writer.const(np.int32(2**bit))])
+        codes = writer.op("Add", [codes, step_up])
+    writer.cast(codes, TensorProto.UINT8, step.name)
+
+
+@write_step.register
+def _(step: s.IntLinear, writer: GraphWriter) -> Layout:
+    if _takes_qdq(step, writer):
+        return _write_qdq(step, writer, "flat")
+    _multiply(step, step.inputs[0], step.weight.T, writer)
+    return "flat"
+
+
+@write_step.register
+def _(step: s.IntConv, writer: GraphWriter) -> Layout:
+    if _takes_qdq(step, writer):
+        return _write_qdq(step, writer, "NCHW")
+    if step.window.groups == 1 and writer.layout == "NHWC":
+        x = _gather_windows(step, writer.in_layout(step.inputs[0], "NHWC"), writer)
+        rows = step.weight.transpose(3, 2, 1, 0).reshape(-1, len(step.weight))
+        _multiply(step, x, rows, writer)
+        return "NHWC"
+    x = writer.in_layout(step.inputs[0], "NCHW")
+    attributes = window_attributes(step.window)
+    _accumulate(step, "ConvInteger", x, step.weight, writer, attributes)
+    return "NCHW"
+
+
+def _gather_windows(step: s.IntConv, x: str, writer: GraphWriter) -> str:
+    """`[N, H, W, C]` to `[N, H', W', kw kh C]`: what the kernel sees, first down, then across."""
+    window, kernel = step.window, step.weight.shape[2:]
+    top, left, bottom, right = window.pads
+    if any(window.pads):
+        x = writer.op("Pad", [x, writer.ints(0, top, left, 0, 0, bottom, right, 0)])
+    places = zip((1, 2), kernel, window.dilation, window.stride, strict=True)
+    for axis, size, dilation, stride in places:
+        if size == 1 and stride == 1:
+            continue
+        parts = []
+        for offset in range(size):
+            rest = (size - 1 - offset) * dilation
+            end = -rest if rest else np.iinfo(np.int64).max
+            bounds = (writer.ints(v) for v in (offset * dilation, end, axis, stride))
+            parts.append(writer.op("Slice", [x, *bounds]))
+        x = writer.op("Concat", parts, axis=3) if size > 1 else parts[0]
+    return x
+
+
+def _multiply(step: s.IntConv, x: str, weight: NDArray[Any], writer: GraphWriter) -> None:
+    _accumulate(step, "MatMulInteger", x, weight, writer, {})
+
+
+def _accumulate(
+    step: s.IntConv,
+    kind: str,
+    x: str,
+    weight: NDArray[Any],
+    writer: GraphWriter,
+    attributes: dict[str, Any],
+) -> None:
+    """Adds the integer product to int32; `weight` is `[O, I, kh, kw]` or `[I, O]`, as `kind` takes it."""
+    writer.integers.add(step.name)
+    zero = writer.const(np.uint8(0))
+    if not step.odd or step.bits < 8:
+        # onnxruntime has fast kernels for ConvInteger with unsigned weights only.
+        largest = int(np.abs(weight).max(initial=0))
+        unsigned = kind == "ConvInteger" or 2 * step.levels * largest > PAIR_LIMIT
+        name, point = _stored_weight(step, weight, writer, 128 if unsigned else 0)
+        writer.op(kind, [x, name, zero, writer.const(point)], step.name, **attributes)
+        return
+    # Odd integers of 8 bits do not fit a byte: w = 2 q - 255, so the sum over the inputs is taken off.
+    code = ((weight + 255) // 2).astype(np.uint8)
+    main = writer.op(kind, [x, writer.const(code), zero, zero], **attributes)
+    ones = np.ones(weight.shape if kind == "ConvInteger" else (len(weight), 1), np.uint8)
+    inputs = writer.op(kind, [x, writer.const(ones), zero, zero], **attributes)
+    doubled = writer.op("Mul", [main, writer.const(np.int32(2))])
+    offset = writer.op("Mul", [inputs, writer.const(np.int32(255))])
+    writer.op("Sub", [doubled, offset], step.name)
+
+
+def _stored_weight(
+    step: s.IntConv, weight: NDArray[Any], writer: GraphWriter, point: int
+) -> tuple[str, np.generic]:
+    """The weight as bytes with their zero point; up to 4 bits stored packed and looked up when loaded."""
+    dtype = np.uint8 if point else np.int8
+    if step.bits > 4:
+        return writer.const((weight + point).astype(dtype)), dtype(point)
+    levels = np.arange(2**step.bits)
+    integers = 2 * levels - levels[-1] if step.odd else levels - 2 ** (step.bits - 1)
+    codes = (weight - integers[0]) // (2 if step.odd else 1)
+    storage = 2 if step.bits == 2 and writer.opset >= 25 else 4
+    packed = writer.packed(codes.astype(np.uint8), storage)
+    table = writer.const((integers + point).astype(dtype))
+    return writer.op("Gather", [table, writer.cast(packed, TensorProto.INT32)]), dtype(point)
+
+
+def _takes_qdq(step: s.IntConv, writer: GraphWriter) -> bool:
+    """Behind a uniform quantizer, with weights that are bytes and sums that float32 holds."""
+    source = next(other for other in writer.description.steps if other.name == step.inputs[0])
+    fits = not (step.odd and step.bits == 8) and not needs_float64(step)
+    return isinstance(source, s.UniformCodes) and fits
+
+
+def _write_qdq(step: s.IntConv, writer: GraphWriter, layout: Layout) -> Layout:
+    """Quantize-dequantize form. Both scales are 1, so that sums stay integers; the real scales come after."""
+    one = writer.const(np.float32(1))
+    codes = writer.in_layout(step.inputs[0], layout)
+    x = writer.op("DequantizeLinear", [codes, one, writer.const(np.uint8(0))])
+    name, point = _stored_weight(step, step.weight if layout == "NCHW" else step.weight.T, writer, 0)
+    weight = writer.op("DequantizeLinear", [name, one, writer.const(point)])
+    # Through int32: onnxruntime would multiply the scales behind into the weights, and sums would round.
+    if layout == "NCHW":
+        total = convolution(writer, x, weight, step.window, None, step.weight.shape[2:])
+    else:
+        total = writer.op("MatMul", [x, weight])
+    writer.cast(total, TensorProto.INT32, step.name)
+    writer.integers.add(step.name)
+    return layout

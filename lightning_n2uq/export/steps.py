@@ -1,0 +1,257 @@
+"""The operations of a deployed network: what every engine computes, in which order and in which dtype.
+
+A step reads the outputs of earlier steps by name and has one output, called by the step's own name. Images
+are `[N, C, H, W]`, features `[N, C]`; per-channel arrays belong to axis 1. Real values are float32 and every
+step that works on them is a fixed sequence of single IEEE operations (no fused multiply-add), so that engines
+agree in every bit. Sums, where the order of additions could matter, only ever run over integers that the
+accumulator holds exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation.
+
+    Attributes:
+        op: name of the kind of step, written into files.
+        name: of the step and of its output, unique in a network.
+        inputs: names of the steps it reads.
+    """
+
+    op: ClassVar[str] = ""
+    name: str
+    inputs: tuple[str, ...]
+
+    def arrays(self) -> dict[str, Array]:
+        """The numpy fields by name."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+
+    def settings(self) -> dict[str, object]:
+        """The remaining fields by name: strings, numbers, tuples, None."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.arrays()}
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a kernel moves: strides, zeros around (top, left, bottom, right), dilations, groups of channels."""
+
+    stride: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Input(Step):
+    """The images: float32, or uint8 where the network begins with `Normalize`. `shape` is `(C, H, W)`."""
+
+    op: ClassVar[str] = "input"
+    shape: tuple[int, ...] = ()
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Normalize(Step):
+    """`(float32(pixel) - offset) / divisor` per channel, both float32 `[C]`."""
+
+    op: ClassVar[str] = "normalize"
+    offset: Array = field(default_factory=lambda: np.zeros(0, np.float32))
+    divisor: Array = field(default_factory=lambda: np.ones(0, np.float32))
+
+
+@dataclass(frozen=True)
+class Codes(Step):
+    """`q = #{k : sign * x > thresholds_k}`, uint8.
+
+    `thresholds` is `[1, n]` or `[C, n]`, non-decreasing along `k`; int32 where `x` is an accumulator, else
+    float32. `sign` is `[C]` of -1 and 1 in the same dtype (a decreasing map in front), or None.
+    """
+
+    op: ClassVar[str] = "codes"
+    thresholds: Array = field(default_factory=lambda: np.zeros((1, 0), np.float32))
+    sign: Array | None = None
+
+    @property
+    def levels(self) -> int:
+        """Largest code."""
+        return int(self.thresholds.shape[1])
+
+
+@dataclass(frozen=True)
+class UniformCodes(Step):
+    """`q = clip(round_half_even((x - offset) / step), 0, levels)`, uint8: the baselines' quantizer."""
+
+    op: ClassVar[str] = "uniform_codes"
+    step: float = 1.0
+    levels: int = 3
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class IntConv(Step):
+    """Convolution of uint8 codes with integer weights `[O, I / groups, kh, kw]` (int16) into int32.
+
+    `bits` is the weights' code width and `odd` tells levels `2 q - (2^bits - 1)` from `q - 2^(bits - 1)`;
+    `levels` is the largest code of the input.
+    """
+
+    op: ClassVar[str] = "int_conv"
+    weight: Array = field(default_factory=lambda: np.zeros((0, 0, 1, 1), np.int16))
+    bits: int = 2
+    odd: bool = True
+    levels: int = 3
+    window: Window = Window()
+
+    def bound(self) -> NDArray[np.int64]:
+        """Largest magnitude of every output channel's sum, and of all its partial sums."""
+        weight = np.abs(self.weight.astype(np.int64))
+        bound: NDArray[np.int64] = weight.reshape(len(weight), -1).sum(1) * self.levels
+        return bound
+
+
+@dataclass(frozen=True)
+class IntLinear(IntConv):
+    """`IntConv` for features: weights `[O, I]`, input `[N, I]`."""
+
+    op: ClassVar[str] = "int_linear"
+
+
+@dataclass(frozen=True)
+class BorderSums(Step):
+    """Sums of the weights that fall inside an image of height and width `size`, `[1, O, H', W']` float32.
+
+    Needed where codes carry an offset: the zeros around an image have none. `weight` is `[O, 1, kh, kw]`
+    float32 integers, already summed over the input channels; nothing is read.
+    """
+
+    op: ClassVar[str] = "border_sums"
+    weight: Array = field(default_factory=lambda: np.zeros((0, 1, 1, 1), np.float32))
+    size: tuple[int, int] = (1, 1)
+    window: Window = Window()
+
+
+@dataclass(frozen=True)
+class FixedLinear(Step):
+    """A full-precision layer without kernel window, as exact sums: `[N, I]`, or `[N, I, H, W]` with stride.
+
+    `s = max(max|x|, tiny) * 2^-bits` over each sample, `x_int = round_half_even(x / s)`, then
+    `float32(sum w_int x_int) * s`. `weight` is `[O, I]` int32; every sum stays below 2^53.
+    """
+
+    op: ClassVar[str] = "fixed_linear"
+    weight: Array = field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    bits: int = 24
+    stride: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True)
+class SplitConv(Step):
+    """A full-precision convolution as three exact float32 ones.
+
+    `s = max(max|x|, tiny) * 2^-high_bits` over each sample, `u = x / s`, `h = round(u)`,
+    `l = round((u - h) * 2^low_bits) * 2^-low_bits`; then
+    `conv(h, high) * s + (conv(h, low) * s + conv(l, high) * s)`. `high` holds integers, `low` multiples of a
+    power of two below one, both float32 `[O, I / groups, kh, kw]`; every sum has at most 24 significant bits.
+    """
+
+    op: ClassVar[str] = "split_conv"
+    high: Array = field(default_factory=lambda: np.zeros((0, 0, 1, 1), np.float32))
+    low: Array = field(default_factory=lambda: np.zeros((0, 0, 1, 1), np.float32))
+    high_bits: int = 8
+    low_bits: int = 8
+    window: Window = Window()
+
+
+@dataclass(frozen=True)
+class MeanPool(Step):
+    """Mean over height and width, `[N, C, H, W]` to `[N, C, 1, 1]`: `float32(sum x_int / (H W)) * s`.
+
+    `s` and `x_int` are those of `FixedLinear`; the sum and the quotient are float64.
+    """
+
+    op: ClassVar[str] = "mean_pool"
+    bits: int = 24
+
+
+@dataclass(frozen=True)
+class Affine(Step):
+    """`float32(x) * scale + shift` per channel; either may be None. Two roundings."""
+
+    op: ClassVar[str] = "affine"
+    scale: Array | None = None
+    shift: Array | None = None
+
+
+@dataclass(frozen=True)
+class PReLU(Step):
+    """`x` where `x > 0`, else `slope * x`; float32 `[C]`."""
+
+    op: ClassVar[str] = "prelu"
+    slope: Array = field(default_factory=lambda: np.zeros(0, np.float32))
+
+
+@dataclass(frozen=True)
+class Clamp(Step):
+    """`min(max(x, low), high)`; an infinite bound is none."""
+
+    op: ClassVar[str] = "clamp"
+    low: float = 0.0
+    high: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Add(Step):
+    """Sum of two tensors of one shape."""
+
+    op: ClassVar[str] = "add"
+
+
+@dataclass(frozen=True)
+class Mul(Step):
+    """Product of two tensors, one of which may be `[N, C, 1, 1]`."""
+
+    op: ClassVar[str] = "mul"
+
+
+@dataclass(frozen=True)
+class MaxPool(Step):
+    """Largest value under a `kernel`; the surroundings count as minus infinity."""
+
+    op: ClassVar[str] = "max_pool"
+    kernel: tuple[int, int] = (2, 2)
+    window: Window = Window()
+
+
+@dataclass(frozen=True)
+class Concat(Step):
+    """Channels of several tensors, one after the other."""
+
+    op: ClassVar[str] = "concat"
+
+
+@dataclass(frozen=True)
+class Flatten(Step):
+    """`[N, C, H, W]` to `[N, C H W]`."""
+
+    op: ClassVar[str] = "flatten"
+
+
+STEPS: dict[str, type[Step]] = {
+    kind.op: kind
+    for kind in (
+        Input, Normalize, Codes, UniformCodes, IntConv, IntLinear, BorderSums, FixedLinear, SplitConv,
+        MeanPool, Affine, PReLU, Clamp, Add, Mul, MaxPool, Concat, Flatten,
+    )
+}  # fmt: skip
+"""Kinds of steps by `op`."""

@@ -1,0 +1,225 @@
+"""The deployed network in PyTorch: integer-exact evaluation.
+
+Convolutions run over integers in float32 where no partial sum can pass 2^24, in float64 otherwise, so that
+the order in which a backend adds does not matter: results do not change with threads, memory layout or batch
+size.
+"""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_n2uq.export import steps as s
+from lightning_n2uq.export.description import Description, needs_float64
+from lightning_n2uq.export.fixed_point import TINY
+
+Arrays = dict[str, Tensor]
+
+
+class ExactNetwork(nn.Module):
+    """Executes a `Description`; its steps' arrays are buffers, nothing is trainable.
+
+    On a GPU every convolution runs in float64, since float32 kernels may use reduced-precision products or
+    transforms there.
+
+    Args:
+        description: the network.
+    """
+
+    def __init__(self, description: Description) -> None:
+        super().__init__()
+        self.description = description
+        self._wide = {
+            step.name for step in description.steps if isinstance(step, s.IntConv) and needs_float64(step)
+        }
+        for index, step in enumerate(description.steps):
+            for name, array in _prepared(step).items():
+                self.register_buffer(f"step{index}_{name}", array, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `[N, classes]` of images `[N, C, H, W]`."""
+        return self.run(images)[self.description.output]
+
+    @torch.no_grad()
+    def run(self, images: Tensor) -> dict[str, Tensor]:
+        """Outputs of all steps by name.
+
+        Raises:
+            ValueError: the images do not fit the network.
+        """
+        first = self.description.input
+        if images.shape[1:] != first.shape or images.dtype != getattr(torch, first.dtype):
+            wanted = ", ".join(map(str, first.shape))
+            raise ValueError(
+                f"images: got {images.dtype} {list(images.shape)}, allowed is {first.dtype} [N, {wanted}]"
+            )
+        values = {first.name: images}
+        for index, step in enumerate(self.description.steps[1:], 1):
+            arrays = {name: getattr(self, f"step{index}_{name}") for name in _prepared_names(step)}
+            wide = step.name in self._wide or images.is_cuda
+            values[step.name] = run_step(step, arrays, wide, *(values[name] for name in step.inputs))
+        return values
+
+
+def _prepared_names(step: s.Step) -> list[str]:
+    return list(step.arrays())
+
+
+def _prepared(step: s.Step) -> Arrays:
+    """The step's arrays as tensors, weights in the dtype in which they are used."""
+    arrays = {name: torch.from_numpy(array.copy()) for name, array in step.arrays().items()}
+    if isinstance(step, s.IntConv):
+        arrays["weight"] = arrays["weight"].to(torch.float64 if needs_float64(step) else torch.float32)
+    if isinstance(step, s.FixedLinear):
+        arrays["weight"] = arrays["weight"].double()
+    return arrays
+
+
+def _channelwise(array: Tensor, x: Tensor) -> Tensor:
+    return array.reshape(1, -1, *(1,) * (x.dim() - 2))
+
+
+@singledispatch
+def run_step(step: s.Step, arrays: Arrays, wide: bool, *inputs: Tensor) -> Tensor:
+    """Output of one step; `wide` asks for float64 sums."""
+    raise ValueError(f"step: {step.op!r} is unknown to this version")
+
+
+@run_step.register
+def _(step: s.Normalize, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
+    return (x.float() - _channelwise(arrays["offset"], x)) / _channelwise(arrays["divisor"], x)
+
+
+@run_step.register
+def _(step: s.Codes, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
+    if step.sign is not None:
+        x = x * _channelwise(arrays["sign"], x)
+    codes = torch.zeros_like(x, dtype=torch.uint8)
+    for threshold in arrays["thresholds"].T:
+        codes += x > _channelwise(threshold, x)
+    return codes
+
+
+@run_step.register
+def _(step: s.UniformCodes, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
+    if step.offset:
+        x = x - torch.tensor(step.offset, dtype=torch.float32, device=x.device)
+    # A tensor, not a number: dividing by a number multiplies by its reciprocal on some devices.
+    divisor = torch.tensor(step.step, dtype=torch.float32, device=x.device)
+    return torch.round(x / divisor).clamp(0, step.levels).to(torch.uint8)
+
+
+def _convolve(x: Tensor, weight: Tensor, window: s.Window, wide: bool) -> Tensor:
+    dtype = torch.float64 if wide else weight.dtype
+    top, left, bottom, right = window.pads
+    x = x.to(dtype)
+    padding = (top, left)
+    if (top, left) != (bottom, right):
+        x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
+    return F.conv2d(x, weight.to(dtype), None, window.stride, padding, window.dilation, window.groups)
+
+
+@run_step.register
+def _(step: s.IntConv, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
+    return _convolve(x, arrays["weight"], step.window, wide).to(torch.int32)
+
+
+@run_step.register
+def _(step: s.IntLinear, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
+    weight = arrays["weight"].double() if wide else arrays["weight"]
+    return F.linear(x.to(weight.dtype), weight).to(torch.int32)
+
+
+@run_step.register
+def _(step: s.BorderSums, arrays: Arrays, wide: bool) -> Tensor:
+    ones = torch.ones(1, 1, *step.size, device=arrays["weight"].device)
+    return _convolve(ones, arrays["weight"], step.window, wide).float()
+
+
+def _sample_scale(x: Tensor, bits: int) -> Tensor:
+    largest = x.abs().amax(dim=tuple(range(1, x.dim())), keepdim=True)
+    return largest.clamp_min(TINY) * 2.0**-bits
+
+
+@run_step.register
+def _(step: s.FixedLinear, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
+    scale = _sample_scale(x, step.bits)
+    integers = torch.round(x / scale).double()
+    if x.dim() == 4:
+        total = F.conv2d(integers, arrays["weight"][:, :, None, None], stride=step.stride)
+    else:
+        total = F.linear(integers, arrays["weight"])
+    return total.float() * scale
+
+
+@run_step.register
+def _(step: s.SplitConv, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
+    scale = _sample_scale(x, step.high_bits)
+    unit = x / scale
+    high = torch.round(unit)
+    low = torch.round((unit - high) * 2.0**step.low_bits) * 2.0**-step.low_bits
+    pairs = ((high, "high"), (high, "low"), (low, "high"))
+    main, high_low, low_high = (
+        _convolve(part, arrays[weight], step.window, wide).float() * scale for part, weight in pairs
+    )
+    return main + (high_low + low_high)
+
+
+@run_step.register
+def _(step: s.MeanPool, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
+    scale = _sample_scale(x, step.bits)
+    total = torch.round(x / scale).double().sum(dim=(2, 3), keepdim=True)
+    count = torch.tensor(x.shape[2] * x.shape[3], dtype=torch.float64, device=x.device)
+    return (total / count).float() * scale
+
+
+@run_step.register
+def _(step: s.Affine, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
+    x = x.float()
+    if step.scale is not None:
+        x = x * _channelwise(arrays["scale"], x)
+    return x if step.shift is None else x + _channelwise(arrays["shift"], x)
+
+
+@run_step.register
+def _(step: s.PReLU, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
+    return torch.where(x > 0, x, x * _channelwise(arrays["slope"], x))
+
+
+@run_step.register
+def _(step: s.Clamp, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
+    return x.clamp(step.low, step.high)
+
+
+@run_step.register
+def _(step: s.Add, arrays: Arrays, wide: bool, left: Tensor, right: Tensor) -> Tensor:
+    return left + right
+
+
+@run_step.register
+def _(step: s.Mul, arrays: Arrays, wide: bool, left: Tensor, right: Tensor) -> Tensor:
+    return left * right
+
+
+@run_step.register
+def _(step: s.MaxPool, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
+    top, left, bottom, right = step.window.pads
+    x = F.pad(x, (left, right, top, bottom), value=float("-inf"))
+    return F.max_pool2d(x, step.kernel, step.window.stride, 0, step.window.dilation)
+
+
+@run_step.register
+def _(step: s.Concat, arrays: Arrays, wide: bool, *inputs: Tensor) -> Tensor:
+    return torch.cat(inputs, 1)
+
+
+@run_step.register
+def _(step: s.Flatten, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
+    return x.flatten(1)
+
+
+__all__ = ["ExactNetwork", "run_step"]

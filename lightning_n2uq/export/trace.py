@@ -1,0 +1,48 @@
+"""From a trained network to its `Description`.
+
+Networks of this package are walked by their structure; any other one (`quantize_model`'s, torchvision's,
+timm's) is traced with torch.fx, layer modules being its leaves. A layer without a deployed form stops the
+export with its name and kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+import lightning_n2uq.export.backbones  # noqa: F401 -- registers this package's networks
+from lightning_n2uq.export import layers
+from lightning_n2uq.export.builder import Builder
+from lightning_n2uq.export.description import Description
+from lightning_n2uq.export.flip import absorb_signs
+from lightning_n2uq.export.fx import trace_with_fx
+
+
+@torch.no_grad()
+def describe(
+    model: nn.Module, image_shape: tuple[int, int, int], metadata: Mapping[str, str] | None = None
+) -> Description:
+    """Derives the deployed network from a trained one; the model is left as it is.
+
+    Args:
+        model: a network of this package, one made by `quantize_model`, or a module with one as `backbone`;
+            evaluation behaviour is exported whatever mode it is in.
+        image_shape: `(C, H, W)` of the images.
+        metadata: texts to keep with it.
+
+    Raises:
+        ValueError: a layer or operation has no deployed form; the message names it.
+    """
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ValueError(f"image_shape: got {image_shape!r}, allowed is (channels, height, width)")
+    model = getattr(model, "backbone", model)
+    builder = Builder()
+    images = builder.input(tuple(image_shape))
+    if layers.is_known(model):
+        logits = layers.apply(model, builder, images, "")
+    else:
+        logits = trace_with_fx(model, builder, images)
+    builder.value(logits)
+    return Description(absorb_signs(builder.steps), dict(metadata or {}), tuple(builder.folds))

@@ -1,0 +1,34 @@
+"""The package's own list of packages and files is whole."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no TOML reader")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_every_folder_with_code_is_installed() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    inside = {p.parent.relative_to(ROOT) for p in (ROOT / "lightning_n2uq").rglob("__init__.py")}
+    expected = {".".join(path.parts) for path in inside}
+    expected |= {f"lightning_n2uq.{name}" for name in ("callbacks", "datamodules", "configs")}
+    assert listed == expected
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, lightning_n2uq\n"
+        "heavy = {'wandb', 'sklearn', 'matplotlib', 'numba', 'triton', 'plotly', 'onnx', 'timm'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"
+
+
+def test_the_top_folders_are_not_importable_by_their_short_names() -> None:
+    code = "import callbacks"
+    result = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=False)
+    assert "No module named 'callbacks'" in result.stderr
