@@ -39,8 +39,8 @@ class ExchangeConfig:
         warmup_steps: First steps that are exchanged in full precision.
         skip_patterns: Parameters whose name matches one of these globs travel in full precision.
         min_numel: Parameters with fewer elements, and all 1-D ones, travel in full precision.
-        unit_numel: Gradients are pipelined in pieces of about this many coordinates. None takes
-            ``2**18``, or ``2**20`` for entropy coding, whose messages cost a round trip for their sizes.
+        unit_numel: Gradients are pipelined in pieces of about this many coordinates. Smaller pieces
+            overlap better on slow links and cost more processor time.
         seed: Base seed of the stochastic rounding.
 
     Raises:
@@ -61,18 +61,17 @@ class ExchangeConfig:
     warmup_steps: int = 0
     skip_patterns: tuple[str, ...] = ()
     min_numel: int = 256
-    unit_numel: int | None = None
+    unit_numel: int = 1 << 20
     seed: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "skip_patterns", tuple(self.skip_patterns))
         _require(self.scheme in SCHEMES, "scheme", self.scheme, f"one of {', '.join(SCHEMES)}")
-        for name, minimum in (("warmup_steps", 0), ("min_numel", 0), ("seed", 0)):
+        for name, minimum in (("warmup_steps", 0), ("min_numel", 0), ("seed", 0), ("unit_numel", 1)):
             value = getattr(self, name)
             _require(_is_int(value, minimum), name, value, f"an integer >= {minimum}")
-        for name in ("ranks_per_node", "unit_numel"):
-            value = getattr(self, name)
-            _require(value is None or _is_int(value, 1), name, value, "None or an integer >= 1")
+        if self.ranks_per_node is not None:
+            _require(_is_int(self.ranks_per_node, 1), "ranks_per_node", self.ranks_per_node, "None or >= 1")
         if self.second_phase_bits is not None and self.scheme != "two_phase":
             raise ValueError(
                 f"`second_phase_bits` needs scheme='two_phase', got {self.second_phase_bits} "
@@ -110,11 +109,6 @@ class ExchangeConfig:
         return replace(
             self, bits=self.second_phase_bits, second_phase_bits=None, error_feedback=False
         ).codec()
-
-    @property
-    def piece(self) -> int:
-        """Return the coordinates of a unit, with the default filled in."""
-        return self.unit_numel or (1 << 18 if self.coding == "packed" else 1 << 20)
 
     def fields(self) -> dict[str, Any]:
         """Return what the handshake compares, under the names users set."""

@@ -105,7 +105,7 @@ class Engine:
         """
         whole = whole_span(places)
         align = self.config.bucket_size * self.topology.nodes * self.topology.local_size
-        units = split_units(whole, self.config.piece, align)
+        units = split_units(whole, self.config.unit_numel, align)
         chains = [
             Chain(
                 unit,

@@ -44,7 +44,7 @@ class NUQSGDStrategy(HookedDDPStrategy):
         warmup_steps: First steps in full precision.
         skip_patterns: Globs of parameter names that travel in full precision.
         min_numel: Smaller parameters travel in full precision, as do all 1-D ones.
-        unit_numel: Coordinates per piece of the pipeline; chosen by coding if None.
+        unit_numel: Coordinates per piece of the pipeline.
         seed: Base seed of the stochastic rounding.
         find_unused_parameters: As in ``DistributedDataParallel``.
         static_graph: As in ``DistributedDataParallel``.
@@ -74,7 +74,7 @@ class NUQSGDStrategy(HookedDDPStrategy):
         warmup_steps: int = 0,
         skip_patterns: Sequence[str] = (),
         min_numel: int = 256,
-        unit_numel: int | None = None,
+        unit_numel: int = 1 << 20,
         seed: int = 0,
         find_unused_parameters: bool = False,
         static_graph: bool = False,

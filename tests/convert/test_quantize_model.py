@@ -250,8 +250,8 @@ def test_transformer_layers_do_not_bypass_their_quantizers_in_evaluation(fused):
 def test_attention_that_reads_weights_past_its_layers_is_named():
     from torchvision.models import SwinTransformer
 
-    model = SwinTransformer([4, 4], 8, [1], [2], [4, 4], num_classes=5)
+    model = SwinTransformer([4, 4], 8, [2], [2], [4, 4], num_classes=5)
     report = quantize_model(model, calibration=[torch.randn(1, 3, 32, 32)])
-    block = "features.1.0"
-    assert {f"{block}.attn.qkv", f"{block}.attn.proj"} <= set(report.unsupported)
-    assert report.quantized == [f"{block}.mlp.0", f"{block}.mlp.3"]
+    blocks = ["features.1.0", "features.1.1"]
+    assert {f"{b}.attn.{name}" for b in blocks for name in ("qkv", "proj")} <= set(report.unsupported)
+    assert report.quantized == [f"{b}.mlp.{name}" for b in blocks for name in ("0", "3")]
