@@ -20,6 +20,7 @@ from lightning_n2uq.datamodules import DigitsDataModule
 from lightning_n2uq.modules import QuantizedClassifier
 from lightning_n2uq.strategies import TorchHookStrategy
 
+HOSTS = int(os.environ.get("WORLD_SIZE", "1"))  # Lightning removes the variable after its first run
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "digits"
 # A third of the digits for testing: with the default tenth one image is more than half a point.
 SPLIT = {"batch_size": 32, "val_fraction": 0.05, "test_fraction": 0.3}
@@ -75,7 +76,7 @@ def train(config: str, method: str, seed: int, epochs: int) -> dict[str, Any]:
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=1,
-        num_nodes=int(os.environ["WORLD_SIZE"]),
+        num_nodes=HOSTS,
         strategy=strategy(method),
         max_epochs=epochs,
         limit_val_batches=0,
