@@ -18,8 +18,9 @@ def ideal_bytes(bits: int, numel: int, hosts: int) -> float:
 def render(figures: Sequence[Mapping[str, Any]]) -> str:
     """Return a Markdown table of the figures of one network.
 
-    Columns: best time per step of the slowest rank (other work on the machine only adds), times faster than ``ddp`` and ``ddp_fp16``, megabytes that left a
-    host per step, and these bytes over :func:`ideal_bytes` for packed codes.
+    Columns: best time per step of the slowest rank (other work on the machine only adds), how many
+    times faster than ``ddp`` and ``ddp_fp16``, megabytes that left a host per step, and these bytes
+    over :func:`ideal_bytes` for packed codes.
     """
     times = {row["method"]: min(row["seconds"]) for row in figures}
     first = figures[0]
