@@ -1,6 +1,6 @@
 r"""What the codec does in expectation: variance bound, code distribution, entropy, expected code length.
 
-Variance bound (all families; DESIGN's figures for exponential levels are the case `k = 1/8`).
+Variance bound (all families; docs/numerics.md's figures for exponential levels are the case `k = 1/8`).
 Let `0 = l_0 < l_1 < .. = 1` be the levels and `r_i = |v_i| / ||v||_p`. Rounding `r` in `[l, u]` without bias
 has the variance `(u - r)(r - l)`.
 

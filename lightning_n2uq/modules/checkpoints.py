@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_n2uq.quantizers.base import DataInitializedQuantizer
+
 
 def read_checkpoint(path: str, argument: str = "path") -> dict[str, Any]:
     """Load a checkpoint's tensors and plain values on the CPU; code in the file is never run.
@@ -57,6 +59,17 @@ class LoadReport:
         return "\n".join(lines)
 
 
+def _fitted_to_other_bits(model: nn.Module, arguments: dict[str, Any]) -> set[str]:
+    """Entries of quantizers that fit a step to data, where the source has other bits: a step is no range."""
+    return {
+        f"{name}.{entry}"
+        for name, module in model.named_modules()
+        if isinstance(module, DataInitializedQuantizer)
+        for entry in module.state_dict()
+        if module.bits != arguments.get("weight_bits" if "weight_quantizer" in name else "activation_bits")
+    }
+
+
 def load_matching(model: nn.Module, path: str) -> LoadReport:
     """Copy every entry of a checkpoint whose name and shape fit ``model``, and report the rest.
 
@@ -66,7 +79,9 @@ def load_matching(model: nn.Module, path: str) -> LoadReport:
     Raises:
         ValueError: If the file cannot be read or nothing in it fits.
     """
-    source = read_checkpoint(path, "init_from")["state_dict"]
+    checkpoint = read_checkpoint(path, "init_from")
+    source = checkpoint["state_dict"]
+    refit = _fitted_to_other_bits(model, checkpoint["hyper_parameters"])
     target = model.state_dict()
     report = LoadReport(path, unused=[name for name in source if name not in target])
     for name, value in target.items():
@@ -74,6 +89,8 @@ def load_matching(model: nn.Module, path: str) -> LoadReport:
             report.missing.append(name)
         elif source[name].shape != value.shape:
             report.mismatched.append(f"{name} {tuple(source[name].shape)} -> {tuple(value.shape)}")
+        elif name in refit:
+            report.mismatched.append(f"{name} (fitted to another bit width)")
         else:
             report.loaded.append(name)
     if not report.loaded:

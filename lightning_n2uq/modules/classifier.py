@@ -14,9 +14,15 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from typing_extensions import Self
 
 from lightning_n2uq import backbones
+from lightning_n2uq.backbones.pretrained import TORCHVISION, load_pretrained
 from lightning_n2uq.modules.checkpoints import load_matching, read_checkpoint
 from lightning_n2uq.modules.distillation import load_teacher, soft_cross_entropy
 from lightning_n2uq.modules.optimizers import OPTIMIZERS, build_optimizer, parameter_groups
+from lightning_n2uq.modules.published import (
+    published_parameter_groups,
+    published_schedule_factor,
+    set_numerics,
+)
 from lightning_n2uq.modules.schedules import SCHEDULES, schedule_factor
 from lightning_n2uq.modules.validation import check_choice, check_integer, check_number
 
@@ -57,11 +63,18 @@ class QuantizedClassifier(LightningModule):
         weight_decay: For weights with two or more dimensions; quantizers, biases, norms never decay.
         momentum: For sgd.
         betas: For adam and adamw.
-        schedule: ``linear`` (to 0 after the last step), ``cosine`` or ``constant``, per optimizer step.
+        schedule: ``linear`` (to 0 after the last step), ``cosine`` or ``constant``, per optimizer step;
+            ``published`` (as the published N2UQ code: linear per epoch, the last epoch at 0; no warm-up).
         warmup_steps: Optimizer steps of linear warm-up.
         quantizer_lr_multiplier: Factor on ``lr`` for quantizer parameters.
-        init_from: Checkpoint whose fitting weights a new run starts from, whatever its bit widths; what fits
-            and what does not is reported.
+        parameter_groups: ``all`` (every quantizer parameter has that factor) or ``published``: a tenth for
+            those that the published N2UQ code finds by name; the paper's networks only.
+        threshold_comparison: ``>`` (the published code) or ``>=``, where an input at a threshold gets the
+            upper code.
+        weight_gradient: Of N2UQ's weights: ``scaled`` (the published code's ``1/S``) or ``straight_through``.
+        pact_gradient: Of PACT's clip: ``paper``, or ``published`` as in the published code's MobileNetV2.
+        init_from: ``torchvision/<model>`` (its real-valued weights) or a checkpoint of ours, whose fitting
+            weights a new run starts from, whatever its bit widths; what fits and what does not is reported.
 
     Raises:
         ValueError: If a value is impossible; the message names the argument, the value and what is allowed.
@@ -88,9 +101,13 @@ class QuantizedClassifier(LightningModule):
         weight_decay: float = 0.0,
         momentum: float = 0.9,
         betas: Sequence[float] = (0.9, 0.999),
-        schedule: Literal["linear", "cosine", "constant"] = "linear",
+        schedule: Literal["linear", "cosine", "constant", "published"] = "linear",
         warmup_steps: int = 0,
         quantizer_lr_multiplier: float = 0.1,
+        parameter_groups: Literal["all", "published"] = "all",
+        threshold_comparison: Literal[">", ">="] = ">",
+        weight_gradient: Literal["scaled", "straight_through"] = "scaled",
+        pact_gradient: Literal["paper", "published"] = "paper",
         init_from: str | None = None,
     ) -> None:
         super().__init__()
@@ -99,6 +116,7 @@ class QuantizedClassifier(LightningModule):
         self._check_arguments()
         self.num_classes = num_classes
         self.backbone = self._build_backbone()
+        set_numerics(self.backbone, threshold_comparison, weight_gradient, pact_gradient)
         self.example_input_array = torch.zeros(2, in_channels, image_size, image_size)
         self.metrics = self._build_metrics()
         # In a tuple, out of nn.Module's sight: neither in state_dict nor in parameters().
@@ -111,7 +129,8 @@ class QuantizedClassifier(LightningModule):
         check_integer("in_channels", hp.in_channels, 1)
         check_integer("image_size", hp.image_size, 1)
         check_choice("optimizer", hp.optimizer, OPTIMIZERS)
-        check_choice("schedule", hp.schedule, SCHEDULES)
+        check_choice("schedule", hp.schedule, (*SCHEDULES, "published"))
+        check_choice("parameter_groups", hp.parameter_groups, ("all", "published"))
         check_integer("warmup_steps", hp.warmup_steps, 0)
         check_number("lr", hp.lr, 0.0, open_low=True)
         check_number("temperature", hp.temperature, 0.0, open_low=True)
@@ -187,8 +206,13 @@ class QuantizedClassifier(LightningModule):
             self._teacher = (load_teacher(hp.teacher, self.num_classes),)
         # A second fit of the same object continues; it must not fall back to the initial weights.
         if hp.init_from is not None and self.trainer.ckpt_path is None and not self._initialised:
-            rank_zero_info(load_matching(self, hp.init_from).summary())
+            rank_zero_info(self._load_initial_weights(hp.init_from))
         self._initialised = True
+
+    def _load_initial_weights(self, source: str) -> str:
+        if source.startswith(TORCHVISION):
+            return load_pretrained(self.backbone, source).summary()
+        return load_matching(self, source).summary()
 
     def on_fit_start(self) -> None:
         """Move the teacher along: Lightning does not see it."""
@@ -252,11 +276,18 @@ class QuantizedClassifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer over the parameter groups, and a schedule stepped with every optimizer step."""
         hp: Any = self.hparams
-        groups = parameter_groups(self.backbone, hp.lr, hp.weight_decay, hp.quantizer_lr_multiplier)
+        if hp.parameter_groups == "published":
+            groups = published_parameter_groups(self.backbone, hp.lr, hp.weight_decay)
+        else:
+            groups = parameter_groups(self.backbone, hp.lr, hp.weight_decay, hp.quantizer_lr_multiplier)
         betas = (hp.betas[0], hp.betas[1])
         optimizer = build_optimizer(hp.optimizer, groups, lr=hp.lr, momentum=hp.momentum, betas=betas)
         # A fast_dev_run has fewer steps than most warm-ups.
         warmup = 0 if getattr(self.trainer, "fast_dev_run", False) else hp.warmup_steps
-        factor = schedule_factor(hp.schedule, self.trainer.estimated_stepping_batches, warmup)
+        steps = self.trainer.estimated_stepping_batches
+        if hp.schedule == "published":
+            factor = published_schedule_factor(steps, self.trainer.max_epochs)
+        else:
+            factor = schedule_factor(hp.schedule, steps, warmup)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -15,7 +15,7 @@ from lightning_n2uq.ops.tables import WIDTH_FLOOR, compute_dtype, output_step
 def staircase_position(
     x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, ramp: float = 1.0
 ) -> Tensor:
-    """`r_u(alpha x) / D` (DESIGN 2.1): how many steps an input has climbed, `0 .. n`.
+    """`r_u(alpha x) / D` (docs/numerics.md): how many steps an input has climbed, `0 .. n`.
 
     At `u = 1` it is `h / D`, whose nearest integer is the code: `h` passes `k - 1/2` steps at `T_k`.
 
