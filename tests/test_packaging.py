@@ -29,6 +29,6 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 
 def test_the_top_folders_are_not_importable_by_their_short_names() -> None:
-    code = "import callbacks"
-    result = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", "import callbacks"]
+    result = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
     assert "No module named 'callbacks'" in result.stderr

@@ -70,7 +70,7 @@ def test_learning_reduces_the_loss() -> None:
 
 
 def test_wrong_names_values_and_shapes_are_named() -> None:
-    with pytest.raises(ValueError, match="backbone: got 'resnet21', allowed are .*resnet18, "):
+    with pytest.raises(ValueError, match=r"backbone: got 'resnet21', allowed are .*resnet18, "):
         backbones.build("resnet21")
     with pytest.raises(ValueError, match="num_clases"):
         backbones.build("resnet20", num_clases=3)

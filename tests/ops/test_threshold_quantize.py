@@ -1,4 +1,4 @@
-"""`threshold_quantize` against docs/numerics.md: values at thresholds, gradients by finite differences, edges."""
+"""`threshold_quantize` as docs/numerics.md says: values at thresholds, finite differences, edges."""
 
 import pytest
 import torch
