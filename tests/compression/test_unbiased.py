@@ -11,6 +11,7 @@ import torch
 from codec_cases import all_codecs, label, laplace, make_codec, rounding_variance, vectors
 
 from lightning_n2uq.compression import NUQCodec
+from lightning_n2uq.compression.registry import make_codec as named_codec
 from lightning_n2uq.ops.nuq_reference import decode_reference, encode_reference
 
 DRAWS = 2000
@@ -87,6 +88,17 @@ def test_relative_variance_of_laplace_data(levels, bucket_size, reference):
     relative = float(error.square().sum() / x.square().sum())
     assert relative == pytest.approx(reference, rel=0.07)
     assert relative <= codec.variance_bound()
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("nuqsgd_2bit", 2.2), ("nuqsgd_3bit", 0.23), ("nuqsgd", 0.11), ("nuqsgd_8bit", 1e-3)]
+)
+def test_named_variants_can_be_trained_with(name, most):
+    """Error of a gradient relative to its own square: with ``l2`` and 1024, 2 bits would have 22."""
+    codec = named_codec(name)
+    x = laplace(1 << 20)
+    error = codec.decode(codec.encode(x, seed=5), x.numel()) - x
+    assert 0 < error.square().sum() / x.square().sum() < most
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=label)

@@ -92,9 +92,9 @@ def replicas(rank):
     found = {}
     for scheme, accumulate, feedback, steps in (
         ("two_phase", 1, False, 200),
-        ("two_phase", 2, True, 50),
+        ("two_phase", 2, True, 200),
         ("all_gather", 1, True, 200),
-        ("all_gather", 2, False, 50),
+        ("all_gather", 2, False, 200),
     ):
         with exchange(scheme=scheme, error_feedback=feedback, unit_numel=1 << 20) as state:
             values = train(state, steps=steps, accumulate=accumulate)
