@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_n2uq.strategies.nuqsgd import NUQSGDStrategy
 from lightning_n2uq.strategies.probe import time_all_reduce

@@ -115,9 +115,11 @@ def _weight_record(layer: QuantizedLayer, values: list[float]) -> WeightRecord:
 def _activation_record(quantizer: Quantizer, fixed: list[float], counts: list[float]) -> ActivationRecord:
     parts = ActivationCounts.from_vector(torch.tensor(counts, dtype=torch.float64))
     usage = parts.usage.tolist()
-    clipped = (parts.clipped / max(sum(usage), 1)).tolist()
+    clipped_low, clipped_high = (parts.clipped / max(sum(usage), 1)).tolist()
     low, high, *rest = fixed
-    record = ActivationRecord(quantizer.bits, usage, *clipped, low, high, parts.histogram.tolist())
+    record = ActivationRecord(
+        quantizer.bits, usage, clipped_low, clipped_high, low, high, parts.histogram.tolist()
+    )
     if not isinstance(quantizer, LearnableThresholdQuantizer):
         record.curve = rest
         return record

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_n2uq._version import __version__
 from lightning_n2uq.callbacks.log_sink import last_step

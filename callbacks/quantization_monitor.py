@@ -91,7 +91,7 @@ class QuantizationMonitor(Callback):
         self._folder = monitor_files.run_folder(trainer, self.dirpath)
         if stage == "fit":
             self._recorder = LayerRecorder(matching_layers(pl_module, self.patterns, "layers"))
-            if not trainer.fast_dev_run:
+            if not getattr(trainer, "fast_dev_run", False):
                 monitor_media.define_run(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -122,7 +122,7 @@ class QuantizationMonitor(Callback):
         """Writes the snapshot; draws where it is time to."""
         if self._history and self._written_step < self._history[-1][0] and self.records:
             self._written_step = self._history[-1][0]
-            if trainer.is_global_zero and not trainer.fast_dev_run:
+            if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
                 epoch = trainer.current_epoch
                 monitor_files.append_snapshot(self._folder, self._written_step, epoch, self.records)
             monitor_media.log_histograms(trainer, self.records)
@@ -138,12 +138,12 @@ class QuantizationMonitor(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the confusion matrix."""
-        if not trainer.sanity_checking and not trainer.fast_dev_run:
+        if not trainer.sanity_checking and not getattr(trainer, "fast_dev_run", False):
             monitor_files.write_confusion(trainer, pl_module, "val", self._folder)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the confusion matrix."""
-        if not trainer.fast_dev_run:
+        if not getattr(trainer, "fast_dev_run", False):
             monitor_files.write_confusion(trainer, pl_module, "test", self._folder)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -181,7 +181,7 @@ class QuantizationMonitor(Callback):
             del self._history[1:-1:2]  # ends stay, every other one between them goes
 
     def _draw(self, trainer: Trainer) -> None:
-        if not monitor_media.takes_images(trainer) or trainer.fast_dev_run or not self.records:
+        if not monitor_media.takes_images(trainer) or getattr(trainer, "fast_dev_run", False) or not self.records:
             return
         from lightning_n2uq.callbacks import quantization_figures as figures
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from lightning_n2uq.ops.tables import compute_dtype
 
@@ -43,14 +44,14 @@ def plain_quantize_weight(weight: Tensor, bits: int, straight_through: bool = Fa
 
 class _PlainQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, weight: Tensor, bits: int, straight_through: bool) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, bits: int, straight_through: bool) -> Tensor:  # noqa: ANN401
         largest = largest_weight(weight)
         ctx.save_for_backward(largest)
         ctx.straight_through = straight_through
         return (plain_weight_codes(weight, bits) * (largest / (2**bits - 1))).to(weight.dtype)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
         if ctx.straight_through:
             return grad, None, None
         (largest,) = ctx.saved_tensors
