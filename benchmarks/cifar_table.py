@@ -56,6 +56,7 @@ def train(config: str, seed: int, start: Path | None, options: argparse.Namespac
     arguments = ["fit", "--config", str(CONFIGS / f"{config}.yaml"), "--test_after_fit", "true", *QUIET]
     arguments += ["--seed_everything", str(seed), "--data.seed", str(seed), "--data.root", options.root]
     arguments += ["--data.train_fraction", str(options.train_fraction), "--trainer.max_epochs", str(epochs)]
+    arguments += ["--data.val_fraction", str(options.val_fraction)]
     arguments += ["--checkpoint.dirpath", str(folder), "--trainer.default_root_dir", str(folder / "log")]
     if start is not None:
         arguments += ["--model.init_from", str(start)]
@@ -137,9 +138,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--methods", nargs="+", default=["n2uq", "lsq"])
     parser.add_argument("--widths", nargs="+", default=["w4a4", "w2a2"], help="from wide to narrow")
-    parser.add_argument("--epochs", type=int, default=4, help="of every quantized run")
-    parser.add_argument("--float-epochs", type=int, default=8)
-    parser.add_argument("--train-fraction", type=float, default=0.5)
+    parser.add_argument("--epochs", type=int, default=3, help="of every quantized run")
+    parser.add_argument("--float-epochs", type=int, default=6)
+    parser.add_argument("--train-fraction", type=float, default=0.3)
+    parser.add_argument("--val-fraction", type=float, default=0.02)
     parser.add_argument("--folder", default="runs/cifar10_table", help="of the checkpoints")
     parser.add_argument("--jobs", type=int, default=1, help="seeds at the same time, each on one thread")
     parser.add_argument("--output", type=Path, default=OUTPUT)

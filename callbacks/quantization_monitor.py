@@ -181,7 +181,9 @@ class QuantizationMonitor(Callback):
             del self._history[1:-1:2]  # ends stay, every other one between them goes
 
     def _draw(self, trainer: Trainer) -> None:
-        if not monitor_media.takes_images(trainer) or getattr(trainer, "fast_dev_run", False) or not self.records:
+        if not monitor_media.takes_images(trainer) or not self.records:
+            return
+        if getattr(trainer, "fast_dev_run", False):
             return
         from lightning_n2uq.callbacks import quantization_figures as figures
 
