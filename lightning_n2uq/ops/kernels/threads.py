@@ -1,18 +1,23 @@
 """Runs a compiled kernel on as many threads as torch uses.
 
-Python threads around `nogil` kernels instead of numba's own parallel loops: numba's default threading layer
-aborts the process when two threads launch kernels at once (autograd does), its OpenMP layer dies in forked
-children, and compiling parallel loops takes several times as long. Here calls may overlap, forked
-children start their own pool, and each thread gets one contiguous range, so results cannot depend on how many
-there are.
+`nogil` kernels called from Python on torch's own threads (see `openmp`), or on a pool where those cannot be
+used, instead of numba's own parallel loops: numba's default threading layer aborts the process when two
+threads launch kernels at once (autograd does), its OpenMP layer dies in forked children, and compiling
+parallel loops takes several times as long. Here calls may overlap, forked children start their own pool, and
+ranges are contiguous, so results cannot depend on how many threads there are.
 """
 
+import functools
+import itertools
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+
+from lightning_n2uq.ops.kernels import openmp
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
@@ -32,11 +37,25 @@ def run_ranges(kernel: Callable[[int, int], None], total: int, smallest: int) ->
         kernel(0, total)
         return
     borders = [total * index // threads for index in range(threads + 1)]
+    ranges = list(itertools.pairwise(borders))
+    if threads == torch.get_num_threads() and openmp.usable():
+        openmp.run_team(functools.partial(_take_ranges, kernel, deque(ranges)), threads)
+        return
     pool = _workers(threads - 1)
-    futures = [pool.submit(kernel, *borders[index : index + 2]) for index in range(1, threads)]
-    kernel(borders[0], borders[1])
+    futures = [pool.submit(kernel, *one) for one in ranges[1:]]
+    kernel(*ranges[0])
     for future in futures:
         future.result()
+
+
+def _take_ranges(kernel: Callable[[int, int], None], ranges: deque[tuple[int, int]]) -> None:
+    """Works until no range is left, whoever else takes from them; the team may be smaller than asked for."""
+    while True:
+        try:
+            start, stop = ranges.popleft()
+        except IndexError:
+            return
+        kernel(start, stop)
 
 
 def _workers(count: int) -> ThreadPoolExecutor:
