@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_n2uq._version import __version__
 from lightning_n2uq.compression import Codec, mix_seed
+from lightning_n2uq.strategies.answer import Answer, Notice
 from lightning_n2uq.strategies.chain import Chain, build_legs
 from lightning_n2uq.strategies.config import ExchangeConfig
 from lightning_n2uq.strategies.handshake import exchange_records, require_agreement
@@ -23,6 +24,7 @@ from lightning_n2uq.strategies.stats import ExchangeStats
 from lightning_n2uq.strategies.task import BucketJob, Context, UnitTask
 from lightning_n2uq.strategies.topology import Topology
 
+_TELLING_S = 1.0  # a rank that hangs cannot be told; a failing one must not wait for it
 _UNITS_PER_BUCKET = 1 << 16  # numbering only: units of different DDP buckets never share a seed
 
 
@@ -52,8 +54,13 @@ class Engine:
     ) -> None:
         self.config, self.codecs, self.device = config, codecs, device
         self._submitted = 0
-        self._roll = RollCall(lambda: self._submitted)
-        self._peers = self._shake_hands(group, facts)
+        self.doing = "start"
+        self._roll = RollCall(lambda: Answer(self._submitted, self.doing))
+        try:
+            self._peers = self._shake_hands(group, facts)
+        except BaseException:
+            self._roll.close()
+            raise
         ranks = dist.get_process_group_ranks(group)
         # Two NCCL communicators at once may deadlock; one thread and one group per set of ranks cannot.
         vary = not all(codec.fixed_size for codec in codecs)
@@ -133,6 +140,7 @@ class Engine:
             torch.cuda.current_stream(buffer.device).record_event() if cuda else None,
         )
         self.stats.begin(buffer.numel())
+        self.doing = f"gradient exchange of step {step}"
         for chain in plan.chains:
             self._submitted += 1
             self._pipeline.submit(UnitTask(self._context, job, chain, final=chain is plan.chains[-1]))
@@ -146,14 +154,34 @@ class Engine:
         sent = sum(wire.sent for wire in self.topology.wires)
         self.stats.close(step, sent - self._counted, len(self._peers) + 1)
         self._counted = sent
+        self.doing = f"work after the gradient exchange of step {step}"
 
-    def missing(self) -> str:
-        """Call the roll; return which ranks are gone, hang or are behind, or an empty string."""
-        return "; ".join(self._roll.suspects(self._peers))
+    def missing(self, behind: bool = True) -> str:
+        """Call the roll; return which ranks failed, are gone or hang, or an empty string.
+
+        Args:
+            behind: Whether to mention ranks that answer and are behind this one.
+        """
+        return "; ".join(self._roll.suspects(self._peers, behind=behind))
+
+    def whereabouts(self) -> str:
+        """Return what the other ranks are doing."""
+        return self._roll.whereabouts(self._peers)
+
+    def tell(self, text: str, origin: bool) -> None:
+        """Tell the other ranks why this one ends, before they see its connections break.
+
+        Args:
+            text: What happened, to be read after ``"rank 2 "``.
+            origin: Whether the failure began here.
+        """
+        self._roll.tell(Notice(dist.get_rank(), text, origin), self._peers, grace=_TELLING_S)
 
     def _explain(self, error: BaseException) -> BaseException:
-        who = self.missing() or "all ranks answer"
-        return RuntimeError(f"gradient exchange failed on rank {dist.get_rank()}: {who} ({error})")
+        doing = self.doing  # before asking, which takes a moment
+        who = self.missing() or f"all ranks answer ({self.whereabouts()})"
+        self.tell(f"stopped in the {doing} because {who}", origin=False)
+        return RuntimeError(f"gradient exchange failed on rank {dist.get_rank()} in the {doing}: {who} ({error})")
 
     def close(self) -> None:
         """End the threads."""

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
@@ -150,14 +152,36 @@ class NUQSGDStrategy(HookedDDPStrategy):
 
     @override
     def on_exception(self, exception: BaseException) -> None:
-        """Name the ranks that are missing, where another collective failed before the exchange did."""
+        """Tell the other ranks, and name those that caused it where another collective failed."""
         super().on_exception(exception)
-        message = str(exception)
-        if self.state is None or not isinstance(exception, RuntimeError) or "gradient exchange" in message:
-            return
-        missing = self.state.missing()
-        if missing:
-            exception.args = (f"{message} [{missing}]", *exception.args[1:])
+        cause = "" if self.state is None else self.state.report(exception)
+        if cause:
+            exception.args = (f"{exception} [{cause}]", *exception.args[1:])
+
+    @override
+    def training_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Run the forward pass, which other ranks hear of when they ask."""
+        self._now(f"forward pass of step {self._step()}")
+        return super().training_step(*args, **kwargs)
+
+    @override
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        """Prepare the backward pass, which other ranks hear of when they ask."""
+        self._now(f"backward pass of step {self._step()}")
+        super().pre_backward(closure_loss)
+
+    @override
+    def validation_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Run a validation step, which other ranks hear of when they ask."""
+        self._now(f"validation before step {self._step()}")
+        return super().validation_step(*args, **kwargs)
+
+    def _step(self) -> int:
+        return 0 if self.state is None else self.state.step
+
+    def _now(self, doing: str) -> None:
+        if self.state is not None:
+            self.state.doing = doing
 
     @override
     def teardown(self) -> None:

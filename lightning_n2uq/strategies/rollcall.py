@@ -2,7 +2,8 @@
 
 A broken connection only tells an address, and a timeout nothing at all. After a failure the
 survivors call the roll: a process that is gone refuses the connection, one that hangs does not
-answer, and one that is merely behind says where it is. Nothing is sent before something fails.
+answer, and one that is merely behind says where it is. A rank that ends by an error says so to all
+others before its connections break. Nothing is sent before something fails.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-_MAX_REPLY = 64
+from lightning_n2uq.strategies.answer import Answer, Notice
+
+_MAX_BYTES = 1024
+_PATIENCE = 1.0  # seconds for a peer to say what it wants; one slow peer must not block the others
 
 
 def own_address() -> str:
@@ -27,14 +31,15 @@ def own_address() -> str:
 
 
 class RollCall:
-    """Answers peers with this rank's progress and asks all of them after a failure.
+    """Answers peers with this rank's progress, asks them after a failure and tells them of one.
 
     Args:
-        progress: Returns how many units this rank has handed over.
+        answer: Returns what this rank has handed over and what it is doing.
     """
 
-    def __init__(self, progress: Callable[[], int]) -> None:
-        self._progress = progress
+    def __init__(self, answer: Callable[[], Answer]) -> None:
+        self._answer = answer
+        self.notices: dict[int, Notice] = {}
         host = own_address()
         self._socket = socket.create_server((host, 0), family=_family(host), backlog=64)
         self.address = f"{host}|{self._socket.getsockname()[1]}"
@@ -47,7 +52,14 @@ class RollCall:
             except OSError:  # closed
                 return
             with peer, contextlib.suppress(OSError):
-                peer.sendall(str(self._progress()).encode())
+                peer.settimeout(_PATIENCE)
+                self._note(_read(peer))
+                peer.sendall(self._answer().encode())
+
+    def _note(self, message: bytes) -> None:
+        notice = Notice.decode(message)  # None: only a question
+        if notice is not None:
+            self.notices.setdefault(notice.rank, notice)
 
     def close(self) -> None:
         """Stop answering."""
@@ -55,43 +67,85 @@ class RollCall:
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread up
         self._socket.close()
 
-    def suspects(self, addresses: dict[int, str], grace: float = 3.0) -> list[str]:
-        """Return one phrase per rank that is gone, hangs or is behind this one.
+    def tell(self, notice: Notice, addresses: dict[int, str], grace: float = 3.0) -> None:
+        """Tell all others why this rank ends; returns when they know, after ``grace`` seconds at most."""
+        self._ask_all(addresses, grace, notice.encode())
+
+    def suspects(self, addresses: dict[int, str], grace: float = 3.0, behind: bool = True) -> list[str]:
+        """Return one phrase per rank that failed, is gone, hangs or is behind this one.
+
+        Ranks that only stopped because of another one are left out where that other one is known.
 
         Args:
             addresses: Addresses of the other ranks.
             grace: Seconds to wait for an answer.
+            behind: Whether to mention ranks that answer and are behind.
         """
-        with ThreadPoolExecutor(max_workers=min(64, len(addresses) or 1)) as pool:
-            answers = list(pool.map(lambda address: _ask(address, grace), addresses.values()))
-        phrases = [
+        answers = self._ask_all(addresses, grace, b"?")
+        notices = {rank: notice for rank, notice in self.notices.items() if rank in addresses}
+        origins = [f"rank {rank} {notice.text}" for rank, notice in notices.items() if notice.origin]
+        silent = [
             f"rank {rank} {answer}"
-            for rank, answer in zip(addresses, answers, strict=True)
-            if isinstance(answer, str)
+            for rank, answer in answers.items()
+            if isinstance(answer, str) and rank not in notices
         ]
-        if phrases:
+        if not origins and len(silent) == len(addresses) > 1:
+            silent.append("no other rank can be asked: check this rank's own network")
+        phrases = origins + silent
+        phrases = phrases or [f"rank {rank} {notice.text}" for rank, notice in notices.items()]
+        if phrases or not behind:
             return phrases
-        mine = self._progress()
+        mine = self._answer().handed_over
         return [
-            f"rank {rank} is {mine - answer} messages behind"
-            for rank, answer in zip(addresses, answers, strict=True)
-            if isinstance(answer, int) and answer < mine
+            f"rank {rank} is {mine - answer.handed_over} messages behind: {answer.doing}"
+            for rank, answer in answers.items()
+            if isinstance(answer, Answer) and answer.handed_over < mine
         ]
+
+    def whereabouts(self, addresses: dict[int, str], grace: float = 3.0, limit: int = 8) -> str:
+        """Return what the others are doing, for a failure that no rank explains."""
+        answers = list(self._ask_all(addresses, grace, b"?").items())
+        phrases = [
+            f"rank {rank}: {answer.doing if isinstance(answer, Answer) else answer}"
+            for rank, answer in answers[:limit]
+        ]
+        return "; ".join([*phrases, *(["..."] if len(answers) > limit else [])])
+
+    @staticmethod
+    def _ask_all(addresses: dict[int, str], grace: float, message: bytes) -> dict[int, Answer | str]:
+        with ThreadPoolExecutor(max_workers=min(64, len(addresses) or 1)) as pool:
+            answers = pool.map(lambda address: _ask(address, grace, message), addresses.values())
+            return dict(zip(addresses, answers, strict=True))
 
 
 def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def _ask(address: str, grace: float) -> int | str:
-    """Return a peer's progress, or what is wrong with it."""
+def _read(peer: socket.socket) -> bytes:
+    """Return what a peer sends until it stops sending."""
+    message = b""
+    while len(message) < _MAX_BYTES:
+        piece = peer.recv(_MAX_BYTES - len(message))
+        if not piece:
+            break
+        message += piece
+    return message
+
+
+def _ask(address: str, grace: float, message: bytes) -> Answer | str:
+    """Return a peer's answer, or what is wrong with it."""
     host, port = address.split("|")
     try:
         with socket.create_connection((host, int(port)), timeout=grace) as peer:
             peer.settimeout(grace)
-            reply = peer.recv(_MAX_REPLY)
+            peer.sendall(message)
+            peer.shutdown(socket.SHUT_WR)
+            reply = Answer.decode(_read(peer))
     except TimeoutError:
         return f"does not answer within {grace:g} s"
-    except OSError:
+    except (ConnectionRefusedError, ConnectionResetError, BrokenPipeError):
         return "is gone"
-    return int(reply) if reply.isdigit() else "is gone"
+    except OSError as error:
+        return f"cannot be reached ({error.strerror})"
+    return "is gone" if reply is None else reply

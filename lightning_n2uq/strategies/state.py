@@ -16,6 +16,7 @@ from lightning_n2uq.compression import Codec, codec_at_step
 from lightning_n2uq.strategies.config import ExchangeConfig
 from lightning_n2uq.strategies.engine import Engine
 from lightning_n2uq.strategies.plan import BucketPlan, lay_out
+from lightning_n2uq.strategies.farewell import report_failure
 from lightning_n2uq.strategies.refuse import refuse_sharded
 from lightning_n2uq.strategies.stats import ExchangeStats
 
@@ -170,9 +171,25 @@ class NUQSGDState:
         small = parameter.dim() <= 1 or parameter.numel() < self.config.min_numel
         return small or any(fnmatchcase(name, pattern) for pattern in self.config.skip_patterns)
 
-    def missing(self) -> str:
-        """Return which other ranks are gone, hang or are behind; an empty string if none."""
-        return "" if self._engine is None else self._engine.missing()
+    @property
+    def doing(self) -> str:
+        """Return what this rank tells the others that it is doing; set it to tell them more."""
+        return "start" if self._engine is None else self._engine.doing
+
+    @doing.setter
+    def doing(self, text: str) -> None:
+        if self._engine is not None:
+            self._engine.doing = text
+
+    def report(self, error: BaseException) -> str:
+        """Tell the other ranks that this one ends by ``error``; ask them first whether they are the cause.
+
+        Call it where a training loop ends by an error. Takes a few seconds at most.
+
+        Returns:
+            What is known of the cause on other ranks, an empty string if nothing.
+        """
+        return "" if self._engine is None else report_failure(self._engine, error)
 
     def close(self) -> None:
         """Keep the residuals and end the threads; a later exchange connects again."""

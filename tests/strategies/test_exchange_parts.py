@@ -20,6 +20,7 @@ from lightning_n2uq.strategies.checkpoint import state_for_rank
 from lightning_n2uq.strategies.handshake import require_agreement
 from lightning_n2uq.strategies.layout import Span, clip_ranges, split_chunks, split_units
 from lightning_n2uq.strategies.pipeline import Pipeline
+from lightning_n2uq.strategies.answer import Answer
 from lightning_n2uq.strategies.rollcall import RollCall, _ask
 from lightning_n2uq.strategies.stats import ExchangeStats, busy_seconds
 from lightning_n2uq.strategies.task import count_nonfinite
@@ -159,14 +160,15 @@ def test_state_dict_round_trip():
 
 
 def test_roll_call_tells_gone_from_behind():
-    ahead, behind = RollCall(lambda: 5), RollCall(lambda: 3)
+    ahead = RollCall(lambda: Answer(5, "exchange"))
+    behind = RollCall(lambda: Answer(3, "forward pass of step 7"))
     with socket.create_server(("127.0.0.1", 0)) as hanging:  # accepts in the kernel, never answers
         places = {1: behind.address}
-        assert ahead.suspects(places) == ["rank 1 is 2 messages behind"]
+        assert ahead.suspects(places) == ["rank 1 is 2 messages behind: forward pass of step 7"]
         places[3] = f"127.0.0.1|{hanging.getsockname()[1]}"
         assert ahead.suspects(places, grace=0.2) == ["rank 3 does not answer within 0.2 s"]
     behind.close()
-    assert _ask(behind.address, 1.0) == "is gone"
+    assert _ask(behind.address, 1.0, b"?") == "is gone"
     ahead.close()
 
 
