@@ -181,7 +181,9 @@ class Engine:
         doing = self.doing  # before asking, which takes a moment
         who = self.missing() or f"all ranks answer ({self.whereabouts()})"
         self.tell(f"stopped in the {doing} because {who}", origin=False)
-        return RuntimeError(f"gradient exchange failed on rank {dist.get_rank()} in the {doing}: {who} ({error})")
+        return RuntimeError(
+            f"gradient exchange failed on rank {dist.get_rank()} in the {doing}: {who} ({error})"
+        )
 
     def close(self) -> None:
         """End the threads."""

@@ -104,8 +104,13 @@ def fit(
     """Train ``steps`` steps with a checkpoint every 5; return the final parameters' sum and the start."""
     callbacks = [
         Progress(folder, rank),
-        ModelCheckpoint(dirpath=folder, filename="at={step}", every_n_train_steps=5, save_top_k=-1,
-                        auto_insert_metric_name=False),
+        ModelCheckpoint(
+            dirpath=folder,
+            filename="at={step}",
+            every_n_train_steps=5,
+            save_top_k=-1,
+            auto_insert_metric_name=False,
+        ),
     ]
     if mishap is not None:
         callbacks.append(Mishap(*mishap))
