@@ -15,8 +15,8 @@ from torch._C._distributed_c10d import GradBucket
 from lightning_n2uq.compression import Codec, codec_at_step
 from lightning_n2uq.strategies.config import ExchangeConfig
 from lightning_n2uq.strategies.engine import Engine
-from lightning_n2uq.strategies.plan import BucketPlan, lay_out
 from lightning_n2uq.strategies.farewell import report_failure
+from lightning_n2uq.strategies.plan import BucketPlan, lay_out
 from lightning_n2uq.strategies.refuse import refuse_sharded
 from lightning_n2uq.strategies.stats import ExchangeStats
 

@@ -16,11 +16,11 @@ from lightning_n2uq.strategies import (
     TorchHookStrategy,
     nuqsgd_hook,
 )
+from lightning_n2uq.strategies.answer import Answer
 from lightning_n2uq.strategies.checkpoint import state_for_rank
 from lightning_n2uq.strategies.handshake import require_agreement
 from lightning_n2uq.strategies.layout import Span, clip_ranges, split_chunks, split_units
 from lightning_n2uq.strategies.pipeline import Pipeline
-from lightning_n2uq.strategies.answer import Answer
 from lightning_n2uq.strategies.rollcall import RollCall, _ask
 from lightning_n2uq.strategies.stats import ExchangeStats, busy_seconds
 from lightning_n2uq.strategies.task import count_nonfinite
