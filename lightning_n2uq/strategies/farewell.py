@@ -33,7 +33,7 @@ def report_failure(peers: Peers, error: BaseException) -> str:
         What is known of the cause on other ranks; empty if the failure began here.
     """
     doing = peers.doing
-    if isinstance(error, RuntimeError) and str(error).startswith("gradient exchange failed"):
+    if isinstance(error, RuntimeError) and "gradient exchange failed" in str(error):
         return ""  # explained and told already
     cause = _cause(peers, error)
     if cause:
