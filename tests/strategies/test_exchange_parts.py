@@ -241,6 +241,6 @@ def test_strategy_names_missing_ranks_in_other_errors():
     error = RuntimeError("connection closed by peer")
     strategy.on_exception(error)
     assert str(error) == "connection closed by peer"
-    strategy.state = type("Lost", (), {"missing": lambda self: "rank 2 is gone"})()
+    strategy.state = type("Lost", (), {"report": lambda self, error: "rank 2 is gone"})()
     strategy.on_exception(error)
     assert str(error) == "connection closed by peer [rank 2 is gone]"
