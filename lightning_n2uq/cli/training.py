@@ -3,13 +3,13 @@
 import argparse
 import inspect
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
 
@@ -18,7 +18,8 @@ import lightning_n2uq.callbacks
 import lightning_n2uq.datamodules
 import lightning_n2uq.modules
 import lightning_n2uq.strategies  # noqa: F401
-from lightning_n2uq.cli import run_files
+from lightning_n2uq.checkpointing import AtomicCheckpointIO, CheckpointWriteError, ExactResume, metrics_file
+from lightning_n2uq.cli import resuming, run_files
 from lightning_n2uq.cli.configs import resolve_arguments, run_name
 from lightning_n2uq.cli.quiet import quiet_lightning
 
@@ -68,6 +69,13 @@ def _config_beside_checkpoint(arguments: list[str]) -> list[str]:
     return arguments
 
 
+def _write_error(error: BaseException | None) -> CheckpointWriteError | None:
+    """The failed checkpoint behind an error: loggers on the same full disk fail while it is handled."""
+    while error is not None and not isinstance(error, CheckpointWriteError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def _from_data(name: str) -> Callable[[LightningDataModule], Any]:
     def read(data: LightningDataModule) -> Any:  # noqa: ANN401
         if not hasattr(data, name):
@@ -89,10 +97,11 @@ class N2UQCLI(LightningCLI):
     """
 
     def __init__(self, command: str, arguments: list[str], config_paths: list[str]) -> None:
-        self.command = command
+        self.command, self.arguments = command, arguments
         self.config_paths = config_paths
         self.name = run_name(config_paths)
         self.root = self.run_dir = ""
+        self.resumes = False
         parser_options = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LightningModule,
@@ -131,6 +140,12 @@ class N2UQCLI(LightningCLI):
         )
         if self.command == "fit":
             parser.add_argument(
+                "--resume",
+                type=str | None,
+                default=None,
+                help="auto: go on from the newest whole checkpoint of this config's runs, in their folder",
+            )
+            parser.add_argument(
                 "--test_after_fit",
                 type=bool,
                 default=False,
@@ -158,22 +173,32 @@ class N2UQCLI(LightningCLI):
             or str(path).startswith("registry")
         ):
             return
-        if not os.path.isfile(path):
-            raise ValueError(f"ckpt_path: no such file {str(path)!r}")
-        if not zipfile.is_zipfile(path):  # reads the end of the file: one that was cut short fails
-            raise ValueError(f"ckpt_path: {str(path)!r} is damaged, cut short, or no checkpoint")
+        resuming.check_file(str(path), self.command)
 
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder; the config that gets saved is the one without it."""
         config = self.config[self.command]
-        own_keys = {"ckpt_path", "weights_only", "verbose", "return_predictions", "test_after_fit", "config"}
+        own_keys = {"ckpt_path", "weights_only", "verbose", "return_predictions", "test_after_fit", "config", "resume"}
         self.save_config_kwargs = {"given": config.clone(), "name": self.name, "skip": own_keys}
         self.root = str(config.trainer.default_root_dir)
-        self.run_dir = run_files.create_run_dir(self.root, self.name, self.command)
+        self.run_dir = self._resumed_dir(config) or run_files.create_run_dir(
+            self.root, self.name, self.command
+        )
         wandb = config.wandb or os.environ.get(WANDB_VARIABLE)
         if wandb != "online":
             os.environ.setdefault("WANDB_SILENT", "true")
         run_files.place_files(config, self.run_dir, self.name, wandb)
+
+    def _resumed_dir(self, config: Any) -> str | None:  # noqa: ANN401
+        """With ``--resume auto``, the folder of the run to go on with, its checkpoint put into the config."""
+        mode = config.get("resume")
+        resuming.check_mode(mode, config.get("ckpt_path"))
+        path = resuming.find_checkpoint(self.root, self.name) if mode else None
+        if path is None:
+            return None
+        config.ckpt_path = path
+        self.resumes = True
+        return os.path.dirname(path)
 
     def instantiate_classes(self) -> None:
         """Leave no empty folder behind when a value in the config is impossible."""
@@ -200,26 +225,41 @@ class N2UQCLI(LightningCLI):
         given = given if isinstance(given, list) else [given]
         unwanted: list[type[Callback]] = []
         if config.get("enable_checkpointing") is False or config.get("fast_dev_run"):
-            unwanted.append(ModelCheckpoint)
+            unwanted.append(Checkpoint)
         if config.get("logger") is False:
             unwanted.append(LearningRateMonitor)
         if config.get("enable_progress_bar") is False or any(isinstance(c, ProgressBar) for c in given):
             unwanted.append(ProgressBar)
+        if self.command == "fit":
+            callbacks = [*callbacks, self._exact_resume()]
+        plugins = config.get("plugins") or []
+        plugins = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
+        if resuming.takes_checkpoint_plugin(config) and not any(isinstance(p, CheckpointIO) for p in plugins):
+            config["plugins"] = [*plugins, AtomicCheckpointIO()]
         return super()._instantiate_trainer(
             config, [c for c in callbacks if not isinstance(c, tuple(unwanted))]
         )
 
+    def _exact_resume(self) -> ExactResume:
+        return ExactResume(self.run_dir, resuming.command_to_resume(self.arguments))
+
     def _run_subcommand(self, subcommand: str) -> None:
         failed = True
         try:
+            if self.resumes and self.trainer.is_global_zero:
+                metrics_file.put_aside(self.trainer.loggers)
             super()._run_subcommand(subcommand)
             failed = False
         except Exception as error:
+            if full := _write_error(error):
+                raise full from error
             if self.trainer.global_step and subcommand == "fit":
                 where = f"training failed at step {self.trainer.global_step}, its files are in {self.run_dir}"
                 raise TrainingFailedError(where) from error
             raise
         finally:
+            if self.resumes and self.trainer.is_global_zero:
+                metrics_file.bring_back(self.trainer.loggers)  # a complete run was not continued
             run_files.finish_wandb(failed)
             run_files.remove_if_empty(self.run_dir, self.root)
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from lightning_n2uq._version import __version__
-
-VERSION_KEY = "lightning_n2uq_version"
+from lightning_n2uq.checkpointing.identity import VERSION_KEY, git_revision
 
 
 def load_network(path: str) -> tuple[nn.Module, tuple[int, int, int], dict[str, str]]:
@@ -61,13 +58,3 @@ def _best_score(checkpoint: dict[str, Any]) -> str | None:
         if isinstance(state, dict) and state.get("best_model_score") is not None:
             return f"{state.get('monitor')}={float(state['best_model_score']):.6g}"
     return None
-
-
-def git_revision() -> str:
-    """Commit that the package's own files come from, or `unknown` outside of a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return answer.stdout.strip() or "unknown"

@@ -1,12 +1,11 @@
 """Read our checkpoints without Lightning's Trainer, and start one network from another's weights."""
 
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
+from lightning_n2uq.checkpointing.reading import read_file
 from lightning_n2uq.quantizers.base import DataInitializedQuantizer
 
 
@@ -18,15 +17,9 @@ def read_checkpoint(path: str, argument: str = "path") -> dict[str, Any]:
         argument: The user's name for the path, used in errors.
 
     Raises:
-        ValueError: If the file is missing, unreadable, or not one of ours.
+        ValueError: If the file is missing, damaged, carries code, or is not one of ours.
     """
-    if not os.path.isfile(path):
-        raise ValueError(f"{argument}: no such file {path!r}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling a damaged file raises almost anything
-        reason = str(error).partition(".")[0] or type(error).__name__
-        raise ValueError(f"{argument}: cannot read {path!r} as a checkpoint ({reason})") from error
+    checkpoint = read_file(path, argument)
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
         raise ValueError(
             f"{argument}: {path!r} is not a checkpoint of this package, "

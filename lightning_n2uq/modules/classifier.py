@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from lightning_n2uq import backbones
 from lightning_n2uq.backbones.pretrained import TORCHVISION, load_pretrained
+from lightning_n2uq.checkpointing.identity import other_version
 from lightning_n2uq.modules.checkpoints import load_matching, read_checkpoint
 from lightning_n2uq.modules.distillation import load_teacher, soft_cross_entropy
 from lightning_n2uq.modules.optimizers import OPTIMIZERS, build_optimizer, parameter_groups
@@ -188,8 +189,9 @@ class QuantizedClassifier(LightningModule):
             model = cls(**checkpoint["hyper_parameters"])
             model.load_state_dict(checkpoint["state_dict"])
         except (TypeError, RuntimeError) as error:
+            reason = other_version(checkpoint) or " ".join(str(error).split())[:300]
             raise ValueError(
-                f"{argument}: {path!r} is no {cls.__name__} of this version ({error})"
+                f"{argument}: {path!r} is no {cls.__name__} of this version ({reason})"
             ) from error
         return model
 

@@ -1,0 +1,113 @@
+"""Writing: a checkpoint is there as a whole under its name, or the one before it still is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.rank_zero import rank_zero_warn
+from lightning.fabric.utilities.types import _PATH
+from typing_extensions import override
+
+from lightning_n2uq.checkpointing import identity
+from lightning_n2uq.checkpointing.reading import read_file
+from lightning_n2uq.checkpointing.seal import seal
+
+TEMPORARY = ".partial"
+
+
+class CheckpointWriteError(OSError):
+    """A checkpoint could not be written, for example on a full disk; the message is one line."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's plugin for reading and writing checkpoints, for `Trainer(plugins=[AtomicCheckpointIO()])`.
+
+    A file is written beside its place, sealed with a digest, brought to the disk and renamed; a crash at any
+    moment leaves the previous file or the new one. Reading compares the digest and never runs code from the
+    file. Every checkpoint carries the package's version and git revision. Addresses (`s3://..`) are left to
+    Lightning's own way, without digest, but still without running code.
+    """
+
+    @override
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: _PATH,
+        storage_options: Any | None = None,  # noqa: ANN401  # Lightning's signature
+    ) -> None:
+        """Writes the file; raises `CheckpointWriteError` and leaves what was there if that fails."""
+        identity.stamp(checkpoint)
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        try:
+            write_atomically(checkpoint, os.fspath(path))
+        except (OSError, RuntimeError) as error:
+            reason = disk_error(error)
+            if reason is None:
+                raise
+            raise CheckpointWriteError(
+                f"checkpoint: cannot write {os.fspath(path)!r} ({reason}); "
+                "checkpoints written before it are untouched"
+            ) from error
+
+    @override
+    def load_checkpoint(
+        self,
+        path: _PATH,
+        map_location: Any = lambda storage, loc: storage,  # noqa: ANN401, ARG005  # Lightning's signature
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Reads the file, as tensors and plain values only, whatever `weights_only` says."""
+        if "://" in str(path):
+            return super().load_checkpoint(path, map_location, weights_only=True)
+        checkpoint: dict[str, Any] = read_file(os.fspath(path), "ckpt_path", map_location)
+        identity.check_training_file(checkpoint, os.fspath(path), "ckpt_path", resuming=False)
+        difference = identity.other_version(checkpoint)
+        if difference:
+            rank_zero_warn(f"ckpt_path: {os.fspath(path)!r} was {difference}")
+        return checkpoint
+
+
+def write_atomically(checkpoint: dict[str, Any], path: str) -> None:
+    """Temporary file, digest, fsync, rename, fsync of the folder. The temporary file never stays."""
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    partial = f"{path}{TEMPORARY}"
+    try:
+        with open(partial, "w+b") as file:
+            torch.save(checkpoint, file)
+            seal(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        raise
+    sync_folder(folder)
+
+
+def sync_folder(folder: str) -> None:
+    """Brings a rename to the disk, where the system can."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def disk_error(error: BaseException) -> str | None:
+    """The system's words for a failed write; torch's writer hides them behind a RuntimeError."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause.strerror or str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return "the disk took only a part of it" if "PytorchStreamWriter" in str(error) else None

@@ -1,0 +1,64 @@
+"""Who wrote a checkpoint: the package's version and, in a git checkout, its revision."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from lightning_n2uq._version import __version__
+
+VERSION_KEY = "lightning_n2uq_version"
+REVISION_KEY = "lightning_n2uq_revision"
+
+
+@functools.cache
+def git_revision() -> str:
+    """Commit that the package's own files come from, or `unknown` outside of a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return answer.stdout.strip() or "unknown"
+
+
+def stamp(checkpoint: MutableMapping[str, Any]) -> None:
+    """Adds version and revision in place; those that are there already are replaced."""
+    checkpoint[VERSION_KEY] = __version__
+    checkpoint[REVISION_KEY] = git_revision()
+
+
+def other_version(checkpoint: Mapping[str, Any]) -> str | None:
+    """`written by version .., this is ..` where the two differ; None for ours and for unstamped files."""
+    written = checkpoint.get(VERSION_KEY)
+    if written is None or written == __version__:
+        return None
+    return f"written by version {written} ({checkpoint.get(REVISION_KEY, 'unknown')}), this is {__version__}"
+
+
+def check_training_file(checkpoint: object, path: str, argument: str, resuming: bool) -> None:
+    """Refuses what the Trainer could not use, in one line instead of a KeyError later.
+
+    Args:
+        checkpoint: What the file holds.
+        path: Shown in the message.
+        argument: The user's name for the path.
+        resuming: Whether training goes on from it, which needs more than weights.
+
+    Raises:
+        ValueError: It was not written by the Trainer, or holds weights only where more is needed.
+    """
+    needed = ("state_dict", "pytorch-lightning_version")
+    missing = [key for key in needed if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if missing:
+        raise ValueError(
+            f"{argument}: {path!r} is not a checkpoint of this package's training (no {', '.join(missing)})"
+        )
+    if resuming and isinstance(checkpoint, dict) and "optimizer_states" not in checkpoint:
+        raise ValueError(
+            f"{argument}: {path!r} holds weights only, training cannot go on from it; "
+            "start a new run with --model.init_from"
+        )

@@ -1,0 +1,76 @@
+"""``n2uq fit --resume auto``: which checkpoint and run folder an interrupted run goes on in."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
+
+from lightning_n2uq.checkpointing import newest_checkpoint, read_file
+from lightning_n2uq.checkpointing.identity import check_training_file
+
+_SHARED_VARIABLE = "N2UQ_RESUME_FROM"  # rank 0's choice, for the ranks that Lightning starts
+_OWN_FLAGS = ("--resume", "--ckpt_path")
+
+
+def check_mode(mode: str | None, ckpt_path: str | None) -> None:
+    """Refuse other values than ``auto``, and two sources at once.
+
+    Raises:
+        ValueError: With one line.
+    """
+    if mode is None:
+        return
+    if mode != "auto":
+        raise ValueError(f"resume: got {mode!r}, allowed auto (a certain file is named by --ckpt_path)")
+    if ckpt_path is not None:
+        raise ValueError(f"resume: got 'auto' together with ckpt_path {ckpt_path!r}, allowed is one of them")
+
+
+def find_checkpoint(root: str, name: str) -> str | None:
+    """The newest whole checkpoint of the runs in ``root/name``; says what was found and what was not."""
+    rank = getattr(rank_zero_only, "rank", 0)
+    if rank and _SHARED_VARIABLE in os.environ:
+        return os.environ[_SHARED_VARIABLE] or None
+    found = newest_checkpoint(Path(root, name))
+    for reason in found.rejected:
+        rank_zero_warn(f"{reason}; an earlier checkpoint is used if there is one")
+    path = None if found.path is None else str(found.path)
+    os.environ[_SHARED_VARIABLE] = path or ""
+    if not rank:
+        where = f"going on from {path}" if path else f"no checkpoint in {Path(root, name)}, starting afresh"
+        print(f"resume: {where}", file=sys.stderr)
+    return path
+
+
+def check_file(path: str, command: str) -> None:
+    """Refuse a file that the command cannot use, before anything is built.
+
+    Raises:
+        ValueError: The file is damaged, carries code, is not ours or holds too little; one line.
+    """
+    content: Any = read_file(path, "ckpt_path", mmap=True)
+    check_training_file(content, path, "ckpt_path", resuming=command == "fit")
+    del content
+
+
+def command_to_resume(arguments: list[str]) -> str:
+    """The command line that goes on with the run started by ``n2uq fit ARGUMENTS``."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        flag, equals, _ = argument.partition("=")
+        if not skip and flag not in _OWN_FLAGS:
+            kept.append(argument)
+        skip = not skip and flag in _OWN_FLAGS and not equals
+    return f"go on with: n2uq fit {shlex.join([*kept, '--resume', 'auto'])}"
+
+
+def takes_checkpoint_plugin(config: Any) -> bool:  # noqa: ANN401  # jsonargparse's namespace
+    """Whether the strategy writes ordinary files, so that our plugin may do it, and no other plugin does."""
+    strategy = config.get("strategy")
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    sharded = any(kind in name.lower() for kind in ("fsdp", "deepspeed", "modelparallel", "xla"))
+    return not sharded
