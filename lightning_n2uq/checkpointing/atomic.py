@@ -37,7 +37,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self,
         checkpoint: dict[str, Any],
         path: _PATH,
-        storage_options: Any | None = None,  # noqa: ANN401  # Lightning's signature
+        storage_options: Any | None = None,  # Lightning's signature
     ) -> None:
         """Writes the file; raises `CheckpointWriteError` and leaves what was there if that fails."""
         identity.stamp(checkpoint)
@@ -59,7 +59,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self,
         path: _PATH,
-        map_location: Any = lambda storage, loc: storage,  # noqa: ANN401, ARG005  # Lightning's signature
+        map_location: Any = lambda storage, loc: storage,  # Lightning's signature
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         """Reads the file, as tensors and plain values only, whatever `weights_only` says."""

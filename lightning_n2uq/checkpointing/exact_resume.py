@@ -21,7 +21,7 @@ KEY = "exact_resume"
 FILE_NAME = "interrupted.ckpt"
 
 
-class RunInterrupted(SystemExit):  # noqa: N818  # no error: the way out that was asked for
+class RunInterrupted(SystemExit):  # no error: the way out that was asked for
     """Ends the process with 128 + the signal's number on rank 0; on others with 0, as rank 0 speaks for all."""
 
 
@@ -135,14 +135,22 @@ class ExactResume(Checkpoint):
             return
         if not trainer.is_global_zero:
             raise RunInterrupted(0)
-        where = f"saved in {self._saved}; {self.hint.replace('{path}', self._saved)}" if self._saved else "nothing saved"
+        where = (
+            f"saved in {self._saved}; {self.hint.replace('{path}', self._saved)}"
+            if self._saved
+            else "nothing saved"
+        )
         print(
             f"stopped by {name_of(self._stop)} after step {trainer.global_step}, {where}",
             file=sys.stderr,
             flush=True,
         )
         environment = trainer._accelerator_connector.cluster_environment
-        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue and name_of(self._stop) == "SIGUSR1":
+        if (
+            isinstance(environment, SLURMEnvironment)
+            and environment.auto_requeue
+            and name_of(self._stop) == "SIGUSR1"
+        ):
             print(slurm.requeue(), file=sys.stderr, flush=True)
         raise RunInterrupted(128 + self._stop)
 

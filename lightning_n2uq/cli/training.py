@@ -7,9 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ProgressBar,
+    RichProgressBar,
+)
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
 
@@ -178,7 +184,15 @@ class N2UQCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder; the config that gets saved is the one without it."""
         config = self.config[self.command]
-        own_keys = {"ckpt_path", "weights_only", "verbose", "return_predictions", "test_after_fit", "config", "resume"}
+        own_keys = {
+            "ckpt_path",
+            "weights_only",
+            "verbose",
+            "return_predictions",
+            "test_after_fit",
+            "config",
+            "resume",
+        }
         self.save_config_kwargs = {"given": config.clone(), "name": self.name, "skip": own_keys}
         self.root = str(config.trainer.default_root_dir)
         self.run_dir = self._resumed_dir(config) or run_files.create_run_dir(
