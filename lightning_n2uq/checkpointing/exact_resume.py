@@ -22,7 +22,7 @@ FILE_NAME = "interrupted.ckpt"
 
 
 class RunInterrupted(SystemExit):  # no error: the way out that was asked for
-    """Ends the process with 128 + the signal's number on rank 0; on others with 0, as rank 0 speaks for all."""
+    """Ends the process: 128 + the signal's number on rank 0; 0 on others, rank 0 speaks for all."""
 
 
 class ExactResume(Checkpoint):
@@ -180,9 +180,9 @@ def _gather(own: dict[str, Any], trainer: Trainer) -> list[dict[str, Any]]:
 def _restore_rank(trainer: Trainer, pl_module: LightningModule, ranks: list[dict[str, Any]]) -> None:
     if len(ranks) != trainer.world_size:
         rank_zero_warn(
-            f"resume: the checkpoint is of {len(ranks)} processes, this run has {trainer.world_size}: the result "
-            "will differ from an uninterrupted run's (images of the interrupted epoch may be seen twice or not "
-            "at all, its averages begin anew, random numbers are others)"
+            f"resume: the checkpoint is of {len(ranks)} processes, this run has {trainer.world_size}: "
+            "the result will differ from an uninterrupted run's (images of the interrupted epoch may be seen "
+            "twice or not at all, its averages begin anew, random numbers are others)"
         )
         return
     own = ranks[trainer.global_rank]

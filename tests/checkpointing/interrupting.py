@@ -1,0 +1,17 @@
+"""Importable by the runs that the tests start: sends this process a signal at a chosen step."""
+
+import os
+import signal
+
+import lightning.pytorch as pl
+
+VARIABLE = "STOP_AT"  # "<optimizer step> <signal name> [rank]"
+
+
+class StopAt(pl.Callback):
+    """Does nothing unless the environment says when, by which signal and on which rank."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        step, name, rank = (os.environ.get(VARIABLE, "-1 SIGTERM 0") + " 0").split()[:3]
+        if trainer.global_step == int(step) and trainer.global_rank == int(rank):
+            os.kill(os.getpid(), getattr(signal, name))
