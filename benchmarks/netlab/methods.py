@@ -36,6 +36,7 @@ METHODS: dict[str, Register] = {
     "ddp_fp16": _fp16,
     "ddp_powersgd": _powersgd,
     "qsgd_inf": _nuqsgd(bits=4, levels="uniform", norm="linf"),
+    "nuqsgd_8bit": _nuqsgd(bits=8, levels="float"),
     "nuqsgd": _nuqsgd(bits=4),
     "nuqsgd_3bit": _nuqsgd(bits=3),
     "nuqsgd_2bit": _nuqsgd(bits=2),
@@ -47,5 +48,7 @@ METHODS: dict[str, Register] = {
 }
 """By name; the names of strategies where there is one."""
 
-BITS = {name: 2 if "2bit" in name else 3 if "3bit" in name else 4 for name in METHODS if "qsgd" in name}
+BITS = {
+    name: next((bits for bits in (2, 3, 8) if f"{bits}bit" in name), 4) for name in METHODS if "qsgd" in name
+}
 """Bits per coordinate of the packed and coded methods."""

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.netlab.methods import METHODS
 from benchmarks.netlab.network import INTERFACE
+from lightning_n2uq.strategies import NUQSGDState
 
 _WARM_UP = 4  # DDP rebuilds its buckets after the first step; PowerSGD starts at the third
 
@@ -81,7 +82,7 @@ def measure(method: str, numel: int, steps: int) -> dict[str, object]:
     rank = dist.get_rank()
     source = GradientSource(numel, seed=rank)
     model = DistributedDataParallel(source)
-    METHODS[method](model)
+    state = METHODS[method](model)
     seconds: list[float] = []
     before = 0
     for step in range(_WARM_UP + steps):
@@ -96,7 +97,10 @@ def measure(method: str, numel: int, steps: int) -> dict[str, object]:
     dist.all_reduce(figures, dist.ReduceOp.MAX)
     *slowest, sent = figures.tolist()
     coordinates = sum(weight.numel() for weight in source.weights)
-    return {"method": method, "numel": coordinates, "seconds": slowest, "bytes": sent}
+    found = {"method": method, "numel": coordinates, "seconds": slowest, "bytes": sent}
+    if isinstance(state, NUQSGDState) and state.stats is not None and state.stats.last is not None:
+        found["collective_bytes"] = state.stats.last.sent_bytes  # rank 0's: without headers
+    return found
 
 
 def main() -> None:
