@@ -94,6 +94,7 @@ def run_ranks(ranks: int, seconds: float, every: int, folder: Path) -> None:
         subprocess.Popen(
             [sys.executable, "-m", "benchmarks.soak_rank", *words],
             env=os.environ | fixed | {"RANK": str(rank), "NODE_RANK": str(rank)},
+            cwd=Path(__file__).parent.parent,
         )
         for rank in range(ranks)
     ]
