@@ -53,7 +53,8 @@ def answer(options: argparse.Namespace, saved: dict[str, Any]) -> str:
 def everything(options: argparse.Namespace, saved: dict[str, Any]) -> None:
     """Print all tables and draw the plot."""
     speeds = speeds_from(saved["speeds"])
-    print(f"## Check\n\n{validate.render(validate.points(saved))}\n")
+    netlab = json.loads((_ROOT / "results" / "netlab.json").read_text())
+    print(f"## Check\n\n{validate.render(validate.points(saved, netlab))}\n")
     for gbit in tables.GBIT:
         print(f"## {gbit:g} Gbit/s, one rank per node\n\n{tables.by_ranks(gbit, speeds)}\n")
     for gbit in (10.0, 100.0):

@@ -41,6 +41,7 @@ def merge(path: Path, key: str, value: object) -> None:
     """Replace one topic of the results file."""
     results = json.loads(path.read_text()) if path.exists() else {}
     results[key] = value
+    results["cores"] = os.cpu_count()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
 
