@@ -12,19 +12,14 @@ from typing import Any
 
 from benchmarks.netlab.__main__ import run
 from benchmarks.scale.error import table
+from benchmarks.scale.local_ranks import volumes
 
 TIMED = ("ddp", "ddp_fp16", "nuqsgd_8bit", "nuqsgd", "nuqsgd_3bit", "nuqsgd_2bit", "nuqsgd_all_gather", "ddp_powersgd")
-COUNTED = ("nuqsgd", "nuqsgd_2bit", "nuqsgd_all_gather")
 
 
 def times(hosts: int, mbit: int = 100, numel: int = 4_000_000, steps: int = 2) -> list[dict[str, Any]]:
     """Return seconds and bytes of every method between ``hosts`` hosts of one rank."""
     return run(mbit, hosts, list(TIMED), numel, steps, limit=300.0)
-
-
-def volumes(hosts: int, numel: int = 2_000_000) -> list[dict[str, Any]]:
-    """Return bytes alone, from one step over fast links: times mean nothing on shared processors."""
-    return run(10_000, hosts, list(COUNTED), numel, 1, limit=600.0)
 
 
 def speeds() -> dict[str, Any]:
@@ -42,6 +37,8 @@ def merge(path: Path, key: str, value: object) -> None:
     results = json.loads(path.read_text()) if path.exists() else {}
     results[key] = value
     results["cores"] = os.cpu_count()
+    if key == "speeds":
+        results["speeds_source"] = "measured: processor time of one thread"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
 
