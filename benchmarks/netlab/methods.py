@@ -46,7 +46,11 @@ METHODS: dict[str, Register] = {
     "nuqsgd_2bit_ans": _nuqsgd(bits=2, coding="ans"),
     "nuqsgd_all_gather": _nuqsgd(bits=4, scheme="all_gather"),
 }
-"""By name; the names of strategies where there is one."""
+"""By name; the names of strategies where there is one.
+
+All have buckets of 1024 and, where not said otherwise, the l2 norm, so that only bits and codings differ. The
+strategies `nuqsgd_2bit` and `nuqsgd_3bit` have buckets of 256, 5 % and 3 % more bytes.
+"""
 
 BITS = {
     name: next((bits for bits in (2, 3, 8) if f"{bits}bit" in name), 4) for name in METHODS if "qsgd" in name

@@ -26,7 +26,8 @@ class NUQSGDStrategy(HookedDDPStrategy):
     """DDP whose ranks exchange quantized gradients (NUQSGD; QSGD by other arguments).
 
     Ramezani-Kebrya et al., JMLR 22(114), 2021, arXiv 1908.06077. Registered as ``nuqsgd`` and, with
-    other defaults, ``nuqsgd_2bit``, ``nuqsgd_3bit``, ``nuqsgd_8bit``, ``qsgd`` and ``qsgd_inf``. Step
+    other defaults, ``nuqsgd_2bit`` and ``nuqsgd_3bit`` (``linf``, buckets of 256: few levels need
+    them), ``nuqsgd_8bit``, ``qsgd`` and ``qsgd_inf``. Step
     counter and residuals are saved in and restored from checkpoints; on another number of ranks,
     every rank starts with the mean of the saved residuals, which keeps what is still owed.
     Validation, testing and prediction are not affected.
