@@ -63,9 +63,7 @@ def growth(samples: Sequence[Sample]) -> dict[str, float]:
     found = {"memory_mb": 1e3 * slope(steps, [sample["memory_mb"] for sample in kept])}
     quarter = max(1, len(kept) // 4)
     for name in ("files", "threads"):
-        first, last = (
-            statistics.median(s[name] for s in part) for part in (kept[:quarter], kept[-quarter:])
-        )
+        first, last = (statistics.median(s[name] for s in part) for part in (kept[:quarter], kept[-quarter:]))
         found[name] = last - first
     for name in ("cpu_ms", "step_ms"):
         values = [sample[name] for sample in kept]
@@ -129,7 +127,8 @@ def soak(ranks: int, seconds: float, every: int) -> dict[str, object]:
 
 def render(result: dict[str, object]) -> str:
     """Return the table: one row per rank, first and last sample after warm-up, and growth."""
-    head = "| rank | MB first, last | MB per 1,000 steps | files | threads | processor ms per step | ms per step |"
+    head = "| rank | MB first, last | MB per 1,000 steps | files | threads "
+    head += "| processor ms per step | ms per step |"
     lines = [head, "|---" * 7 + "|"]
     for rank, (part, grew) in enumerate(zip(result["samples"], result["growth"], strict=True)):
         first, last = part[int(WARM_UP * len(part))], part[-1]

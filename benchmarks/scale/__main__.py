@@ -1,8 +1,8 @@
 """``python -m benchmarks.scale``: does compression pay on W ranks with B Gbit/s? Tables, check and plot.
 
-    python -m benchmarks.scale                                      # everything from the saved measurements
-    python -m benchmarks.scale --ranks 64 --gbit 10 --per-node 8 --numel 25600000     # your cluster
-    python -m benchmarks.scale --measure speeds error times:2 times:4 times:8 bytes:16  # measure again (root)
+python -m benchmarks.scale                                      # everything from the saved measurements
+python -m benchmarks.scale --ranks 64 --gbit 10 --per-node 8 --numel 25600000     # your cluster
+python -m benchmarks.scale --measure speeds error times:2 times:4 times:8 bytes:16  # measure again (root)
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def answer(options: argparse.Namespace, saved: dict[str, Any]) -> str:
         times = {name: seconds for name, seconds in times.items() if not name.endswith("_nodes")}
     width = max(map(len, times))
     return "\n".join(
-        f"{name:<{width}} {1e3 * seconds:10.2f} ms per step, {times['ddp'] / max(seconds, 1e-12):8.2f} times ddp"
+        f"{name:<{width}} {1e3 * seconds:10.2f} ms per step, "
+        f"{times['ddp'] / max(seconds, 1e-12):8.2f} times ddp"
         for name, seconds in sorted(times.items(), key=lambda item: item[1])
     )
 

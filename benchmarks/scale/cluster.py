@@ -1,4 +1,4 @@
-"""The machine of the model: nodes of ranks, links with latency and bandwidth, and how fast a rank computes."""
+"""The machine of the model: nodes of ranks, links with latency and bandwidth, how fast a rank computes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ class Cluster:
         _positive("ranks", self.ranks)
         _positive("ranks_per_node", self.ranks_per_node)
         if self.ranks % self.ranks_per_node:
-            raise ValueError(f"ranks_per_node: got {self.ranks_per_node}, allowed are divisors of {self.ranks}")
+            raise ValueError(
+                f"ranks_per_node: got {self.ranks_per_node}, allowed are divisors of {self.ranks}"
+            )
 
     @property
     def nodes(self) -> int:

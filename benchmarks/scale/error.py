@@ -59,7 +59,9 @@ def exchange(rows: Tensor, first: NUQCodec, second: NUQCodec | None, seed: int) 
     return second.decode(second.encode(mean, seed=-1 - seed), numel)
 
 
-def measure(name: str, ranks: int, noise: float = 1.0, numel: int = 1 << 16, trials: int = 4) -> dict[str, float]:
+def measure(
+    name: str, ranks: int, noise: float = 1.0, numel: int = 1 << 16, trials: int = 4
+) -> dict[str, float]:
     """Return the relative squared errors ``||result - m||^2 / ||m||^2``: both halves, the first alone.
 
     ``expected`` is the formula of the module with the codecs' measured single errors, ``bound`` with

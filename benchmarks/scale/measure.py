@@ -14,7 +14,16 @@ from benchmarks.netlab.__main__ import run
 from benchmarks.scale.error import table
 from benchmarks.scale.local_ranks import volumes
 
-TIMED = ("ddp", "ddp_fp16", "nuqsgd_8bit", "nuqsgd", "nuqsgd_3bit", "nuqsgd_2bit", "nuqsgd_all_gather", "ddp_powersgd")
+TIMED = (
+    "ddp",
+    "ddp_fp16",
+    "nuqsgd_8bit",
+    "nuqsgd",
+    "nuqsgd_3bit",
+    "nuqsgd_2bit",
+    "nuqsgd_all_gather",
+    "ddp_powersgd",
+)
 
 
 def times(hosts: int, mbit: int = 100, numel: int = 4_000_000, steps: int = 2) -> list[dict[str, Any]]:
@@ -24,7 +33,9 @@ def times(hosts: int, mbit: int = 100, numel: int = 4_000_000, steps: int = 2) -
 
 def speeds() -> dict[str, Any]:
     """Return :func:`~benchmarks.scale.speeds.measure_speeds`, from a fresh process of one thread."""
-    code = "import json; from benchmarks.scale.speeds import measure_speeds; print(json.dumps(measure_speeds()))"
+    code = (
+        "import json; from benchmarks.scale.speeds import measure_speeds; print(json.dumps(measure_speeds()))"
+    )
     one = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | one

@@ -55,7 +55,7 @@ def fp16_s(numel: int, cluster: Cluster, speeds: Speeds) -> float:
 
 
 def powersgd_s(numel: int, cluster: Cluster, speeds: Speeds) -> float:
-    """torch's PowerSGD at rank 1: three all-reduces per bucket (1-D parameters, P, Q)."""
+    """Torch's PowerSGD at rank 1: three all-reduces per bucket (1-D parameters, P, Q)."""
     if cluster.ranks == 1:
         return 0.0
     calls = 3 * math.ceil(4 * numel / _DDP_BUCKET)

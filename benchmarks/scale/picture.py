@@ -60,7 +60,9 @@ def _errors(axes: Any, curves: dict[str, list[dict[str, float]]]) -> None:
     for name, rows in curves.items():
         ranks = [row["ranks"] for row in rows]
         (line,) = axes.plot(ranks, [row["both"] for row in rows], marker="o", markersize=4, label=name)
-        axes.plot(ranks, [row["expected"] for row in rows], color=line.get_color(), linewidth=0.8, dashes=(3, 2))
+        axes.plot(
+            ranks, [row["expected"] for row in rows], color=line.get_color(), linewidth=0.8, dashes=(3, 2)
+        )
     first = next(iter(curves.values()))
     axes.plot(
         [row["ranks"] for row in first],

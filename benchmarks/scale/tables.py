@@ -11,8 +11,25 @@ NUMEL = 25_600_000
 """Gradients of ResNet-50."""
 RANKS = (2, 4, 8, 16, 32, 64, 256, 1024)
 GBIT = (0.1, 1.0, 10.0, 25.0, 100.0)
-FLAT = ("ddp", "ddp_fp16", "nuqsgd_8bit", "nuqsgd", "nuqsgd_3bit", "nuqsgd_2bit", "nuqsgd_all_gather", "ddp_powersgd")
-NODES = ("ddp", "ddp_fp16", "nuqsgd", "nuqsgd_8bit_nodes", "nuqsgd_nodes", "nuqsgd_2bit_nodes", "ddp_powersgd")
+FLAT = (
+    "ddp",
+    "ddp_fp16",
+    "nuqsgd_8bit",
+    "nuqsgd",
+    "nuqsgd_3bit",
+    "nuqsgd_2bit",
+    "nuqsgd_all_gather",
+    "ddp_powersgd",
+)
+NODES = (
+    "ddp",
+    "ddp_fp16",
+    "nuqsgd",
+    "nuqsgd_8bit_nodes",
+    "nuqsgd_nodes",
+    "nuqsgd_2bit_nodes",
+    "ddp_powersgd",
+)
 
 
 def by_ranks(

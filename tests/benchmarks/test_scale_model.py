@@ -82,9 +82,7 @@ def test_nodes_save_what_their_ranks_would_send_over_one_link():
 def test_break_even_is_where_times_meet():
     gbit = tables.break_even_gbit("nuqsgd", "ddp", 8, SPEEDS)
     assert 0.1 < gbit < 1000.0
-    ours, theirs = (
-        METHODS[name](tables.NUMEL, Cluster(8, Link(gbit)), SPEEDS) for name in ("nuqsgd", "ddp")
-    )
+    ours, theirs = (METHODS[name](tables.NUMEL, Cluster(8, Link(gbit)), SPEEDS) for name in ("nuqsgd", "ddp"))
     assert ours == pytest.approx(theirs, rel=1e-3)
 
 

@@ -9,7 +9,14 @@ from benchmarks import soak
 
 def samples(**slopes):
     """Ten steps apart; everything constant but what is given as growth per step."""
-    base = {"memory_mb": 400.0, "files": 20.0, "threads": 9.0, "cpu_ms": 50.0, "step_ms": 60.0, "seconds": 1.0}
+    base = {
+        "memory_mb": 400.0,
+        "files": 20.0,
+        "threads": 9.0,
+        "cpu_ms": 50.0,
+        "step_ms": 60.0,
+        "seconds": 1.0,
+    }
     return [
         {"step": step} | {name: value + slopes.get(name, 0.0) * step for name, value in base.items()}
         for step in range(10, 1010, 10)
