@@ -2,6 +2,14 @@
 
 Four hosts of one rank each train the shipped configs with the registered strategies. Time is that of
 training alone. Needs root and iproute2.
+
+    python -m benchmarks.netlab.accuracy                                       # an hour on two quiet cores
+    python -m benchmarks.netlab.accuracy --mbit 1000 --output accuracy.json    # accuracy, on a busy machine
+    python -m benchmarks.netlab.accuracy --epochs 3 --seeds 0 --output speed.json   # seconds, on a quiet one
+    python -m benchmarks.netlab.accuracy --merge accuracy.json --speeds speed.json
+
+What a network learns does not depend on the link, so that accuracy may be measured whenever there is time and
+the seconds of a step when the machine is quiet.
 """
 
 from __future__ import annotations
@@ -39,6 +47,35 @@ def render(runs: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def retime(runs: Sequence[Mapping[str, Any]], speeds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the runs with the seconds per epoch of other, shorter runs of the same configs and methods.
+
+    Args:
+        runs: Their accuracies and bytes are kept.
+        speeds: Runs of two epochs or more; the first epoch, in which buffers are made, is not counted.
+
+    Raises:
+        ValueError: If a config and method of ``runs`` has no run among ``speeds``.
+    """
+    seconds: dict[tuple[str, str], float] = {}
+    for run in speeds:
+        curve = run["curve"]
+        seconds[run["config"], run["method"]] = (curve[-1][0] - curve[0][0]) / (len(curve) - 1)
+    missing = sorted({(run["config"], run["method"]) for run in runs} - seconds.keys())
+    if missing:
+        raise ValueError(f"speeds: got no run of {missing}, allowed are files with every config and method")
+    return [
+        dict(run)
+        | {
+            "curve": [
+                [seconds[run["config"], run["method"]] * epoch, accuracy]
+                for epoch, (_, accuracy) in enumerate(run["curve"], 1)
+            ]
+        }
+        for run in runs
+    ]
+
+
 def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw test accuracy against training seconds, averaged over seeds, one panel per config."""
     import matplotlib.pyplot as plt
@@ -60,7 +97,9 @@ def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """Train, print the table, write results and drawing."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.netlab.accuracy", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.netlab.accuracy", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--mbit", type=int, default=100, help="link speed in Mbit/s")
     parser.add_argument("--hosts", type=int, default=4)
     parser.add_argument("--methods", nargs="+", default=METHODS)
@@ -69,16 +108,30 @@ def main() -> None:
     parser.add_argument("--epochs", default="20")
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds for everything")
     parser.add_argument("--output", type=Path, default=_RESULTS)
+    parser.add_argument("--merge", type=Path, nargs="+", help="files of earlier runs: train nothing")
+    parser.add_argument("--speeds", type=Path, help="with --merge: a short run whose seconds count instead")
     options = parser.parse_args()
+    if options.speeds and not options.merge:
+        parser.error("speeds: allowed with --merge only")
+    if options.merge:
+        runs = [run for path in options.merge for run in json.loads(path.read_text())]
+        _finish(
+            retime(runs, json.loads(options.speeds.read_text())) if options.speeds else runs, options.output
+        )
+        return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `timeout` leaves no network behind
     options.output.parent.mkdir(parents=True, exist_ok=True)
     choices = ["--configs", *options.configs, "--methods", *options.methods, "--seeds", *options.seeds]
     arguments = [*choices, "--epochs", options.epochs, "--output", str(options.output.absolute())]
     with Network(options.hosts, options.mbit) as network:
         run_ranks(network, "benchmarks.netlab.train", arguments, options.limit)
-    runs = json.loads(options.output.read_text())
+    _finish(json.loads(options.output.read_text()), options.output)
+
+
+def _finish(runs: list[dict[str, Any]], output: Path) -> None:
+    output.write_text(json.dumps(runs) + "\n")
     print(render(runs))
-    draw(runs, options.output.with_suffix(".png"))
+    draw(runs, output.with_suffix(".png"))
 
 
 if __name__ == "__main__":
