@@ -86,8 +86,11 @@ def differing(left, right, path=""):
         keys = left.keys() | right.keys()
         return [p for k in keys for p in differing(left.get(k), right.get(k), f"{path}/{k}")]
     if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)) and len(left) == len(right):
-        pairs = enumerate(zip(left, right, strict=True))
-        return [p for i, (a, b) in pairs for p in differing(a, b, f"{path}/{i}")]
+        return [
+            p
+            for i, (a, b) in enumerate(zip(left, right, strict=True))
+            for p in differing(a, b, f"{path}/{i}")
+        ]
     same = torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
     return [] if same else [path]
 
