@@ -35,6 +35,15 @@ class LayerRecorder:
         self.layers = list(layers)
         self._codes: dict[str, Tensor] = {}
 
+    def codes(self) -> dict[str, Tensor]:
+        """Levels of the weights at the last measurement by layer name, for a checkpoint."""
+        return {name: codes.cpu() for name, codes in self._codes.items()}
+
+    def load_codes(self, codes: dict[str, Tensor]) -> None:
+        """Continues from what `codes` returned; layers that are not watched any more are left out."""
+        weights = {layer.name: layer.weight for layer in self.layers}
+        self._codes = {name: x.to(weights[name].device) for name, x in codes.items() if name in weights}
+
     @torch.no_grad()
     def measure(
         self, inputs: dict[str, Tensor], total: Callable[[Tensor], Tensor] | None = None
@@ -62,6 +71,7 @@ class LayerRecorder:
         parts, device = [], layer.weight.device
         if layer.weight_quantizer is not None:
             before = self._codes.get(layer.name)
+            before = None if before is None else before.to(device)  # loaded before the model moved
             statistics, self._codes[layer.name] = count_weights(layer, before)
             parts.append(statistics)
         quantizer = layer.activation_quantizer

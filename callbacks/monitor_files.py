@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,26 @@ def append_snapshot(folder: Path, step: int, epoch: int, records: Sequence[Layer
     line = {"step": step, "epoch": epoch, "layers": [record.as_dict() for record in records]}
     with (folder / SNAPSHOTS).open("a", encoding="ascii") as file:
         file.write(json.dumps(line, separators=(",", ":")) + "\n")
+
+
+def drop_snapshots_after(folder: Path, step: int) -> None:
+    """Keeps only the run's snapshots of this optimizer step and before; the file is replaced as a whole."""
+    path = folder / SNAPSHOTS
+    if not path.is_file():
+        return
+    lines = [
+        line for line in path.read_text(encoding="ascii").splitlines(keepends=True) if _step(line) <= step
+    ]
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text("".join(lines), encoding="ascii")
+    os.replace(partial, path)
+
+
+def _step(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except ValueError:  # the process was killed in the middle of the last line
+        return float("inf")
 
 
 def write_confusion(trainer: Trainer, pl_module: LightningModule, stage: str, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +77,25 @@ class QuantizationMonitor(Callback):
         self._folder = Path()
         self._history: list[tuple[int, list[float]]] = []  # step, weight entropies
         self._written_step = -1
+        self._resumed = False
         self._clock = (0, 0.0)  # optimizer steps and seconds at the last log in this epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """The entropies so far, so that a resumed run's figure begins where the run did."""
-        return {"history": self._history}
+        """What a resumed run needs to log and write what an uninterrupted one would."""
+        return {
+            "history": self._history,
+            "written_step": self._written_step,
+            "records": [asdict(record) for record in self.records],
+            "codes": self._recorder.codes(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the history."""
+        """Restores them; older checkpoints hold the history only."""
         self._history = [(step, list(values)) for step, values in state_dict["history"]]
+        self._written_step = state_dict.get("written_step", -1)
+        self.records = [LayerRecord.from_dict(record) for record in state_dict.get("records", [])]
+        self._recorder.load_codes(state_dict.get("codes", {}))
+        self._resumed = "written_step" in state_dict
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finds the layers and the folder, and tells W&B the step axis."""
@@ -93,6 +104,12 @@ class QuantizationMonitor(Callback):
             self._recorder = LayerRecorder(matching_layers(pl_module, self.patterns, "layers"))
             if not getattr(trainer, "fast_dev_run", False):
                 monitor_media.define_run(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drops snapshots that the interrupted run wrote after its checkpoint: they come again."""
+        if self._resumed and trainer.is_global_zero:
+            monitor_files.drop_snapshots_after(self._folder, self._written_step)
+        self._resumed = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock; validation between epochs does not count."""

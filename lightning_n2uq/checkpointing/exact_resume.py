@@ -61,7 +61,8 @@ class ExactResume(Checkpoint):
     ) -> None:
         """Add our part. A collective call."""
         pending = _pending_row(trainer)  # before the averages are read: it may compute them
-        own = {"random": randomness.capture(), "epoch": epoch_metrics.capture(trainer, pl_module)}
+        averages = None if _epoch_ended(trainer) else epoch_metrics.capture(trainer, pl_module)
+        own = {"random": randomness.capture(), "epoch": averages}
         rows = metrics_file.count_rows(trainer.loggers) if trainer.is_global_zero else []
         checkpoint[KEY] = {"ranks": _gather(own, trainer), "rows": rows, "pending": pending}
 
@@ -186,21 +187,28 @@ def _restore_rank(trainer: Trainer, pl_module: LightningModule, ranks: list[dict
         )
         return
     own = ranks[trainer.global_rank]
-    epoch_metrics.restore(trainer, pl_module, own["epoch"])
+    if own["epoch"] is not None:
+        epoch_metrics.restore(trainer, pl_module, own["epoch"])
     randomness.restore(own["random"])
+
+
+def _epoch_ended(trainer: Trainer) -> bool:
+    """Whether we are in `on_train_epoch_end`: a resumed run begins with the next epoch."""
+    progress = trainer.fit_loop.epoch_progress.total
+    return bool(trainer.training and progress.processed == progress.completed + 1)
 
 
 def _pending_row(trainer: Trainer) -> dict[str, Any] | None:
     """The row that Lightning will log after the hook we are in, which a resumed run does not log again."""
     connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop
-    batches, epochs = loop.batch_progress.total, trainer.fit_loop.epoch_progress.total
+    batches = loop.batch_progress.total
     if trainer.state.fn != "fit" or not trainer.training:
         return None
     step = loop._batches_that_stepped
     if batches.processed == batches.completed + 1:  # in `on_train_batch_end`
         if loop._should_accumulate() or not connector.should_update_logs:
             return None
-    elif epochs.processed == epochs.completed + 1:  # in `on_train_epoch_end`
+    elif _epoch_ended(trainer):
         step -= 1
     else:
         return None

@@ -266,7 +266,7 @@ class N2UQCLI(LightningCLI):
             failed = False
         except Exception as error:
             if full := _write_error(error):
-                raise full from error
+                raise full  # noqa: B904  # the error's own cause
             if self.trainer.global_step and subcommand == "fit":
                 where = f"training failed at step {self.trainer.global_step}, its files are in {self.run_dir}"
                 raise TrainingFailedError(where) from error

@@ -94,6 +94,16 @@ class LayerRecord:
     weight: WeightRecord | None
     activation: ActivationRecord | None
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LayerRecord:
+        """The record that `dataclasses.asdict` made into plain values."""
+        weight, activation = values["weight"], values["activation"]
+        return cls(
+            values["name"],
+            None if weight is None else WeightRecord(**weight),
+            None if activation is None else ActivationRecord(**activation),
+        )
+
     def metrics(self) -> dict[str, float]:
         """Scalars by full name, `quant/<layer>/<what>`."""
         parts = [part.metrics() for part in (self.weight, self.activation) if part is not None]
