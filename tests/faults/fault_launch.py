@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import socket
 import time
 from pathlib import Path
 
 import fault_job
+
+START = "forkserver"
 
 
 def free_port():
@@ -30,7 +33,7 @@ class Job:
         self.folder = Path(folder)
         for stale in (*self.folder.glob("progress*"), *self.folder.glob("result*")):
             stale.unlink()
-        context = multiprocessing.get_context("forkserver")
+        context = multiprocessing.get_context(START)
         context.set_forkserver_preload(["fault_job"])
         self.processes = []
         port = free_port() if network is None else 29500
@@ -93,6 +96,13 @@ class Job:
     def output(self, rank):
         path = self.folder / f"output{rank}"
         return path.read_text() if path.exists() else ""
+
+    def error(self, rank):
+        """Return what the rank's last traceback says, from the error's name on."""
+        text = self.output(rank)
+        found = list(re.finditer(r"^[\w.]+(?:Error|Exception): ", text, re.MULTILINE))
+        assert found, f"rank {rank} says no error\n{text[-3000:]}"
+        return text[found[-1].start() :]
 
     def outputs(self):
         return "\n".join(f"--- rank {rank}\n{self.output(rank)[-2500:]}" for rank in range(fault_job.WORLD))

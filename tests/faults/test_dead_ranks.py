@@ -11,12 +11,8 @@ MERCY = 10.0  # seconds after the timeout in which every rank has to be gone
 SURVIVORS = [0, 1, 3]
 
 
-def last_line(text):
-    return [line for line in text.splitlines() if line.strip()][-1]
-
-
 def messages(job, ranks=SURVIVORS):
-    return [last_line(job.output(rank)) for rank in ranks]
+    return [job.error(rank) for rank in ranks]
 
 
 def test_a_killed_rank_is_named_and_the_job_resumes(tmp_path):
@@ -78,6 +74,6 @@ def test_another_version_or_config_stops_all_before_the_first_step(tmp_path, dif
     with Job(tmp_path, own={2: difference}, timeout=TIMEOUT) as job:
         assert job.end(range(WORLD), 120.0) == [1] * WORLD, job.outputs()
         for rank in range(WORLD):
-            assert words in last_line(job.output(rank))
-            assert "rank 2 has" in last_line(job.output(rank))
+            assert words in job.error(rank)
+            assert "rank 2 has" in job.error(rank)
             assert job.progress(rank) == 0
