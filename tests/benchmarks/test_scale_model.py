@@ -120,10 +120,11 @@ def test_measured_bytes_do_not_grow_with_the_ranks():
 
 @pytest.mark.parametrize("name", ["4 bits", "2 bits, linf, buckets of 256"])
 def test_error_follows_the_expectation_and_stays_below_the_bound(name):
-    for ranks in (1, 4, 16):
+    """With few ranks the first mean lies near the levels, so the second half adds less than expected."""
+    for ranks in (2, 16):
         found = error.measure(name, ranks, numel=1 << 14, trials=3)
-        assert found["both"] == pytest.approx(found["expected"], rel=0.15)
-        assert found["both"] < 1.05 * found["bound"]
+        assert found["first"] < found["both"] < min(1.1 * found["expected"], found["bound"])
+    assert found["both"] == pytest.approx(found["expected"], rel=0.1)
 
 
 def test_first_half_falls_with_the_ranks_and_the_second_is_a_floor():
