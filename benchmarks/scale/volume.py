@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from benchmarks.netlab.worker import shapes
 from lightning_n2uq.compression import NUQCodec
 from lightning_n2uq.strategies.layout import Span, split_chunks, split_units
@@ -21,6 +23,7 @@ def ideal_two_phase_bytes(numel: int, bits: int, ranks: int, bucket_size: int = 
     return 2 * (ranks - 1) / ranks * numel * (bits + 32 / bucket_size) / 8
 
 
+@lru_cache(maxsize=4096)
 def two_phase_bytes(numel: int, bits: int, ranks: int, bucket_size: int = 1024) -> tuple[float, float, int]:
     """Return the bytes of the slowest rank in both halves, and the number of units.
 
