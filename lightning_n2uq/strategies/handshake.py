@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lightning_n2uq.strategies.wire import all_gather
+
 _RECORD_BYTES = 4096
 
 
@@ -30,7 +32,7 @@ def exchange_records(
     mine = torch.zeros(_RECORD_BYTES, dtype=torch.uint8)
     mine[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     theirs = torch.empty(size * _RECORD_BYTES, dtype=torch.uint8, device=device)
-    dist.all_gather_into_tensor(theirs, mine.to(device), group=group)
+    all_gather(theirs, mine.to(device), group, async_op=False)
     rows = theirs.cpu().view(size, _RECORD_BYTES)
     return [json.loads(bytes(row.tolist()).rstrip(b"\0")) for row in rows]
 

@@ -15,6 +15,18 @@ def padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
+def all_gather(
+    recv: Tensor, send: Tensor, group: dist.ProcessGroup | None, async_op: bool
+) -> dist.Work | None:
+    """Send ``send`` to every rank; ``recv`` gets everybody's, in rank order.
+
+    torch 2.14 renamed the function and warns at every call of the old name, which torch 2.8 still needs.
+    """
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    work: dist.Work | None = gather(recv, send, group=group, async_op=async_op)
+    return work
+
+
 class Wire:
     """One process group that carries one leg of the exchange.
 
@@ -49,7 +61,7 @@ class Wire:
     def all_gather(self, recv: Tensor, send: Tensor) -> dist.Work | None:
         """Start sending ``send`` to every rank; as many bytes on each of them."""
         self.sent += send.numel() * (self.size - 1)
-        return dist.all_gather_into_tensor(recv, send, group=self.group, async_op=True)
+        return all_gather(recv, send, self.group, async_op=True)
 
     def announce(self, theirs: Tensor, mine: Tensor) -> dist.Work | None:
         """Start telling every rank the size of its message; int64 tensors, one element per rank."""

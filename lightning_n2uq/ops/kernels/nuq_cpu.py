@@ -91,20 +91,22 @@ def _norm_bits(x, patterns, l2):
 
 @numba.njit
 def _float_codes(x, norm, keys, bits, family, codes):
+    """Shifts are masked to below 32, which lets the compiler shift 32-bit lanes instead of 64-bit ones."""
     k0, k1 = keys
     mantissa_bits, lowest, inverse_lowest = family
-    shift = np.int32(23 - mantissa_bits)
-    drop = np.uint32(9 + mantissa_bits)
+    shift = np.int32(np.int32(23 - mantissa_bits) & np.int32(31))
+    drop = np.uint32(np.uint32(9 + mantissa_bits) & np.uint32(31))
     offset = np.int32((127 << mantissa_bits) - ((1 << (bits - 1)) - 1))
     sign_bit = np.int32(1 << (bits - 1))
     for j in range(x.size):
         random = _mix(np.uint32(k0 + np.uint32(np.uint32(j) * _GOLDEN)), k1)
         ratio = np.float32(abs(x[j]) / norm)
-        code = np.int32(np.int32(_bits(ratio) + np.int32(random >> drop)) >> shift) - offset
-        share = np.float32(
-            min(np.float32(ratio * inverse_lowest), np.float32(0.99999994)) * np.float32(2147483648.0)
-        )
-        up = np.int32(np.int32(random >> np.uint32(1)) < np.int32(share))
+        raised = np.int32(_bits(ratio) + np.int32(np.uint32(random >> drop)))
+        code = np.int32(np.int32(raised >> shift) - offset)
+        scaled = np.float32(ratio * inverse_lowest)
+        scaled = scaled if scaled < np.float32(0.99999994) else np.float32(0.99999994)
+        share = np.int32(np.float32(scaled * np.float32(2147483648.0)))
+        up = np.int32(np.int32(random >> np.uint32(1)) < share)
         magnitude = np.int32(up if ratio < lowest else code)
         negative = (_bits(x[j]) < np.int32(0)) & (magnitude > np.int32(0))
         codes[j] = np.uint8(magnitude | (sign_bit if negative else np.int32(0)))
@@ -161,24 +163,30 @@ def _pack(codes, packed, bits):
             packed[j] = np.uint8(low | np.uint8(high << np.uint8(4)))
     else:
         whole = packed.size // 3
+        words = codes.view(np.uint64)
         for g in range(whole):
-            word = _word_of_3bit(codes, 8 * g)
+            word = _join_3bit(words[g])
             packed[3 * g] = np.uint8(word)
-            packed[3 * g + 1] = np.uint8(word >> np.uint32(8))
-            packed[3 * g + 2] = np.uint8(word >> np.uint32(16))
-        if 3 * whole < packed.size:
-            word = _word_of_3bit(codes, 8 * whole)
-            for k in range(packed.size - 3 * whole):
-                packed[3 * whole + k] = np.uint8(word >> np.uint32(8 * k))
+            packed[3 * g + 1] = np.uint8(word >> np.uint64(8))
+            packed[3 * g + 2] = np.uint8(word >> np.uint64(16))
+        for k in range(packed.size - 3 * whole):
+            packed[3 * whole + k] = np.uint8(_join_3bit(words[whole]) >> np.uint64(8 * k))
 
 
 @numba.njit
-def _word_of_3bit(codes, start):
-    """Eight 3-bit codes as one 24-bit word."""
-    word = np.uint32(0)
-    for k in range(8):
-        word = np.uint32(word | np.uint32(np.uint32(codes[start + k]) << np.uint32(3 * k)))
-    return word
+def _join_3bit(word):
+    """Eight bytes of 3 bits each (a 64-bit word) to 24 bits: halves the number of gaps three times."""
+    word = (word & np.uint64(0x0007000700070007)) | ((word >> np.uint64(5)) & np.uint64(0x0038003800380038))
+    word = (word & np.uint64(0x0000003F0000003F)) | ((word >> np.uint64(10)) & np.uint64(0x00000FC000000FC0))
+    return (word & np.uint64(0xFFF)) | ((word >> np.uint64(20)) & np.uint64(0xFFF000))
+
+
+@numba.njit
+def _split_3bit(word):
+    """Inverse of `_join_3bit`."""
+    word = (word & np.uint64(0xFFF)) | ((word & np.uint64(0xFFF000)) << np.uint64(20))
+    word = (word & np.uint64(0x0000003F0000003F)) | ((word & np.uint64(0x00000FC000000FC0)) << np.uint64(10))
+    return (word & np.uint64(0x0007000700070007)) | ((word & np.uint64(0x0038003800380038)) << np.uint64(5))
 
 
 @numba.njit
@@ -244,12 +252,16 @@ def _unpack(packed, bits, codes):
             for k in range(4):
                 codes[4 * j + k] = np.uint8(np.uint8(packed[j] >> np.uint8(2 * k)) & np.uint8(3))
     else:
-        for g in range((packed.size + 2) // 3):
-            word = np.uint32(0)
-            for k in range(min(3, packed.size - 3 * g)):
-                word = np.uint32(word | np.uint32(np.uint32(packed[3 * g + k]) << np.uint32(8 * k)))
-            for k in range(8):
-                codes[8 * g + k] = np.uint8(np.uint32(word >> np.uint32(3 * k)) & np.uint32(7))
+        whole = packed.size // 3
+        words = codes.view(np.uint64)
+        for g in range(whole):
+            low = np.uint64(packed[3 * g]) | np.uint64(packed[3 * g + 1]) << np.uint64(8)
+            words[g] = _split_3bit(low | np.uint64(packed[3 * g + 2]) << np.uint64(16))
+        if 3 * whole < packed.size:
+            last = np.uint64(0)
+            for k in range(packed.size - 3 * whole):
+                last |= np.uint64(packed[3 * whole + k]) << np.uint64(8 * k)
+            words[whole] = _split_3bit(last)
 
 
 @numba.njit(nogil=True, cache=True)
