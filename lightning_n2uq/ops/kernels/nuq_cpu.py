@@ -89,27 +89,37 @@ def _norm_bits(x, patterns, l2):
     return _bits(_l2_norm(x, largest)) if l2 and largest > 0 else largest
 
 
-@numba.njit
-def _float_codes(x, norm, keys, bits, family, codes):
-    """Shifts are masked to below 32, which lets the compiler shift 32-bit lanes instead of 64-bit ones."""
-    k0, k1 = keys
-    mantissa_bits, lowest, inverse_lowest = family
-    shift = np.int32(np.int32(23 - mantissa_bits) & np.int32(31))
-    drop = np.uint32(np.uint32(9 + mantissa_bits) & np.uint32(31))
-    offset = np.int32((127 << mantissa_bits) - ((1 << (bits - 1)) - 1))
-    sign_bit = np.int32(1 << (bits - 1))
-    for j in range(x.size):
-        random = _mix(np.uint32(k0 + np.uint32(np.uint32(j) * _GOLDEN)), k1)
-        ratio = np.float32(abs(x[j]) / norm)
-        raised = np.int32(_bits(ratio) + np.int32(np.uint32(random >> drop)))
-        code = np.int32(np.int32(raised >> shift) - offset)
-        scaled = np.float32(ratio * inverse_lowest)
-        scaled = scaled if scaled < np.float32(0.99999994) else np.float32(0.99999994)
-        share = np.int32(np.float32(scaled * np.float32(2147483648.0)))
-        up = np.int32(np.int32(random >> np.uint32(1)) < share)
-        magnitude = np.int32(up if ratio < lowest else code)
-        negative = (_bits(x[j]) < np.int32(0)) & (magnitude > np.int32(0))
-        codes[j] = np.uint8(magnitude | (sign_bit if negative else np.int32(0)))
+def _float_loop(exponential):
+    """The loop of the `float` family; without mantissa bits its shifts are constants, which is faster."""
+
+    @numba.njit
+    def loop(x, norm, keys, bits, family, codes):
+        k0, k1 = keys
+        mantissa_bits, lowest, inverse_lowest = family
+        if exponential:
+            shift, drop = np.int32(23), np.uint32(9)
+        else:  # masked to below 32, which lets the compiler shift 32-bit lanes instead of 64-bit ones
+            shift = np.int32(np.int32(23 - int(mantissa_bits)) & np.int32(31))
+            drop = np.uint32(np.uint32(9 + int(mantissa_bits)) & np.uint32(31))
+        offset = np.int32((127 << int(mantissa_bits)) - ((1 << (bits - 1)) - 1))
+        sign_bit = np.int32(1 << (bits - 1))
+        for j in range(x.size):
+            random = _mix(np.uint32(k0 + np.uint32(np.uint32(j) * _GOLDEN)), k1)
+            ratio = np.float32(abs(x[j]) / norm)
+            raised = np.int32(_bits(ratio) + np.int32(np.uint32(random >> drop)))
+            code = np.int32(np.int32(raised >> shift) - offset)
+            scaled = np.float32(ratio * inverse_lowest)
+            scaled = scaled if scaled < np.float32(0.99999994) else np.float32(0.99999994)
+            share = np.int32(np.float32(scaled * np.float32(2147483648.0)))
+            up = np.int32(np.int32(random >> np.uint32(1)) < share)
+            magnitude = np.int32(up if ratio < lowest else code)
+            negative = (_bits(x[j]) < np.int32(0)) & (magnitude > np.int32(0))
+            codes[j] = np.uint8(magnitude | (sign_bit if negative else np.int32(0)))
+
+    return loop
+
+
+_exponential_codes, _float_codes = _float_loop(True), _float_loop(False)
 
 
 @numba.njit
@@ -202,6 +212,10 @@ def _round_bucket(x, norm, keys, bits, family, codes):
 
 @overload(_round_bucket)
 def _choose_loop(x, norm, keys, bits, family, codes):
+    if isinstance(family, types.BaseTuple) and family[0] == types.boolean:
+        return lambda x, norm, keys, bits, family, codes: _exponential_codes(
+            x, norm, keys, bits, family, codes
+        )
     if isinstance(family, types.BaseTuple):
         return lambda x, norm, keys, bits, family, codes: _float_codes(x, norm, keys, bits, family, codes)
     if isinstance(family, types.Array):
@@ -237,7 +251,8 @@ def _family_argument(form: NUQFormat) -> Any:  # noqa: ANN401  # its type select
         return levels
     if form.family == "uniform":
         return np.float32(form.top)
-    return (form.mantissa_bits, levels[1], np.float32(form.inverse_lowest))
+    mantissa_bits = form.mantissa_bits or False  # a type of its own for exponential levels
+    return (mantissa_bits, levels[1], np.float32(form.inverse_lowest))
 
 
 @numba.njit
