@@ -17,11 +17,20 @@ _REDUCTIONS = ("mean", "sum", "min", "max")
 
 
 def capture(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-    """Plain values and CPU tensors."""
+    """Plain values and CPU tensors.
+
+    Metrics that validation logs are left out: at its end they are still to be reset, and the next validation
+    would count their images again.
+    """
+    results = trainer.fit_loop.epoch_loop.val_loop._results.values()
+    evaluated = {id(item.value) for item in results if not item.is_tensor}
     metrics = {
         name: {"count": metric._update_count, "states": _states(metric)}
         for name, metric in pl_module.named_modules()
-        if isinstance(metric, Metric) and metric.update_called and all(map(torch.is_tensor, _values(metric)))
+        if isinstance(metric, Metric)
+        and id(metric) not in evaluated
+        and metric.update_called
+        and all(map(torch.is_tensor, _values(metric)))
     }
     names = {id(module): name for name, module in pl_module.named_modules()}
     logged = [

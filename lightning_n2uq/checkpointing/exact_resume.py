@@ -76,6 +76,7 @@ class ExactResume(Checkpoint):
                 metrics_file.log_row(trainer.loggers, loaded["pending"]["row"], loaded["pending"]["step"])
         if loaded is not None:
             _restore_rank(trainer, pl_module, loaded["ranks"])
+        _place_loaders(trainer)
         self._signals.watch()
 
     def on_train_batch_start(
@@ -154,6 +155,17 @@ class ExactResume(Checkpoint):
         ):
             print(slurm.requeue(), file=sys.stderr, flush=True)
         raise RunInterrupted(128 + self._stop)
+
+
+def _place_loaders(trainer: Trainer) -> None:
+    """Tell the loaders where they stopped, which Lightning forgets if they were made before the restore.
+
+    They are where the module asks for ``estimated_stepping_batches``, as schedules do.
+    """
+    loop = trainer.fit_loop
+    if loop._combined_loader is not None and loop._combined_loader_states_to_load:
+        loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
+        loop._combined_loader_states_to_load = []
 
 
 def _agree(received: int, trainer: Trainer) -> int:

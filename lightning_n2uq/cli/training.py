@@ -12,7 +12,6 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import (
     Checkpoint,
     LearningRateMonitor,
-    ModelCheckpoint,
     ProgressBar,
     RichProgressBar,
 )
@@ -24,7 +23,13 @@ import lightning_n2uq.callbacks
 import lightning_n2uq.datamodules
 import lightning_n2uq.modules
 import lightning_n2uq.strategies  # noqa: F401
-from lightning_n2uq.checkpointing import AtomicCheckpointIO, CheckpointWriteError, ExactResume, metrics_file
+from lightning_n2uq.checkpointing import (
+    AtomicCheckpointIO,
+    BestAndLastModelCheckpoint,
+    CheckpointWriteError,
+    ExactResume,
+    metrics_file,
+)
 from lightning_n2uq.cli import resuming, run_files
 from lightning_n2uq.cli.configs import resolve_arguments, run_name
 from lightning_n2uq.cli.quiet import quiet_lightning
@@ -130,7 +135,7 @@ class N2UQCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks that every run has, the links from data to model, and our own options."""
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestAndLastModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LearningRateMonitor, "lr_monitor")
         parser.add_lightning_class_args(RichProgressBar, "progress_bar")
         parser.set_defaults(CALLBACK_DEFAULTS)

@@ -107,7 +107,7 @@ def state(folder):
         "nuqsgd",
         "exact_resume",
     )
-    callbacks = {k: v for k, v in checkpoint["callbacks"].items() if not k.startswith("ModelCheckpoint")}
+    callbacks = {k: v for k, v in checkpoint["callbacks"].items() if "ModelCheckpoint" not in k}
     return {**{key: checkpoint.get(key) for key in kept}, "callbacks": callbacks}
 
 
