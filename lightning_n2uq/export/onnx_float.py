@@ -50,14 +50,14 @@ def _(step: s.Affine, writer: GraphWriter) -> Layout:
         writer.op("Identity", [x], step.name)
     for index, (kind, array) in enumerate(todo, 1):
         output = step.name if index == len(todo) else None
-        x = writer.op(kind, [x, writer.channelwise(array, layout)], output)
+        x = writer.op(kind, [x, writer.repeated(array, step.name, layout)], output)
     return layout
 
 
 @write_float.register
 def _(step: s.PReLU, writer: GraphWriter) -> Layout:
     (x,), layout = _sources(step, writer)
-    slope = writer.channelwise(step.slope, layout)
+    slope = writer.repeated(step.slope, step.name, layout)
     if ((step.slope >= 0) & (step.slope <= 1)).all():
         # The same value in two vectorized nodes; onnxruntime's PRelu is several times slower.
         writer.op("Max", [x, writer.op("Mul", [x, slope])], step.name)

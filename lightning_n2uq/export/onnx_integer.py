@@ -18,9 +18,12 @@ from lightning_n2uq.export import steps as s
 from lightning_n2uq.export.description import needs_float64
 from lightning_n2uq.export.graph import GraphWriter, Layout
 from lightning_n2uq.export.onnx_float import convolution, window_attributes, write_float
+from lightning_n2uq.export.onnx_lookup import find_buckets, write_lookup
 
 PAIR_LIMIT = 2**15 - 1
 """x86 kernels without VNNI add two products of unsigned and signed bytes in 16 bits, and saturate."""
+LOOKUP_FROM = 15
+"""Number of thresholds from which a lookup takes less time than one comparison each."""
 SEARCH_FROM = 127
 """Number of thresholds from which a binary search takes fewer nodes than one comparison each."""
 
@@ -50,8 +53,16 @@ def _(step: s.Codes, writer: GraphWriter) -> Layout:
     (x,) = step.inputs
     layout = writer.layouts[x]
     if step.sign is not None:
-        x = writer.op("Mul", [x, writer.channelwise(step.sign, layout)])
-    (_search if step.levels >= SEARCH_FROM else _compare_each)(step, x, layout, writer)
+        x = writer.op("Mul", [x, writer.repeated(step.sign, step.name, layout)])
+    buckets = None
+    if layout == "NHWC" and step.levels >= LOOKUP_FROM:
+        channels = writer.shapes[step.name][0]
+        thresholds = np.broadcast_to(step.thresholds, (channels, step.levels))
+        buckets = find_buckets(thresholds)
+    if buckets is not None:
+        write_lookup(step.name, x, thresholds, buckets, writer)
+    else:
+        (_search if step.levels >= SEARCH_FROM else _compare_each)(step, x, layout, writer)
     writer.integers.add(step.name)
     return layout
 
@@ -60,7 +71,8 @@ def _compare_each(step: s.Codes, x: str, layout: Layout, writer: GraphWriter) ->
     """Adds comparisons with every threshold, counted in bytes."""
     codes = ""
     for index, threshold in enumerate(step.thresholds.T, 1):
-        passed = writer.op("Greater", [x, writer.channelwise(threshold, layout)])
+        limit = writer.repeated(threshold, step.name, layout)
+        passed = writer.op("Greater", [x, limit])
         last = step.name if index == step.levels else None
         one = writer.cast(passed, TensorProto.UINT8, last if step.levels == 1 else None)
         codes = writer.op("Add", [codes, one], last) if codes else one
