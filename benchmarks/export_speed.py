@@ -111,7 +111,8 @@ def profile(model: bytes, images: np.ndarray, runs: int) -> dict[str, float]:
 def profile_table(profiles: dict[str, dict[str, float]]) -> str:
     """A text table, one operator per line."""
     kinds = list(dict.fromkeys(kind for figures in profiles.values() for kind in figures))
-    lines = ["milliseconds by operator, one thread" + "".join(f"{name:>10}" for name in profiles)]
+    head = "".join(f"{name:>10}" for name in profiles)
+    lines = [f"{'milliseconds by operator':<36}{head}"]
     for kind in kinds:
         cells = "".join(f"{figures.get(kind, 0.0):>10.2f}" for figures in profiles.values())
         lines.append(f"  {kind:<34}{cells}")

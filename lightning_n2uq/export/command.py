@@ -26,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = parser().parse_args(argv)
     _check_packages(arguments.format, arguments.verify is not None)
+    if arguments.verify is None and arguments.verify_root is not None:
+        raise ValueError(f"verify_root: got {arguments.verify_root!r} without verify, give both or neither")
     from lightning_n2uq.export.checkpoint import load_network
     from lightning_n2uq.export.trace import describe
 
@@ -50,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--format", choices=list(FORMATS), default="onnx")
     p.add_argument("-o", "--output", required=True, help="file to write")
     p.add_argument("--verify", metavar="DATA", help="compare all engines on this data (docs/deployment.md)")
+    p.add_argument("--verify-root", metavar="PATH", help="folder or .zip that replaces the config's data root")
     p.add_argument("--verify-images", type=_positive, help="use at most so many images")
     p.add_argument("--sweep", type=_positive, metavar="N", help="with --verify: also N values per quantizer")
     p.add_argument("--engines", default="torch,numpy,onnxruntime,qonnx", help="engines of --verify")
@@ -127,7 +130,7 @@ def _verify(
     output: Path,
     arguments: argparse.Namespace,
 ) -> bool:
-    from lightning_n2uq.export.data import verification_batches
+    from lightning_n2uq.export.data import run_data, verification_batches
     from lightning_n2uq.export.engines import chosen_engines
     from lightning_n2uq.export.preprocessing import normalizer, to_pixels
     from lightning_n2uq.export.verify import compare, float_engine
@@ -141,7 +144,8 @@ def _verify(
         file = output.read_bytes()
     names = _engine_names(subject, arguments)
     engines = chosen_engines(names, subject, file, arguments.format)
-    batches = verification_batches(arguments.verify, plain.input.shape, arguments.verify_images)
+    source, root = run_data(arguments.verify, arguments.verify_root, arguments.ckpt)
+    batches = verification_batches(source, plain.input.shape, arguments.verify_images, root=root)
     prepare = None
     if description is not plain:
         batches, prepare = to_pixels(batches, description), normalizer(description)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +14,17 @@ from numpy.typing import NDArray
 Batch = tuple[NDArray[Any], NDArray[np.int64] | None]
 
 ALLOWED = (
-    "digits, random, random:COUNT, a .npz file with 'images' (and 'labels'), or a config with a data section"
+    "digits, random, random:COUNT, a .npz file with 'images' (and 'labels'), a config with a data section, or "
+    "run, a .zip or a folder of images where the run's config.yaml lies beside the checkpoint"
 )
 
 
 def verification_batches(
-    source: str, shape: tuple[int, ...], limit: int | None = None, batch_size: int = 64
+    source: str,
+    shape: tuple[int, ...],
+    limit: int | None = None,
+    batch_size: int = 64,
+    root: str | None = None,
 ) -> Iterator[Batch]:
     """Batches of float32 images `[N, *shape]` with int64 labels or None.
 
@@ -27,12 +33,13 @@ def verification_batches(
         shape: of the network's images.
         limit: use at most so many images.
         batch_size: images at a time.
+        root: folder or .zip that replaces the data module's `root`.
 
     Raises:
         ValueError: the source is unknown or unreadable, or its images have another shape.
     """
     left = np.inf if limit is None else limit
-    for images, labels in _rebatch(_source(source, shape), batch_size):
+    for images, labels in _rebatch(_source(source, shape, root), batch_size):
         if images.shape[1:] != shape:
             got = list(images.shape[1:])
             raise ValueError(f"verify: {source!r} has images {got}, allowed is {list(shape)}")
@@ -43,15 +50,36 @@ def verification_batches(
         yield images[:count], None if labels is None else labels[:count]
 
 
-def _source(source: str, shape: tuple[int, ...]) -> Iterator[Batch]:
+def run_data(source: str, root: str | None, checkpoint: str) -> tuple[str, str | None]:
+    """`run`, a .zip or a folder as the data of the checkpoint's own config.yaml, with its root.
+
+    Raises:
+        ValueError: there is no config.yaml beside the checkpoint, or two roots are given.
+    """
+    if source != "run" and not source.endswith(".zip") and not Path(source).is_dir():
+        return source, root
+    config = Path(checkpoint).parent / "config.yaml"
+    if not config.is_file():
+        raise ValueError(f"verify: {source!r} needs the run's config.yaml beside the checkpoint ({config})")
+    if source != "run":
+        if root is not None:
+            raise ValueError(f"verify_root: got {root!r} beside verify {source!r}, allowed is one of them")
+        root = source
+    return str(config), root
+
+
+def _source(source: str, shape: tuple[int, ...], root: str | None) -> Iterator[Batch]:
+    module = source == "digits" or source.endswith((".yaml", ".yml"))
+    if root is not None and (not module or source == "digits"):
+        raise ValueError(f"verify_root: got {root!r}, allowed with a config only, verify is {source!r}")
     name, _, count = source.partition(":")
     if name == "random" and (not count or count.isdigit()):
         rng = np.random.default_rng(0)
         return iter([(rng.standard_normal((int(count or 64), *shape)).astype(np.float32), None)])
     if source.endswith(".npz"):
         return _archive(source)
-    if source == "digits" or source.endswith((".yaml", ".yml")):
-        return _data_module(source)
+    if module:
+        return _data_module(source, root)
     raise ValueError(f"verify: got {source!r}, allowed are {ALLOWED}")
 
 
@@ -65,7 +93,7 @@ def _archive(path: str) -> Iterator[Batch]:
     yield images, labels
 
 
-def _data_module(source: str) -> Iterator[Batch]:
+def _data_module(source: str, root: str | None) -> Iterator[Batch]:
     from lightning_n2uq import datamodules
 
     section: dict[str, Any] = {"class_path": "DigitsDataModule"}
@@ -74,7 +102,14 @@ def _data_module(source: str) -> Iterator[Batch]:
     name = str(section.get("class_path", "")).rpartition(".")[2]
     if not hasattr(datamodules, name):
         raise ValueError(f"verify: {source!r} names data module {name!r}, which this package does not have")
-    data = getattr(datamodules, name)(**{**section.get("init_args", {}), "num_workers": 0})
+    kind = getattr(datamodules, name)
+    known = inspect.signature(kind).parameters
+    if root is not None and "root" not in known:
+        raise ValueError(f"verify_root: got {root!r}, but {name} has no root")
+    # On the device, the Trainer would normalize what the loader leaves as bytes; here nobody does.
+    changes = {"num_workers": 0, "augment_on_device": False, "root": root}
+    changes = {key: value for key, value in changes.items() if key in known and value is not None}
+    data = kind(**{**section.get("init_args", {}), **changes})
     data.setup("test")
     for images, labels, *_ in data.test_dataloader():
         yield np.ascontiguousarray(images.numpy()), labels.numpy()

@@ -60,7 +60,8 @@ def _of_integers(thresholds: NDArray[np.generic], count: int) -> Buckets | None:
     edges = (values + 1 - low[:, None]) * scale[:, None]
     if not _alone(np.ceil(edges) - 1):
         return None
-    return Buckets(count, scale.astype(np.float32), (-low * scale).astype(np.float32), edges.astype(np.float32))
+    single = (array.astype(np.float32) for array in (scale, -low * scale, edges))
+    return Buckets(count, *single)
 
 
 def _of_floats(thresholds: NDArray[np.generic], count: int) -> Buckets | None:
@@ -126,13 +127,11 @@ def _steps(buckets: Buckets, writer: GraphWriter) -> str:
     return writer.op("Reshape", [writer.op("Sub", [total, numbers]), writer.ints(1, -1)])
 
 
-def _comparisons(
-    thresholds: NDArray[np.generic], buckets: Buckets, writer: GraphWriter
-) -> tuple[str, str]:
-    """By bucket, its threshold (the largest number where it has none) and how many lie in earlier ones."""
+def _comparisons(thresholds: NDArray[np.generic], buckets: Buckets, writer: GraphWriter) -> tuple[str, str]:
+    """By bucket, its threshold (infinity where it has none) and how many lie in earlier ones."""
     numbers = _numbers(buckets.count, writer)
     edges = writer.const(buckets.edges[:, None])
-    none = writer.const(np.finfo(np.float32).max)
+    none = writer.const(np.float32(np.inf))
     here = writer.op("Equal", [edges, numbers])
     limits = writer.op("Where", [here, writer.const(thresholds.astype(np.float32)[:, None]), none])
     limits = writer.op("ReduceMin", [limits, writer.ints(2)], keepdims=1)

@@ -17,6 +17,9 @@ from lightning_n2uq.export.engines import Engine, Outputs
 LOGIT_TOLERANCE = 1e-5
 """Allowed difference of logits, relative to the largest magnitude in the batch."""
 
+FLOAT_AGREEMENT = 99.5
+"""Per cent of images whose first class should be that of the float evaluation."""
+
 Images = NDArray[Any]
 
 
@@ -78,6 +81,15 @@ class ParityReport:
         """Whether all engines agree."""
         return all(tally.equal for tally in self.engines.values())
 
+    def _float_share(self, floating: Tally) -> str:
+        codes = _percent(sum(floating.codes.values()), sum(floating.values.values()))
+        agreement = 100 * (1 - floating.top1 / self.images)
+        note = "" if agreement >= FLOAT_AGREEMENT else f", BELOW {FLOAT_AGREEMENT} %"
+        return (
+            f"against the float evaluation: {codes} of the codes and {_percent(floating.top1, self.images)} "
+            f"of the top-1 answers differ (agreement {agreement:.2f} %{note})"
+        )
+
     def table(self) -> str:
         """The report as text, one quantizer per line."""
         columns = dict(self.engines)
@@ -98,8 +110,14 @@ class ParityReport:
         if self.correct is not None:
             exact, floating = (100 * right / self.images for right in self.correct)
             lines.append(f"accuracy: {exact:.2f} % integer-exact, {floating:.2f} % float")
+        if self.floating is not None and self.images:
+            lines.append(self._float_share(self.floating))
         lines.append("parity: " + ("all engines agree" if self.ok else "MISMATCH"))
         return "\n".join(lines)
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / max(whole, 1):.4g} %"
 
 
 def _share(tally: Tally, name: str) -> str:
