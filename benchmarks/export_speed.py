@@ -1,7 +1,7 @@
 """Exported ResNet-18 in onnxruntime on the CPU against the float network's file, side by side.
 
-    python -m benchmarks.export_speed                     # 1 and 2 threads, batch 1 and 16, 224x224
-    python -m benchmarks.export_speed --quick             # one small case, a check that it runs
+    python -m benchmarks export                   # 1 and 2 threads, batch 1 and 16, 224x224
+    python -m benchmarks export --quick           # one small case, a check that it runs
 
 All networks live in one process and take turns; a figure is the ratio within a round. The profile sums every
 kind of node's fastest run. Weights are random (no influence on time), norms and thresholds fit random images.
@@ -9,11 +9,9 @@ kind of node's fastest run. Weights are random (no influence on time), norms and
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +21,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.machine import description
 from benchmarks.timing import summary, table, take_turns
 from lightning_n2uq.backbones import resnet18
 from lightning_n2uq.export import describe
@@ -31,7 +28,6 @@ from lightning_n2uq.layers import BiasedPReLU
 from lightning_n2uq.quantizers import LearnableThresholdQuantizer
 
 BASE = "float"
-RESULTS = Path(__file__).resolve().parent / "results" / "export_speed.json"
 
 
 def float_file(size: int) -> bytes:
@@ -66,7 +62,7 @@ def integer_file(bits: int, size: int) -> bytes:
     return to_onnx(describe(model.eval(), (3, size, size))).SerializeToString()
 
 
-def open_session(model: bytes, threads: int, profile: str | None = None) -> Any:  # noqa: ANN401
+def open_session(model: bytes, threads: int, profile: str | None = None) -> Any:
     """An onnxruntime session, which writes a profile if a prefix for it is given."""
     import onnxruntime
 
@@ -119,19 +115,26 @@ def profile_table(profiles: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def run(
-    seconds: float, size: int = 224, threads: tuple[int, ...] = (1, 2), batches: tuple[int, ...] = (1, 16)
+def measure(
+    files: dict[str, bytes], seconds: float, size: int, threads: tuple[int, ...], batches: tuple[int, ...]
 ) -> dict[str, object]:
-    """Measures and prints everything; `seconds` for every combination of threads and batch size."""
-    files = {BASE: float_file(size), "W2A2": integer_file(2, size), "W4A4": integer_file(4, size)}
-    result: dict[str, object] = {"size": size, "bytes": {name: len(file) for name, file in files.items()}}
+    """Measures and prints; `seconds` for every combination of threads and batch size.
+
+    Args:
+        files: ONNX files by name, `BASE` among them.
+        seconds: time for every comparison.
+        size: height and width of the images, of three channels.
+        threads: numbers of threads.
+        batches: batch sizes.
+    """
+    result: dict[str, object] = {}
     rng = np.random.default_rng(0)
     for count in threads:
         for batch in batches:
             images = rng.standard_normal((batch, 3, size, size)).astype(np.float32)
             runners = {name: _runner(file, count, images) for name, file in files.items()}
             figures = summary(take_turns(runners, seconds, torch.device("cpu"), rounds=1000), BASE)
-            title = f"ResNet-18 in onnxruntime, {batch} x {size}x{size}, threads: {count}"
+            title = f"ResNet-18 in onnxruntime on the CPU, {batch} x {size}x{size}, threads: {count}"
             print(table(title, figures), flush=True)
             result[f"threads {count}, batch {batch}"] = figures
     images = rng.standard_normal((1, 3, size, size)).astype(np.float32)
@@ -140,27 +143,17 @@ def run(
     return {**result, "profile_ms": profiles}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.export_speed")
-    parser.add_argument("--quick", action="store_true", help="64x64, one thread, batch 1; no figures to quote")
-    parser.add_argument("--seconds", type=float, default=12.0, help="time for every comparison")
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    chosen = parser.parse_args(argv)
+def run(
+    device: torch.device,
+    seconds: float,
+    size: int = 224,
+    threads: tuple[int, ...] = (1, 2),
+    batches: tuple[int, ...] = (1, 16),
+) -> dict[str, object]:
+    """The topic; always on the CPU, whatever the device, with these numbers of threads."""
     import onnxruntime
 
-    torch.set_num_threads(1)
-    machine = description(torch.device("cpu"))
-    options: dict[str, Any] = {"size": 64, "threads": (1,), "batches": (1,)} if chosen.quick else {}
-    figures = run(0.5 if chosen.quick else chosen.seconds, **options)
-    stamp = time.strftime("%Y-%m-%d", time.gmtime())
-    figures |= {"machine": machine, "onnxruntime": onnxruntime.__version__, "date": stamp}
-    figures["quick"] = chosen.quick
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    chosen.output.write_text(json.dumps(figures, indent=2) + "\n")
-    print(f"written: {chosen.output}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    files = {BASE: float_file(size), "W2A2": integer_file(2, size), "W4A4": integer_file(4, size)}
+    figures = measure(files, seconds, size, threads, batches)
+    sizes = {name: len(file) for name, file in files.items()}
+    return {"size": size, "bytes": sizes, "onnxruntime": onnxruntime.__version__, **figures}

@@ -52,7 +52,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--format", choices=list(FORMATS), default="onnx")
     p.add_argument("-o", "--output", required=True, help="file to write")
     p.add_argument("--verify", metavar="DATA", help="compare all engines on this data (docs/deployment.md)")
-    p.add_argument("--verify-root", metavar="PATH", help="folder or .zip that replaces the config's data root")
+    p.add_argument(
+        "--verify-root", metavar="PATH", help="folder or .zip that replaces the config's data root"
+    )
     p.add_argument("--verify-images", type=_positive, help="use at most so many images")
     p.add_argument("--sweep", type=_positive, metavar="N", help="with --verify: also N values per quantizer")
     p.add_argument("--engines", default="torch,numpy,onnxruntime,qonnx", help="engines of --verify")

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 Batch = tuple[NDArray[Any], NDArray[np.int64] | None]
 
 ALLOWED = (
-    "digits, random, random:COUNT, a .npz file with 'images' (and 'labels'), a config with a data section, or "
-    "run, a .zip or a folder of images where the run's config.yaml lies beside the checkpoint"
+    "digits, random, random:COUNT, a .npz file with 'images' (and 'labels'), a config with a data section, "
+    "or run, a .zip or a folder of images where the run's config.yaml lies beside the checkpoint"
 )
 
 

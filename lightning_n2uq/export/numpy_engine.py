@@ -63,7 +63,8 @@ def _(step: s.Codes, x: Tensor) -> Tensor:
 def _(step: s.UniformCodes, x: Tensor) -> Tensor:
     if step.offset:
         x = x - np.float32(step.offset)
-    return np.clip(np.rint(x / np.float32(step.step)), 0, step.levels).astype(np.uint8)
+    rounded = np.nan_to_num(np.rint(x / np.float32(step.step)), nan=0.0)
+    return np.clip(rounded, 0, step.levels).astype(np.uint8)
 
 
 def windows(x: Tensor, kernel: tuple[int, ...], window: s.Window, fill: float = 0) -> Tensor:

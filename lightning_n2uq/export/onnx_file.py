@@ -33,7 +33,7 @@ def to_onnx(
             they lie in the graph.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or the installed onnx does not know the opset.
     """
     writer = write_graph(description, convolution, opset)
     names = dict.fromkeys((description.output, *code_outputs))
@@ -48,12 +48,25 @@ def write_graph(description: Description, convolution: str = "matmul", opset: in
     """All nodes of `to_onnx`'s model; arguments and errors as there."""
     if opset not in OPSETS:
         raise ValueError(f"opset: got {opset}, allowed are {', '.join(map(str, OPSETS))}")
+    _check_onnx(opset)
     if convolution not in ("matmul", "conv"):
         raise ValueError(f"convolution: got {convolution!r}, allowed are matmul, conv")
     writer = GraphWriter(description, "NHWC" if convolution == "matmul" else "NCHW", opset)
     for step in description.steps:
         writer.layouts[step.name] = write_step(step, writer)
     return writer
+
+
+def _check_onnx(opset: int) -> None:
+    """One line instead of an error from deep inside, where the installed onnx is older than the opset."""
+    newest = onnx.defs.onnx_opset_version()
+    if opset <= newest and (opset < 25 or hasattr(TensorProto, "UINT2")):
+        return
+    advice = f", or --opset {OPSETS[0]}, which stores 2-bit weights in 4 bits" if opset > OPSETS[0] else ""
+    raise ValueError(
+        f"opset: got {opset}, but the installed onnx {onnx.__version__} knows up to {newest}; "
+        f"pip install -U onnx{advice}"
+    )
 
 
 def save_onnx(

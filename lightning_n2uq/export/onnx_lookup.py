@@ -1,10 +1,12 @@
 """Codes by a table lookup instead of one comparison per threshold.
 
-A per-channel affine map cuts the axis into buckets with at most one threshold each: `z = clip(x a + b)`,
-`j = floor(z)`. What is looked up in bucket `j` settles the code with a single comparison. Every operation
-in front of the lookup is monotone, and buckets of thresholds are found with the same float32 operations, so
-the code is exact for every input, whatever is rounded. The tables are computed from the thresholds by nodes
-that read constants only: runtimes do that once, when they load the file.
+A per-channel affine map cuts the axis into buckets with at most one threshold each:
+`z = clip((x - low) scale)`, `j = floor(z)`. What is looked up in bucket `j` settles the code with a single
+comparison. Every operation in front of the lookup is monotone, and buckets of thresholds are found with the
+same float32 operations, so the code is exact for every input, whatever is rounded. The difference comes
+first, as nothing can then be fused into a multiply-add that rounds once instead of twice. NaN gets bucket 0
+and so code 0, as it passes no threshold. The tables are computed from the thresholds by nodes that read
+constants only: runtimes do that once, when they load the file.
 """
 
 from __future__ import annotations
@@ -27,15 +29,15 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Buckets:
-    """`z = x * scale + shift`, float32 `[C]`, and what `z` is at each threshold, `[C, n]`.
+    """`z = (x - low) * scale`, float32 `[C]`, and what `z` is at each threshold, `[C, n]`.
 
     Of integers, `edges` are the `z` of the first integer that passes (`scale` is a power of two and `z`
     exact), infinite for thresholds that all or no accumulators pass; of float32 numbers, the bucket numbers.
     """
 
     count: int
+    low: Float32
     scale: Float32
-    shift: Float32
     edges: Float32
 
 
@@ -60,7 +62,7 @@ def _of_integers(thresholds: NDArray[np.generic], count: int) -> Buckets | None:
     edges = (values + 1 - low[:, None]) * scale[:, None]
     if not _alone(np.ceil(edges) - 1):
         return None
-    single = (array.astype(np.float32) for array in (scale, -low * scale, edges))
+    single = (array.astype(np.float32) for array in (low, scale, edges))
     return Buckets(count, *single)
 
 
@@ -69,15 +71,15 @@ def _of_floats(thresholds: NDArray[np.generic], count: int) -> Buckets | None:
     extreme = ~np.isfinite(values) | (np.abs(values) == np.finfo(np.float32).max)
     if extreme.any() or (np.diff(values, axis=1) <= 0).any():
         return None
-    low, span = values[:, :1].astype(np.float64), np.ptp(values.astype(np.float64), axis=1, keepdims=True)
-    scale = ((count - 3) / span).astype(np.float32)
-    shift = (1 - low * scale).astype(np.float32)
-    if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
-        return None
-    bucket = np.floor(np.clip(values * scale + shift, 0, count - 1))
+    low, span = values[:, :1], np.ptp(values.astype(np.float64), axis=1, keepdims=True)
+    with np.errstate(over="ignore"):
+        scale = ((count - 1) / span).astype(np.float32)
+        if not np.isfinite(scale).all():
+            return None
+        bucket = np.floor(np.clip((values - low) * scale, 0, count - 1))
     if not _alone(bucket):
         return None
-    return Buckets(count, scale[:, 0], shift[:, 0], bucket.astype(np.float32))
+    return Buckets(count, low[:, 0], scale[:, 0], bucket)
 
 
 def _alone(bucket: NDArray[np.floating]) -> bool:
@@ -91,12 +93,16 @@ def write_lookup(
     width = writer.shapes[name][2]
     integer = thresholds.dtype == np.int32
     real = writer.cast(x, TensorProto.FLOAT) if integer else x
-    z = writer.op("Mul", [real, writer.wide(buckets.scale, width)])
-    z = writer.op("Add", [z, writer.wide(buckets.shift, width)])
+    z = writer.op("Sub", [real, writer.wide(buckets.low, width)])
+    z = writer.op("Mul", [z, writer.wide(buckets.scale, width)])
     # Integers: what is clipped keeps its fraction, and the last bucket holds no threshold.
     z = writer.op("Clip", [z, writer.const(np.float32(0)), writer.const(np.float32(buckets.count - 1))])
+    index = writer.cast(z, TensorProto.INT32)
+    if not integer:
+        # NaN passes Clip, and becomes the smallest integer or 0.
+        index = writer.op("Max", [index, writer.const(np.int32(0))])
     first = np.arange(len(thresholds), dtype=np.int32) * buckets.count
-    index = writer.op("Add", [writer.cast(z, TensorProto.INT32), writer.wide(first, width)])
+    index = writer.op("Add", [index, writer.wide(first, width)])
     index = writer.op("Reshape", [index, writer.ints(1, -1)])
     if integer:
         found = _look_up(_steps(buckets, writer), index, z, writer)

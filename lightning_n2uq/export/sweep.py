@@ -18,14 +18,14 @@ def sweep_values(step: Codes | UniformCodes, count: int, seed: int = 0) -> NDArr
     """Inputs `[1, C, m, 1]` of the quantizer, at least `count` in all.
 
     They hold, for every channel, each threshold and its neighbours on both sides, zero, the largest finite
-    numbers and (for float32) both infinities; the rest is random, half of it around the thresholds.
+    numbers and (for float32) both infinities and NaN; the rest is random, half of it around the thresholds.
     """
     rng = np.random.default_rng(seed)
     table = step.thresholds if isinstance(step, Codes) else uniform_thresholds(step)
     sign = step.sign if isinstance(step, Codes) else None
     channels = len(table) if sign is None else max(len(table), sign.size)
     table = np.broadcast_to(table, (channels, table.shape[1]))
-    rest = max(-(-count // channels) - 3 * table.shape[1] - 5, 2)
+    rest = max(-(-count // channels) - 3 * table.shape[1] - 6, 2)
     near = rng.integers(0, table.shape[1], (channels, rest // 2))
     around = np.take_along_axis(table, near, 1)
     kind = _integers if np.issubdtype(table.dtype, np.integer) else _floats
@@ -42,7 +42,7 @@ def _integers(
     table, around = table.astype(np.int64), around.astype(np.int64)
     parts = [
         *(table, table - 1, table + 1),
-        np.broadcast_to([0, -limit, limit, 1, -1], (channels, 5)),
+        np.broadcast_to([0, -limit, limit, 1, -1, 2], (channels, 6)),
         around + rng.integers(-8, 9, around.shape),
         rng.integers(-limit, limit, (channels, count)),
     ]
@@ -58,7 +58,7 @@ def _floats(table: NDArray[Any], around: NDArray[Any], count: int, rng: np.rando
         parts = [
             table,
             *(np.nextafter(table, np.float32(end)) for end in (-np.inf, np.inf)),
-            np.broadcast_to([0, -np.inf, np.inf, -largest, largest], (channels, 5)),
+            np.broadcast_to([0, -np.inf, np.inf, np.nan, -largest, largest], (channels, 6)),
             finite * (1 + rng.normal(0, 1e-6, around.shape)),
             rng.normal(0, 2 * spread, (channels, count)),
         ]

@@ -110,7 +110,7 @@ def _(step: s.UniformCodes, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
         x = x - torch.tensor(step.offset, dtype=torch.float32, device=x.device)
     # A tensor, not a number: dividing by a number multiplies by its reciprocal on some devices.
     divisor = torch.tensor(step.step, dtype=torch.float32, device=x.device)
-    return torch.round(x / divisor).clamp(0, step.levels).to(torch.uint8)
+    return torch.round(x / divisor).nan_to_num(nan=0.0).clamp(0, step.levels).to(torch.uint8)
 
 
 def _convolve(x: Tensor, weight: Tensor, window: s.Window, wide: bool) -> Tensor:

@@ -169,39 +169,13 @@ def test_missing_packages_name_the_extra(checkpoint, tmp_path, monkeypatch):
         export(checkpoint, tmp_path)
 
 
-@pytest.fixture
-def run_folder(checkpoint, tmp_path):
-    """A checkpoint with its run's config.yaml, whose loader would leave normalizing to the device."""
-    content = torch.load(checkpoint, weights_only=True)
-    target = tmp_path / "best.ckpt"
-    torch.save(content, target)
-    data = {"class_path": "DigitsDataModule", "init_args": {"augment_on_device": True}}
-    (tmp_path / "config.yaml").write_text(json.dumps({"data": data}))
-    return str(target)
-
-
-def test_the_config_beside_the_checkpoint_gives_normalized_images(run_folder, tmp_path, capsys):
-    arguments = ["--verify", "run", "--engines", "torch,numpy", "--verify-images", "20"]
-    assert export(run_folder, tmp_path, *arguments) == 0
-    printed = capsys.readouterr().out
-    assert "20 images" in printed
-    assert "against the float evaluation: 0 % of the codes and 0 % of the top-1 answers differ" in printed
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--verify", "run", "--verify-root", "x"], "verify_root: got 'x', but DigitsDataModule has no root"),
-        (["--verify", "images.zip", "--verify-root", "x"], "verify_root: got 'x' beside verify 'images.zip'"),
-        (["--verify", "random:2", "--verify-root", "x"], "verify_root: got 'x', allowed with a config only"),
-        (["--verify-root", "x"], "verify_root: got 'x' without verify"),
-    ],
-)
-def test_a_root_that_would_be_ignored_is_a_mistake(run_folder, tmp_path, arguments, message):
+def test_an_onnx_too_old_for_two_bits_is_one_line_with_advice(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("onnx.defs.onnx_opset_version", lambda: 23)
+    monkeypatch.setattr("onnx.__version__", "1.18.0")
+    message = (
+        "opset: got 25, but the installed onnx 1.18.0 knows up to 23; pip install -U onnx, or --opset 21"
+    )
     with pytest.raises(ValueError, match=message):
-        export(run_folder, tmp_path, *arguments, "--engines", "torch,numpy")
-
-
-def test_a_zip_without_a_config_beside_the_checkpoint_is_a_mistake(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match=r"needs the run's config\.yaml beside the checkpoint"):
-        export(checkpoint, tmp_path, "--verify", "images.zip", "--engines", "torch,numpy")
+        export(checkpoint, tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert export(checkpoint, tmp_path, "--opset", "21") == 0

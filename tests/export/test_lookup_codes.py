@@ -17,12 +17,12 @@ from lightning_n2uq.export.steps import Codes, Input
 
 
 def around(thresholds):
-    """`[C, k]`: every threshold, its neighbours, and numbers far away."""
+    """`[C, k]`: every threshold, its neighbours, numbers far away, and no number at all."""
     if thresholds.dtype == np.int32:
         far = np.array([-(2**24) - 1, 0, 2**24 + 1], np.int32)
         parts = [thresholds - 1, thresholds, thresholds + 1]
     else:
-        far = np.array([-np.inf, -3e38, 0, 3e38, np.inf], np.float32)
+        far = np.array([-np.inf, -3e38, 0, 3e38, np.inf, np.nan], np.float32)
         parts = [np.nextafter(thresholds, np.float32(end)) for end in (-np.inf, np.inf)] + [thresholds]
     return np.concatenate([*parts, np.tile(far, (len(thresholds), 1))], 1)
 
@@ -38,7 +38,7 @@ def test_integer_buckets_hold_one_threshold_each_and_settle_the_code(gaps, start
     if buckets is None:
         return
     x = around(thresholds)
-    z = x.astype(np.float32) * buckets.scale[:, None] + buckets.shift[:, None]
+    z = (x.astype(np.float32) - buckets.low[:, None]) * buckets.scale[:, None]
     z = z.clip(0, buckets.count - 1)
     number = np.floor(z)
     steps = (number[..., None] + 1 - buckets.edges[:, None]).clip(0, 1).sum(-1) - number
@@ -47,7 +47,9 @@ def test_integer_buckets_hold_one_threshold_each_and_settle_the_code(gaps, start
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 @pytest.mark.parametrize(
-    "thresholds", [[[1, 1, 2]], [[0, 1, 10**6]], [[0, 1, 2], [3, 3, 3]]], ids=["equal", "uneven", "one channel"]
+    "thresholds",
+    [[[1, 1, 2]], [[0, 1, 10**6]], [[0, 1, 2], [3, 3, 3]]],
+    ids=["equal", "uneven", "one channel"],
 )
 def test_thresholds_that_share_a_bucket_are_compared_instead(thresholds, dtype):
     assert find_buckets(np.array(thresholds, dtype)) is None

@@ -8,6 +8,7 @@ from lightning_n2uq.export.fold import float_from_key, fold_float, fold_integer
 
 NUMBERS = st.floats(-4, 4, width=32)
 SLOPES = st.one_of(st.just(0.0), st.floats(0.0009765625, 2, width=32))
+NEGATIVE = st.floats(-2, -0.0009765625, width=32)
 THRESHOLDS = st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=7).map(sorted)
 
 
@@ -58,6 +59,23 @@ def test_float_thresholds_are_exact_at_their_neighbours(stages, thresholds):
         expected = codes_of(evaluate(stages, x.astype(np.float64) * sign[:, None]), thresholds)
     actual = (x[..., None] > table[:, None, :]).sum(-1)
     np.testing.assert_array_equal(actual, expected)
+
+
+@given(st.lists(st.one_of(SLOPES, NEGATIVE), min_size=3, max_size=3), monotone_chains(), THRESHOLDS)
+def test_slopes_of_either_sign_are_folded_exactly_or_refused(slopes, stages, thresholds):
+    stages = (*stages, Bend(np.array(slopes, np.float64)))
+    bound = np.full(3, 40)
+    turning = sum(slope < 0 for slope in slopes)
+    if turning:
+        with pytest.raises(ValueError, match=f"{turning} of 3 channels are not monotone"):
+            fold_integer(stages, np.array(thresholds), bound)
+        with pytest.raises(ValueError, match=f"{turning} of 3 channels are not monotone"):
+            fold_float(stages, np.array(thresholds), 3)
+        return
+    table, sign = fold_integer(stages, np.array(thresholds), bound)
+    x = np.tile(np.arange(-40, 41), (3, 1))
+    actual = (x[..., None] * sign[:, None, None] > table[:, None]).sum(-1)
+    np.testing.assert_array_equal(actual, codes_of(evaluate(stages, x.astype(np.float64)), thresholds))
 
 
 def test_infinities_count_as_beyond_every_finite_number():
