@@ -2,7 +2,15 @@
 
 from lightning_n2uq.callbacks.communication_monitor import CommunicationMonitor
 from lightning_n2uq.callbacks.entropy_regularizer import EntropyRegularizer
+from lightning_n2uq.callbacks.non_finite_guard import NonFiniteError, NonFiniteGuard
 from lightning_n2uq.callbacks.quantization_monitor import QuantizationMonitor
 from lightning_n2uq.callbacks.threshold_annealing import ThresholdAnnealing
 
-__all__ = ["CommunicationMonitor", "EntropyRegularizer", "QuantizationMonitor", "ThresholdAnnealing"]
+__all__ = [
+    "CommunicationMonitor",
+    "EntropyRegularizer",
+    "NonFiniteError",
+    "NonFiniteGuard",
+    "QuantizationMonitor",
+    "ThresholdAnnealing",
+]

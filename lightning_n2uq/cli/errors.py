@@ -34,9 +34,8 @@ def is_user_error(error: BaseException) -> bool:
     if isinstance(error, RuntimeError) and "Error(s) in loading state_dict" in str(error):
         return True
     names = {cls.__name__ for cls in type(error).__mro__}  # by name: lightning may not be imported yet
-    return (
-        isinstance(error, (ValueError, argparse.ArgumentError, OSError))
-        or "MisconfigurationException" in names
+    return isinstance(error, (ValueError, argparse.ArgumentError, OSError)) or not names.isdisjoint(
+        {"MisconfigurationException", "NonFiniteError"}
     )
 
 
@@ -198,6 +197,8 @@ def _unknown_key(text: str) -> str | None:
         "checkpoint",
         "lr_monitor",
         "progress_bar",
+        "guard",
+        "non_finite_guard",
         "wandb",
     ]
     wrong = key.partition(".")[0]

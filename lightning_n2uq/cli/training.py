@@ -23,6 +23,7 @@ import lightning_n2uq.callbacks
 import lightning_n2uq.datamodules
 import lightning_n2uq.modules
 import lightning_n2uq.strategies  # noqa: F401
+from lightning_n2uq.callbacks import NonFiniteError, NonFiniteGuard
 from lightning_n2uq.checkpointing import (
     AtomicCheckpointIO,
     BestAndLastModelCheckpoint,
@@ -138,11 +139,15 @@ class N2UQCLI(LightningCLI):
         parser.add_lightning_class_args(BestAndLastModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LearningRateMonitor, "lr_monitor")
         parser.add_lightning_class_args(RichProgressBar, "progress_bar")
+        parser.add_lightning_class_args(NonFiniteGuard, "guard")
         parser.set_defaults(CALLBACK_DEFAULTS)
         for name in LINKED:
             parser.link_arguments(
                 "data", f"model.init_args.{name}", compute_fn=_from_data(name), apply_on="instantiate"
             )
+        parser.add_argument(
+            "--non_finite_guard", type=bool, default=True, help="watch for NaN and collapse (see --guard.*)"
+        )
         parser.add_argument(
             "--wandb",
             type=Literal["online", "offline", "disabled"] | None,
@@ -249,6 +254,10 @@ class N2UQCLI(LightningCLI):
             unwanted.append(LearningRateMonitor)
         if config.get("enable_progress_bar") is False or any(isinstance(c, ProgressBar) for c in given):
             unwanted.append(ProgressBar)
+        if not self.config[self.command].non_finite_guard or any(
+            isinstance(c, NonFiniteGuard) for c in given
+        ):
+            unwanted.append(NonFiniteGuard)
         if self.command == "fit":
             callbacks = [*callbacks, self._exact_resume()]
         plugins = config.get("plugins") or []
@@ -269,6 +278,8 @@ class N2UQCLI(LightningCLI):
                 metrics_file.put_aside(self.trainer.loggers)
             super()._run_subcommand(subcommand)
             failed = False
+        except NonFiniteError:
+            raise
         except Exception as error:
             if full := _write_error(error):
                 raise full  # noqa: B904  # the error's own cause

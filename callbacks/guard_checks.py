@@ -1,0 +1,106 @@
+"""What is wrong with a batch, a gradient or a network: cheap flags on the device, and names once one is set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import get_total_norm
+
+from lightning_n2uq.ops.tables import WIDTH_FLOOR
+from lightning_n2uq.quantizers import Quantizer
+
+_NAMED = 3  # more names would hide the first
+
+
+def floating_tensors(batch: object) -> list[Tensor]:
+    """Floating point tensors in nested tuples, lists and mappings, without empty ones."""
+    if isinstance(batch, Tensor):
+        return [batch] if batch.is_floating_point() and batch.numel() else []
+    children: Iterable[Any] = ()
+    if isinstance(batch, dict):
+        children = batch.values()
+    elif isinstance(batch, list | tuple):
+        children = batch
+    return [tensor for child in children for tensor in floating_tensors(child)]
+
+
+def batch_flags(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Whether a batch holds NaN or inf, and whether it is constant, as 0-dim bool tensors on its device.
+
+    One pass finds smallest and largest value, both of which NaN and inf reach. Constant means that both
+    are equal: batch norm then divides by its epsilon only. At least one tensor is needed.
+    """
+    pairs = [torch.aminmax(tensor.detach()) for tensor in tensors]
+    broken = torch.stack([~(torch.isfinite(pair.min) & torch.isfinite(pair.max)) for pair in pairs]).any()
+    several = any(len(tensor) > 1 for tensor in tensors if tensor.ndim)
+    equal = torch.stack([pair.min == pair.max for pair in pairs]).all()
+    return broken, equal if several else torch.zeros_like(equal)
+
+
+def broken_flag(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether any of the tensors holds NaN or inf, as a 0-dim bool tensor; at least one tensor is needed."""
+    return ~torch.isfinite(get_total_norm(tensors, norm_type=float("inf")))
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    """Gradients that are not empty, by parameter name."""
+    found = ((name, parameter.grad) for name, parameter in module.named_parameters())
+    return {name: grad.detach() for name, grad in found if grad is not None and grad.numel()}
+
+
+def norm_statistics(module: nn.Module) -> list[Tensor]:
+    """Buffers of batch norms: running statistics and their counters."""
+    norms = (part for part in module.modules() if isinstance(part, _BatchNorm))
+    return [buffer for norm in norms for buffer in norm.buffers()]
+
+
+def state_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and running statistics that are not empty, by name."""
+    statistics = {id(buffer) for buffer in norm_statistics(module)}
+    buffers = ((name, value) for name, value in module.named_buffers() if id(value) in statistics)
+    return {
+        name: value.detach()
+        for name, value in [*module.named_parameters(), *buffers]
+        if value.is_floating_point() and value.numel()
+    }
+
+
+def broken_names(tensors: dict[str, Tensor]) -> str:
+    """Names of tensors with NaN or inf; waits for the device."""
+    return some_names([name for name, value in tensors.items() if not bool(torch.isfinite(value).all())])
+
+
+def collapsed_widths(module: nn.Module) -> list[str]:
+    """Threshold quantizers with widths at the floor, which no gradient moves any more; waits for the device."""
+    found = []
+    for name, quantizer in module.named_modules():
+        widths = getattr(quantizer, "widths", None)
+        if isinstance(quantizer, Quantizer) and isinstance(widths, Tensor):
+            count = int((widths.detach() <= WIDTH_FLOOR).sum())
+            if count:
+                found.append(f"{name}.widths ({count} of {widths.numel()})")
+    return found
+
+
+def degenerate_weights(module: nn.Module) -> list[str]:
+    """Layers whose weights (two dimensions or more) are all equal or all zero; waits for the device."""
+    named = [(n, p.detach()) for n, p in module.named_parameters() if p.ndim > 1 and p.numel() > 1]
+    if not named:
+        return []
+    lows, highs = zip(*(torch.aminmax(weight) for _, weight in named), strict=True)
+    ends = torch.stack([torch.stack(lows).float(), torch.stack(highs).float()]).tolist()
+    return [
+        f"{name} (all {'zero' if low == 0 else 'equal'})"
+        for (name, _), low, high in zip(named, *ends, strict=True)
+        if low == high
+    ]
+
+
+def some_names(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

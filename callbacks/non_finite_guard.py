@@ -1,0 +1,244 @@
+"""Never a silent NaN network at the end of a run: detect, name, and stop, skip or warn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_n2uq.callbacks import guard_checks
+
+StepAction = Literal["stop", "skip", "warn", "off"]
+StateAction = Literal["stop", "warn", "off"]
+
+# What is decided before an optimizer step, in the order in which one leads to the next.
+_STEP_KINDS = ("input", "constant_batch", "loss", "gradient")
+_STATE_KINDS = ("parameter", "floor", "weight")
+_PHRASES = {
+    "input": "NaN or inf in the input batch",
+    "constant_batch": "the input batch is constant (zero variance)",
+    "loss": "the loss is NaN or inf",
+    "gradient": "NaN or inf in the gradient",
+    "parameter": "NaN or inf in parameters or running statistics",
+    "floor": "widths collapsed to their floor",
+    "weight": "weights are all equal",
+}
+
+
+class NonFiniteError(ArithmeticError):
+    """Training was stopped by `NonFiniteGuard`; the message names the step, the place and what is wrong."""
+
+
+class NonFiniteGuard(Callback):
+    """Watches input, loss, gradients, parameters, widths and weights; names what is wrong and where.
+
+    Actions: ``stop`` raises `NonFiniteError` before the optimizer step, on every rank at the same step, with
+    the weights as they were; ``skip`` leaves that optimizer step out on every rank; ``warn`` warns at the
+    first case of every kind and place, and counts; ``off`` does not look.
+
+    What a skipped step leaves out: every gradient is dropped, so parameters, momentum, Adam's averages and
+    step counts and weight decay are untouched; running statistics of batch norms go back to what they were
+    before the step's first batch (all accumulated batches are dropped). What goes on: the Trainer's step
+    count, the learning rate schedule, metrics already updated and the random numbers used.
+
+    Loss, gradient and input are judged once per optimizer step, with one small flag read from the device;
+    with several ranks the flag is reduced first, so that all decide alike. With a gradient scaler
+    (``16-mixed``) gradients are the scaler's business and are not judged. Parameters, widths and weights
+    are judged every ``every_n_steps`` optimizer steps, before every validation and checkpoint, and at the end
+    of training.
+
+    Args:
+        input: NaN or inf in a floating point tensor of the batch.
+        loss: NaN or inf in the training loss.
+        gradient: NaN or inf in a gradient, after ranks were averaged and before clipping.
+        parameter: NaN or inf in a parameter (thresholds included) or a running statistic.
+        floor: Widths of learned thresholds at their floor of 1e-3, where no gradient moves them.
+        constant_batch: All values of a batch of two samples or more are equal.
+        weight: All weights of a layer are equal or zero.
+        max_skips: Optimizer steps skipped in a row before the run stops all the same: error feedback keeps
+            a NaN, and skipping for ever would look like training.
+        every_n_steps: Optimizer steps between two looks at parameters, widths and weights.
+
+    Raises:
+        ValueError: If an argument is impossible.
+    """
+
+    def __init__(
+        self,
+        input: StepAction = "stop",  # noqa: A002 -- the user's word
+        loss: StepAction = "stop",
+        gradient: StepAction = "stop",
+        parameter: StateAction = "stop",
+        floor: StateAction = "warn",
+        constant_batch: StepAction = "warn",
+        weight: StateAction = "warn",
+        max_skips: int = 10,
+        every_n_steps: int = 50,
+    ) -> None:
+        self.actions: dict[str, str] = {
+            "input": input, "loss": loss, "gradient": gradient, "parameter": parameter, "floor": floor,
+            "constant_batch": constant_batch, "weight": weight,
+        }  # fmt: skip
+        for kind, action in self.actions.items():
+            allowed = ("stop", "skip", "warn", "off") if kind in _STEP_KINDS else ("stop", "warn", "off")
+            if action not in allowed:
+                raise ValueError(f"{kind}: got {action!r}, allowed {', '.join(allowed)}")
+        for name, value in (("max_skips", max_skips), ("every_n_steps", every_n_steps)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: got {value!r}, allowed are integers from 1")
+        self.max_skips, self.every_n_steps = max_skips, every_n_steps
+        self.counts: Counter[str] = Counter()  # cases by kind, and skipped steps
+        self._warned: set[str] = set()
+        self._skips_in_a_row = 0
+        self._flags: dict[str, Tensor] = {}
+        self._statistics: list[tuple[Tensor, Tensor]] = []  # of batch norms: in the model, before the step
+        self._fresh, self._last_look = True, -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts, and what was warned of already."""
+        return {"counts": dict(self.counts), "warned": sorted(self._warned), "skips": self._skips_in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting."""
+        self.counts = Counter(state_dict["counts"])
+        self._warned = set(state_dict["warned"])
+        self._skips_in_a_row = state_dict["skips"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judges the weights that training starts from."""
+        self._fresh, self._last_look = True, -1
+        self._judge_state(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """Remembers running statistics where a step may be skipped, and looks at the batch."""
+        if self._fresh:
+            self._fresh, self._flags = False, {}
+            skips = "skip" in self.actions.values()
+            buffers = guard_checks.norm_statistics(pl_module) if skips else []
+            self._statistics = [(buffer, buffer.clone()) for buffer in buffers]
+        tensors = guard_checks.floating_tensors(batch)
+        if tensors and (self._wants("input") or self._wants("constant_batch")):
+            broken, constant = guard_checks.batch_flags(tensors)
+            self._raise_flag("input", broken)
+            self._raise_flag("constant_batch", constant)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Looks at the loss."""
+        self._raise_flag("loss", ~torch.isfinite(loss.detach()).all())
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Decides, on all ranks alike, whether the step is taken."""
+        gradients = guard_checks.gradients(pl_module) if self._wants("gradient") else {}
+        if gradients and getattr(trainer.precision_plugin, "scaler", None) is None:
+            self._raise_flag("gradient", guard_checks.broken_flag(list(gradients.values())))
+        self._fresh = True
+        found = self._agreed(trainer, pl_module)
+        if not found:
+            self._skips_in_a_row = 0
+            return
+        details = {"gradient": guard_checks.broken_names(gradients)} if "gradient" in found else {}
+        if "loss" in found and (names := guard_checks.broken_names(guard_checks.state_tensors(pl_module))):
+            details["loss"] = f"so are {names}"
+        self._act(trainer, found, details)
+        if any(self.actions[kind] == "skip" for kind in found):
+            self._skip(trainer, pl_module, found)
+        else:
+            self._skips_in_a_row = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Judges the network now and then."""
+        if self._fresh and trainer.global_step % self.every_n_steps == 0:
+            self._judge_state(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judges the network before its scores are believed."""
+        if trainer.training or trainer.state.fn == "fit":
+            self._judge_state(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """No checkpoint of a broken network while training."""
+        if trainer.training:  # other ranks may be elsewhere, as after an exception: no collective here
+            self._judge_state(trainer, pl_module, together=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judges the last step's result and says what was counted."""
+        self._judge_state(trainer, pl_module)
+        if self.counts:
+            cases = ", ".join(f"{kind} {count}" for kind, count in sorted(self.counts.items()))
+            rank_zero_warn(f"NonFiniteGuard: cases in this run: {cases}")
+
+    def _wants(self, kind: str) -> bool:
+        return self.actions[kind] != "off"
+
+    def _raise_flag(self, kind: str, flag: Tensor) -> None:
+        """Keeps a flag on the device until the optimizer step, over all accumulated batches."""
+        if self._wants(kind):
+            before = self._flags.get(kind)
+            self._flags[kind] = flag if before is None else before | flag
+
+    def _agreed(self, trainer: Trainer, pl_module: LightningModule) -> list[str]:
+        """Kinds that any rank found since the last optimizer step: the one read from the device."""
+        zero = torch.zeros((), dtype=torch.bool, device=pl_module.device)
+        row = torch.stack([self._flags.get(kind, zero).to(zero.device) for kind in _STEP_KINDS]).float()
+        self._flags = {}
+        if trainer.world_size > 1:
+            row = trainer.strategy.reduce(row, reduce_op="max")  # type: ignore[assignment, arg-type]
+        return [kind for kind, value in zip(_STEP_KINDS, row.tolist(), strict=True) if value]
+
+    def _judge_state(self, trainer: Trainer, pl_module: LightningModule, together: bool = True) -> None:
+        """Replicas are equal but for running statistics, so the network's flag is reduced as well."""
+        if self._last_look == trainer.global_step:
+            return
+        self._last_look = trainer.global_step if together else self._last_look
+        found: dict[str, str] = {}
+        tensors = guard_checks.state_tensors(pl_module) if self._wants("parameter") else {}
+        if tensors:
+            flag = guard_checks.broken_flag(list(tensors.values())).float()
+            if together and trainer.world_size > 1:
+                flag = trainer.strategy.reduce(flag, reduce_op="max")  # type: ignore[assignment, arg-type]
+            if flag.item():
+                found["parameter"] = guard_checks.broken_names(tensors)
+        if self._wants("floor") and (names := guard_checks.collapsed_widths(pl_module)):
+            found["floor"] = guard_checks.some_names(names)
+        if self._wants("weight") and (names := guard_checks.degenerate_weights(pl_module)):
+            found["weight"] = guard_checks.some_names(names)
+        if found:
+            self._act(trainer, list(found), found)
+
+    def _act(self, trainer: Trainer, found: list[str], details: dict[str, str]) -> None:
+        """Counts, then stops or warns."""
+        self.counts.update(found)
+        for kind in sorted(found, key=lambda kind: self.actions[kind] != "stop"):
+            where = details.get(kind, "")
+            line = f"step {trainer.global_step}: {_PHRASES[kind]}" + (f": {where}" if where else "")
+            if self.actions[kind] == "stop":
+                raise NonFiniteError(f"NonFiniteGuard: {line} (NonFiniteGuard's {kind}: stop)")
+            if (key := f"{kind} {where}") not in self._warned:
+                self._warned.add(key)
+                rank_zero_warn(f"NonFiniteGuard: {line} ({self.actions[kind]}; counted from here on)")
+
+    def _skip(self, trainer: Trainer, pl_module: LightningModule, found: list[str]) -> None:
+        for parameter in pl_module.parameters():
+            parameter.grad = None
+        for current, before in self._statistics:
+            current.copy_(before)
+        self.counts["skipped_steps"] += 1
+        self._skips_in_a_row += 1
+        if self._skips_in_a_row > self.max_skips:
+            raise NonFiniteError(
+                f"NonFiniteGuard: step {trainer.global_step}: {self._skips_in_a_row} steps in a row had to be "
+                f"skipped, max_skips allows {self.max_skips}; the last one since {_PHRASES[found[-1]]}"
+            )
