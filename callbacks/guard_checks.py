@@ -1,4 +1,4 @@
-"""What is wrong with a batch, a gradient or a network: cheap flags on the device, and names once one is set."""
+"""What is wrong with a batch, a gradient or a network: cheap flags on the device, names once one is set."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def broken_names(tensors: dict[str, Tensor]) -> str:
 
 
 def collapsed_widths(module: nn.Module) -> list[str]:
-    """Threshold quantizers with widths at the floor, which no gradient moves any more; waits for the device."""
+    """Threshold quantizers with widths at the floor, where no gradient moves them; waits for the device."""
     found = []
     for name, quantizer in module.named_modules():
         widths = getattr(quantizer, "widths", None)

@@ -70,7 +70,7 @@ class NonFiniteGuard(Callback):
 
     def __init__(
         self,
-        input: StepAction = "stop",  # noqa: A002 -- the user's word
+        input: StepAction = "stop",
         loss: StepAction = "stop",
         gradient: StepAction = "stop",
         parameter: StateAction = "stop",
@@ -239,6 +239,6 @@ class NonFiniteGuard(Callback):
         self._skips_in_a_row += 1
         if self._skips_in_a_row > self.max_skips:
             raise NonFiniteError(
-                f"NonFiniteGuard: step {trainer.global_step}: {self._skips_in_a_row} steps in a row had to be "
-                f"skipped, max_skips allows {self.max_skips}; the last one since {_PHRASES[found[-1]]}"
+                f"NonFiniteGuard: step {trainer.global_step}: {self._skips_in_a_row} steps in a row had to "
+                f"be skipped, max_skips allows {self.max_skips}; the last one since {_PHRASES[found[-1]]}"
             )
