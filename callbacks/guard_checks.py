@@ -61,7 +61,7 @@ def norm_statistics(module: nn.Module) -> list[Tensor]:
 def state_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and running statistics that are not empty, by name."""
     statistics = {id(buffer) for buffer in norm_statistics(module)}
-    buffers = ((name, value) for name, value in module.named_buffers() if id(value) in statistics)
+    buffers = [(name, value) for name, value in module.named_buffers() if id(value) in statistics]
     return {
         name: value.detach()
         for name, value in [*module.named_parameters(), *buffers]

@@ -145,14 +145,29 @@ class NonFiniteGuard(Callback):
         if not found:
             self._skips_in_a_row = 0
             return
-        details = {"gradient": guard_checks.broken_names(gradients)} if "gradient" in found else {}
-        if "loss" in found and (names := guard_checks.broken_names(guard_checks.state_tensors(pl_module))):
-            details["loss"] = f"so are {names}"
-        self._act(trainer, found, details)
+        self._act(trainer, found, self._places(pl_module, found))
         if any(self.actions[kind] == "skip" for kind in found):
             self._skip(trainer, pl_module, found)
         else:
             self._skips_in_a_row = 0
+
+    @staticmethod
+    def _places(pl_module: LightningModule, found: list[str]) -> dict[str, str]:
+        """Where it is, by kind, as far as this rank sees it.
+
+        A loss is broken by what came before it: by parameters, or by activations, which the running
+        statistics of the next batch norm have kept, or which show in the gradients of the layers around.
+        """
+        details = {}
+        gradients = guard_checks.broken_names(guard_checks.gradients(pl_module))
+        if "gradient" in found and gradients:
+            details["gradient"] = gradients
+        if "loss" in found:
+            if state := guard_checks.broken_names(guard_checks.state_tensors(pl_module)):
+                details["loss"] = f"so are {state}"
+            elif gradients:
+                details["loss"] = f"so are the gradients of {gradients}"
+        return details
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int

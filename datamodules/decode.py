@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _DEPTH_16 = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # "I": 16-bit PNG files in older Pillow releases
+MAX_PIXELS = 2**27  # 134 megapixels, 512 MiB decoded as RGBA: a small file may claim any size
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
@@ -34,7 +35,8 @@ def decode(data: bytes, name: str, channels: int) -> "Image":
         A Pillow image of mode ``L`` or ``RGB``.
 
     Raises:
-        BrokenImageError: the bytes are no image, are cut short, or hold floating point samples.
+        BrokenImageError: the bytes are no image, are cut short, hold floating point samples, or claim more
+            than `MAX_PIXELS` pixels.
     """
     from PIL import Image, ImageOps
 
@@ -42,6 +44,7 @@ def decode(data: bytes, name: str, channels: int) -> "Image":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # notes on odd but readable metadata, one per file and epoch
             with Image.open(io.BytesIO(data)) as opened:
+                _check_size(opened.width, opened.height)  # of the header: nothing is decoded yet
                 opened.load()
                 upright = ImageOps.exif_transpose(opened)
             return _convert(upright, "L" if channels == 1 else "RGB")
@@ -49,6 +52,11 @@ def decode(data: bytes, name: str, channels: int) -> "Image":
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BrokenImageError(f"broken image file {name}: {reason}") from error
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, allowed are {MAX_PIXELS} in all")
 
 
 def _convert(image: "Image", mode: str) -> "Image":

@@ -6,7 +6,7 @@ from typing import Any, Literal, cast
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
@@ -26,6 +26,7 @@ from lightning_n2uq.modules.published import (
 )
 from lightning_n2uq.modules.schedules import SCHEDULES, schedule_factor
 from lightning_n2uq.modules.validation import check_choice, check_integer, check_number
+from lightning_n2uq.modules.void_choices import void_choices
 
 Stage = Literal["train", "val", "test"]
 
@@ -204,6 +205,8 @@ class QuantizedClassifier(LightningModule):
         if stage != "fit":
             return
         hp: Any = self.hparams
+        for line in void_choices(QuantizedClassifier, hp):
+            rank_zero_warn(line)
         if hp.teacher is not None:
             self._teacher = (load_teacher(hp.teacher, self.num_classes),)
         # A second fit of the same object continues; it must not fall back to the initial weights.

@@ -1,0 +1,130 @@
+import ast
+import io
+import struct
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import pytest
+
+import lightning_n2uq
+from lightning_n2uq.cli import main
+from lightning_n2uq.datamodules.decode import MAX_PIXELS, BrokenImageError, decode
+
+SOURCES = sorted(
+    {
+        path
+        for package in ("", ".callbacks", ".datamodules", ".configs")
+        for folder in __import__(f"lightning_n2uq{package}", fromlist=["x"]).__path__
+        for path in Path(folder).rglob("*.py")
+    }
+)
+FORBIDDEN = {
+    "eval", "exec", "compile", "pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.loads",
+    "dill.load", "dill.loads", "joblib.load", "yaml.load", "yaml.unsafe_load", "os.system", "os.popen",
+}  # fmt: skip
+KEY = "0123456789abcdef0123456789abcdef01234567"  # the form of a W&B key, and nobody's
+
+
+def calls(source):
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), {keyword.arg: keyword.value for keyword in node.keywords}
+
+
+def dangers(source):
+    """Calls that run code out of a file or a text."""
+    found = []
+    for name, keywords in calls(source):
+        if name in FORBIDDEN:
+            found.append(name)
+        if (
+            name in ("torch.load", "torch.hub.load")
+            and ast.unparse(keywords.get("weights_only", ast.Constant(None))) != "True"
+        ):
+            found.append(f"{name} without weights_only=True")
+        if name.endswith("load_from_checkpoint") and "weights_only" in keywords:
+            found += [name] * (ast.unparse(keywords["weights_only"]) != "True")
+        if (
+            name in ("np.load", "numpy.load")
+            and ast.unparse(keywords.get("allow_pickle", ast.Constant(False))) != "False"
+        ):
+            found.append(f"{name} with allow_pickle")
+        if "shell" in keywords and ast.unparse(keywords["shell"]) != "False":
+            found.append(f"{name} with shell")
+    return found
+
+
+def test_nothing_in_the_package_runs_code_from_files():
+    assert len(SOURCES) > 100
+    found = {str(path): dangers(path.read_text()) for path in SOURCES}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "eval(text)", "exec(text)", "pickle.load(file)", "torch.load(path)", "np.load(p, allow_pickle=True)",
+        "torch.load(path, weights_only=False)", "subprocess.run(x, shell=True)", "yaml.load(text)",
+    ],
+)  # fmt: skip
+def test_the_scan_sees_what_it_looks_for(source):
+    assert dangers(source)
+
+
+def test_the_scan_lets_safe_calls_pass():
+    assert dangers("model.eval()\nast.literal_eval(x)\ntorch.load(p, weights_only=True)\nnp.load(p)") == []
+    assert lightning_n2uq.__version__
+
+
+def test_the_key_of_wandb_is_written_nowhere(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "NETRC"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    options = ["--model.backbone_args", "{width: 4}", "--trainer.max_epochs", "1"]
+    limits = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
+    assert main(["fit", "--config", "digits/n2uq_w2a2", *options, *limits]) == 0
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)  # W&B did run
+    assert {"config.yaml", "last.ckpt", "hparams.yaml"} <= {path.name for path in files}
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+    output = capfd.readouterr()
+    assert KEY not in output.out + output.err
+
+
+def bomb(width, height):
+    """A PNG of a few kilobytes that claims width x height pixels, all of which are there."""
+    packer = zlib.compressobj(9)
+    row = bytes(1 + width // 8)
+    pixels = b"".join(packer.compress(row) for _ in range(min(height, 64))) + packer.flush()
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def test_a_decompression_bomb_is_refused_before_it_unfolds():
+    data = bomb(60_000, 60_000)
+    assert len(data) < 10_000
+    tracemalloc.start()
+    with pytest.raises(BrokenImageError) as error:
+        decode(data, "train/cat/bomb.png", 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24
+    line = str(error.value)
+    assert (
+        line == f"broken image file train/cat/bomb.png: 60000 x 60000 pixels, allowed are {MAX_PIXELS} in all"
+    )
+
+
+def test_the_bound_lets_large_photographs_pass():
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("1", (2**12, 2**12)).save(file, "PNG")
+    assert decode(file.getvalue(), "large.png", 1).size == (2**12, 2**12)
