@@ -165,7 +165,10 @@ def _constructor_lines(text: str) -> list[str]:
     """Attempts in the parser's tree that failed with an error of the class itself."""
     tree = text.partition("Errors:\n")[2].partition("Given value type:")[0]
     attempts = re.split(r"\n\s*- ", "\n" + tree)
-    skipped = ("Expected a", "Not a valid subclass", "Problem with given class_path")
+    # The last two: what the parser lists below "Not a valid subclass", for a class that it did find.
+    skipped = (
+        "Expected a", "Not a valid subclass", "Problem with given class_path", "a class path", "a dict with",
+    )  # fmt: skip
     return [line for line in map(str.strip, attempts) if line and not line.startswith(skipped)]
 
 

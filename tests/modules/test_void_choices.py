@@ -4,7 +4,7 @@ from lightning_n2uq.modules import QuantizedClassifier
 from lightning_n2uq.modules.void_choices import void_choices
 
 SMALL = {
-    "backbone": "resnet8",
+    "backbone": "resnet20",
     "num_classes": 10,
     "in_channels": 1,
     "image_size": 8,
