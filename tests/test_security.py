@@ -107,8 +107,12 @@ def bomb(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def test_a_decompression_bomb_is_refused_before_it_unfolds():
-    data = bomb(60_000, 60_000)
+# Pillow refuses the first itself; of the second it would only warn, and take 576 MB as RGBA.
+@pytest.mark.parametrize(
+    ("side", "words"), [(60_000, "exceeds limit of"), (12_000, f"allowed are {MAX_PIXELS} ")]
+)
+def test_a_decompression_bomb_is_refused_before_it_unfolds(side, words):
+    data = bomb(side, side)
     assert len(data) < 10_000
     tracemalloc.start()
     with pytest.raises(BrokenImageError) as error:
@@ -117,9 +121,9 @@ def test_a_decompression_bomb_is_refused_before_it_unfolds():
     tracemalloc.stop()
     assert peak < 2**24
     line = str(error.value)
-    assert (
-        line == f"broken image file train/cat/bomb.png: 60000 x 60000 pixels, allowed are {MAX_PIXELS} in all"
-    )
+    assert line.startswith("broken image file train/cat/bomb.png: ")
+    assert words in line
+    assert "\n" not in line
 
 
 def test_the_bound_lets_large_photographs_pass():

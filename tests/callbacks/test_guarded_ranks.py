@@ -7,7 +7,10 @@ from torch.multiprocessing import ProcessRaisedException
 from lightning_n2uq.strategies import NUQSGDStrategy
 
 # Forked workers start in a fraction of the time that fresh interpreters need.
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork"),
+    pytest.mark.filterwarnings("ignore:NonFiniteGuard"),  # rank 0 warns of what is skipped
+]
 
 BREAKS = {(1, 2): "input"}  # the second rank alone, at its third batch
 

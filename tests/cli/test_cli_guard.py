@@ -13,6 +13,7 @@ BROKEN = [
 ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero) encountered")
 def test_a_broken_network_stops_the_run_with_one_line_by_default(in_empty_folder, capsys):
     assert main([*BROKEN, "--trainer.enable_progress_bar", "false"]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "n2uq: error" in line]
