@@ -46,6 +46,11 @@ def broken_flag(tensors: Sequence[Tensor]) -> Tensor:
     return ~torch.isfinite(get_total_norm(tensors, norm_type=float("inf")))
 
 
+def suspect_flag(tensors: Sequence[Tensor]) -> Tensor:
+    """`broken_flag` in a third of the time, but also set where the sum of squares overflows."""
+    return ~torch.isfinite(get_total_norm(tensors, norm_type=2.0))
+
+
 def gradients(module: nn.Module) -> dict[str, Tensor]:
     """Gradients that are not empty, by parameter name."""
     found = ((name, parameter.grad) for name, parameter in module.named_parameters())

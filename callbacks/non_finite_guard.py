@@ -137,11 +137,19 @@ class NonFiniteGuard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Decides, on all ranks alike, whether the step is taken."""
-        gradients = guard_checks.gradients(pl_module) if self._wants("gradient") else {}
-        if gradients and getattr(trainer.precision_plugin, "scaler", None) is None:
-            self._raise_flag("gradient", guard_checks.broken_flag(list(gradients.values())))
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad.detach() for p in parameters if p.grad is not None and p.grad.numel()]
+        if (
+            gradients
+            and self._wants("gradient")
+            and getattr(trainer.precision_plugin, "scaler", None) is None
+        ):
+            self._raise_flag("gradient", guard_checks.suspect_flag(gradients))
         self._fresh = True
         found = self._agreed(trainer, pl_module)
+        # Every rank asks again, since all agree that a gradient is suspect.
+        if "gradient" in found and not self._certain(trainer, guard_checks.broken_flag(gradients)):
+            found.remove("gradient")
         if not found:
             self._skips_in_a_row = 0
             return
@@ -213,6 +221,14 @@ class NonFiniteGuard(Callback):
             row = trainer.strategy.reduce(row, reduce_op="max")  # type: ignore[assignment, arg-type]
         return [kind for kind, value in zip(_STEP_KINDS, row.tolist(), strict=True) if value]
 
+    @staticmethod
+    def _certain(trainer: Trainer, flag: Tensor) -> bool:
+        """Whether the flag is set on any rank."""
+        number = flag.float()
+        if trainer.world_size > 1:
+            number = trainer.strategy.reduce(number, reduce_op="max")  # type: ignore[assignment, arg-type]
+        return bool(number.item())
+
     def _judge_state(self, trainer: Trainer, pl_module: LightningModule, together: bool = True) -> None:
         """Replicas are equal but for running statistics, so the network's flag is reduced as well."""
         if self._last_look == trainer.global_step:
@@ -221,10 +237,8 @@ class NonFiniteGuard(Callback):
         found: dict[str, str] = {}
         tensors = guard_checks.state_tensors(pl_module) if self._wants("parameter") else {}
         if tensors:
-            flag = guard_checks.broken_flag(list(tensors.values())).float()
-            if together and trainer.world_size > 1:
-                flag = trainer.strategy.reduce(flag, reduce_op="max")  # type: ignore[assignment, arg-type]
-            if flag.item():
+            flag = guard_checks.broken_flag(list(tensors.values()))
+            if self._certain(trainer, flag) if together else bool(flag):
                 found["parameter"] = guard_checks.broken_names(tensors)
         if self._wants("floor") and (names := guard_checks.collapsed_widths(pl_module)):
             found["floor"] = guard_checks.some_names(names)

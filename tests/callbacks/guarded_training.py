@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -46,6 +47,8 @@ class GuardedModule(LightningModule):
     def on_after_backward(self):
         if self._what(self.trainer.fit_loop.batch_idx) == "gradient":
             self.net[2].weight.grad[0, 0] = float("nan")
+        if self._what(self.trainer.fit_loop.batch_idx) == "large":
+            self.net[2].weight.grad[0, 0] = 1e30
 
     def configure_optimizers(self):
         if self.kind == "adam":
@@ -109,11 +112,17 @@ class Ending(Callback):
             "step": trainer.global_step,
             "error": error,
         }
-        Path(self.folder, f"rank{trainer.global_rank}.json").write_text(json.dumps(row))
+        path = Path(self.folder, f"rank{trainer.global_rank}.json")
+        path.with_suffix(".part").write_text(json.dumps(row))
+        path.with_suffix(".part").replace(path)
 
     def on_train_end(self, trainer, pl_module):
         self.write(trainer, pl_module, None)
 
     def on_exception(self, trainer, pl_module, exception):
-        assert isinstance(exception, NonFiniteError), exception
+        if not isinstance(exception, NonFiniteError):  # in the parent process
+            return
         self.write(trainer, pl_module, str(exception))
+        deadline = time.monotonic() + 20  # the launcher ends the others once one rank has failed
+        while len(list(Path(self.folder).glob("rank*.json"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)

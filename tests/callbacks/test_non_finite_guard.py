@@ -76,6 +76,12 @@ def test_warn_says_it_once_and_counts(tmp_path):
     assert "constant_batch 2" in messages[-1]
 
 
+def test_a_large_gradient_whose_square_overflows_is_no_case(tmp_path):
+    guard = quiet(gradient="stop")
+    fit(tmp_path, GuardedModule({(0, 5): "large"}), guard)
+    assert not guard.counts
+
+
 def test_too_many_skips_in_a_row_stop(tmp_path):
     breaks = {(0, index): "loss" for index in range(1, 6)}
     with pytest.raises(NonFiniteError, match="3 steps in a row"):
