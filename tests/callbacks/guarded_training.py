@@ -85,9 +85,7 @@ def train_ranks(folder, breaks, strategy, action):
     """One epoch on two ranks; every rank writes its parameters, counts and how it ended."""
     os.makedirs(folder, exist_ok=True)
     seed_everything(0, verbose=False)
-    guard = NonFiniteGuard(
-        **dict.fromkeys(STEP_KINDS, action), parameter="off" if action == "off" else "stop"
-    )
+    guard = TellingGuard(**dict.fromkeys(STEP_KINDS, action), parameter="off" if action == "off" else "stop")
     module = GuardedModule(breaks)
     runner = trainer(
         folder, [guard, Ending(folder, guard)], max_epochs=1, devices=2, strategy=strategy,
@@ -119,10 +117,17 @@ class Ending(Callback):
     def on_train_end(self, trainer, pl_module):
         self.write(trainer, pl_module, None)
 
-    def on_exception(self, trainer, pl_module, exception):
-        if not isinstance(exception, NonFiniteError):  # in the parent process
-            return
-        self.write(trainer, pl_module, str(exception))
-        deadline = time.monotonic() + 20  # the launcher ends the others once one rank has failed
-        while len(list(Path(self.folder).glob("rank*.json"))) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
+
+class TellingGuard(NonFiniteGuard):
+    """Writes how its rank was stopped: in a worker process Lightning calls no `on_exception`."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        try:
+            super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        except NonFiniteError as error:
+            ending = next(c for c in trainer.callbacks if isinstance(c, Ending))
+            ending.write(trainer, pl_module, str(error))
+            deadline = time.monotonic() + 20  # the launcher ends the others once one rank has failed
+            while len(list(Path(ending.folder).glob("rank*.json"))) < 2 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            raise
