@@ -309,7 +309,7 @@ class N2UQCLI(LightningCLI):
         if best is not None:
             results[f"{checkpoint.monitor} (best)"] = float(best)
         if self.config[self.command].test_after_fit:
-            path = None if best is None else "best"
+            path = None if best is None else checkpoint.best_model_path  # "best" warns of a second saver
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
             results.update(self._results())
         self._print_summary(results)

@@ -71,7 +71,7 @@ def test_a_rank_killed_while_others_wait_in_validation(tmp_path):
     ],
 )
 def test_another_version_or_config_stops_all_before_the_first_step(tmp_path, difference, words):
-    with Job(tmp_path, own={2: difference}, timeout=TIMEOUT) as job:
+    with Job(tmp_path, own={2: difference}, timeout=60.0) as job:
         assert job.end(range(WORLD), 120.0) == [1] * WORLD, job.outputs()
         for rank in range(WORLD):
             assert words in job.error(rank)

@@ -75,7 +75,7 @@ def test_files_that_do_not_serve(tmp_path):
     with pytest.raises(ValueError, match="init_from: no such file"):
         load_matching(QuantizedClassifier(**SMALL), str(tmp_path / "none.ckpt"))
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
-    with pytest.raises(ValueError, match="teacher: cannot read"):
+    with pytest.raises(ValueError, match=r"teacher: .* is damaged, cut short, or no checkpoint"):
         read_checkpoint(str(tmp_path / "text.ckpt"), "teacher")
     torch.save([1, 2], tmp_path / "list.ckpt")
     with pytest.raises(ValueError, match="is not a checkpoint of this package"):

@@ -92,7 +92,9 @@ def test_registered_variants(name):
     strategy = StrategyRegistry.get(name)
     assert isinstance(strategy, NUQSGDStrategy)
     assert strategy.config.bits == {"nuqsgd_2bit": 2, "nuqsgd_3bit": 3, "nuqsgd_8bit": 8}.get(name, 4)
-    assert strategy.config.norm == ("linf" if name == "qsgd_inf" else "l2")
+    few = name in ("nuqsgd_2bit", "nuqsgd_3bit")
+    assert strategy.config.norm == ("linf" if few or name == "qsgd_inf" else "l2")
+    assert strategy.config.bucket_size == (256 if few else 1024)
 
 
 @pytest.mark.parametrize("hook", ["fp16", "bf16", "powersgd"])
