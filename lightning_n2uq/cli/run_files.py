@@ -81,6 +81,8 @@ def place_files(config: Namespace, run_dir: str, name: str, wandb: str | None) -
         if logger.class_path.endswith(".WandbLogger"):
             if wandb == "disabled":
                 continue
+            # W&B's service, which an earlier run may have started elsewhere, writes from its own folder.
+            arguments.save_dir = os.path.abspath(arguments.save_dir)
             arguments.offline = arguments.offline if wandb is None else wandb == "offline"
             arguments.name = arguments.name or f"{name}/{os.path.basename(run_dir)}"
         kept.append(logger)

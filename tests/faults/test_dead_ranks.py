@@ -67,7 +67,7 @@ def test_a_rank_killed_while_others_wait_in_validation(tmp_path):
     ("difference", "words"),
     [
         ({"version": "0.0.1"}, "ranks disagree on `version`"),
-        ({"arguments": {"config": {"bits": 3}}}, "ranks disagree on `bits`: rank 0 has 4, rank 2 has 3"),
+        ({"arguments": {"config": {"bits": 8}}}, "ranks disagree on `bits`: rank 0 has 4, rank 2 has 8"),
     ],
 )
 def test_another_version_or_config_stops_all_before_the_first_step(tmp_path, difference, words):
