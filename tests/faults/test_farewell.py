@@ -1,5 +1,6 @@
 """What ranks tell each other, without a job: bounded, one line, and read with suspicion."""
 
+import contextlib
 import json
 import socket
 import time
@@ -56,8 +57,9 @@ def test_strangers_are_neither_believed_nor_waited_for_long(pair):
         b"x" * 5000,
     ):
         with socket.create_connection((host, int(port)), timeout=5) as stranger:
-            stranger.sendall(message)
-            stranger.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # told may have read enough and hung up already
+                stranger.sendall(message)
+                stranger.shutdown(socket.SHUT_WR)
     assert told.notices == {}
     began = time.monotonic()
     with socket.create_connection((host, int(port)), timeout=5):  # says nothing
