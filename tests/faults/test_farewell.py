@@ -56,10 +56,10 @@ def test_strangers_are_neither_believed_nor_waited_for_long(pair):
         json.dumps({"rank": 2, "text": "x"}).encode(),
         b"x" * 5000,
     ):
-        with socket.create_connection((host, int(port)), timeout=5) as stranger:
-            with contextlib.suppress(OSError):  # told may have read enough and hung up already
-                stranger.sendall(message)
-                stranger.shutdown(socket.SHUT_WR)
+        stranger = socket.create_connection((host, int(port)), timeout=5)
+        with stranger, contextlib.suppress(OSError):  # told may have read enough and hung up already
+            stranger.sendall(message)
+            stranger.shutdown(socket.SHUT_WR)
     assert told.notices == {}
     began = time.monotonic()
     with socket.create_connection((host, int(port)), timeout=5):  # says nothing
