@@ -21,13 +21,13 @@ def draw(saved: dict[str, Any], speeds: Speeds, path: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "lightning_n2uq"  # the same figures give the same file
     from matplotlib import pyplot
 
-    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(14, 4.2))
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(14, 4.8))
     _times(left, speeds)
     _gains(middle, speeds)
     _errors(right, saved["error"]["curves"])
     for axes in (left, middle, right):
         axes.grid(alpha=0.3, which="major")
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=3)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
@@ -37,7 +37,7 @@ def draw(saved: dict[str, Any], speeds: Speeds, path: Path) -> None:
 def _times(axes: Any, speeds: Speeds) -> None:
     for name in _SHOWN:
         seconds = [METHODS[name](NUMEL, Cluster(ranks, Link(1.0)), speeds) for ranks in _RANKS]
-        axes.plot(_RANKS, seconds, marker=".", label=name)
+        axes.plot(_RANKS, seconds, marker=".", label=name, color=f"C{_SHOWN.index(name)}")
     axes.set(xscale="log", yscale="log", xlabel="ranks", ylabel="seconds per step")
     axes.set_xticks(_RANKS, [str(ranks) for ranks in _RANKS])
     axes.set_title("ResNet-50, 1 Gbit/s, predicted")
@@ -50,7 +50,7 @@ def _gains(axes: Any, speeds: Speeds) -> None:
         for rate in gbit:
             cluster = Cluster(16, Link(rate))
             gains.append(METHODS["ddp"](NUMEL, cluster, speeds) / METHODS[name](NUMEL, cluster, speeds))
-        axes.plot(gbit, gains, label=name)
+        axes.plot(gbit, gains, label=name, color=f"C{_SHOWN.index(name)}")
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set(xscale="log", yscale="log", xlabel="Gbit/s", ylabel="times as fast as ddp")
     axes.set_title("ResNet-50, 16 ranks, predicted")
@@ -72,4 +72,7 @@ def _errors(axes: Any, curves: dict[str, list[dict[str, float]]]) -> None:
         label="4 bits, first half alone",
     )
     axes.set(xscale="log", yscale="log", xlabel="ranks", ylabel="squared error / squared norm of the mean")
-    axes.set_title("averaged gradient, measured (dashed: expected)")
+    ticks = [int(row["ranks"]) for row in first]
+    axes.set_xticks(ticks, [str(ranks) for ranks in ticks])
+    axes.minorticks_off()
+    axes.set_title("averaged gradient, measured (dashed: expected)", fontsize=11)
