@@ -186,7 +186,7 @@ class NonFiniteGuard(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judges the network before its scores are believed."""
-        if trainer.training or trainer.state.fn == "fit":
+        if trainer.state.fn == "fit":
             self._judge_state(trainer, pl_module)
 
     def on_save_checkpoint(

@@ -45,10 +45,14 @@ def test_a_choice_without_effect_is_named(case):
         {"optimizer": "sgd", "momentum": 0.5},
         {"optimizer": "adamw", "betas": [0.8, 0.9]},
         {"activation_quantizer": "pact", "weight_quantizer": "dorefa", "pact_gradient": "published"},
+        {"backbone": "mobilenet_v2", "pact_gradient": "published", "weight_bits": 4, "activation_bits": 4},
         {"label_smoothing": 0.1, "warmup_steps": 5, "quantizer_lr_multiplier": 1.0},
         {"teacher": "a.ckpt", "temperature": 4.0, "hard_label_weight": 0.3, "label_smoothing": 0.1},
     ],
 )
 def test_choices_with_an_effect_and_defaults_pass(chosen):
-    model = QuantizedClassifier(**SMALL, **chosen)
+    settings = {**SMALL, **chosen}
+    if "backbone" in chosen:
+        del settings["backbone_args"]
+    model = QuantizedClassifier(**settings)
     assert void_choices(QuantizedClassifier, model.hparams) == []
