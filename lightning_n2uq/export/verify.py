@@ -97,15 +97,17 @@ class ParityReport:
             columns["float"] = self.floating
         names = list(next(iter(columns.values())).codes) if columns else []
         width = max([len("largest logit difference"), *map(len, names)])
-        head = "".join(f"{name:>14}" for name in columns)
+        shares = [_share(tally, name) for tally in columns.values() for name in names]
+        cell = 2 + max([12, *map(len, shares), *map(len, columns)])
+        head = "".join(f"{name:>{cell}}" for name in columns)
         lines = [f"codes that differ from {self.reference}, {self.images} images", f"{'':<{width}}{head}"]
         lines += [
-            f"{name:<{width}}" + "".join(f"{_share(tally, name):>14}" for tally in columns.values())
+            f"{name:<{width}}" + "".join(f"{_share(tally, name):>{cell}}" for tally in columns.values())
             for name in names
         ]
-        numbers = "".join(f"{tally.logits:>14.1e}" for tally in columns.values())
+        numbers = "".join(f"{tally.logits:>{cell}.1e}" for tally in columns.values())
         lines.append(f"{'largest logit difference':<{width}}{numbers}")
-        numbers = "".join(f"{tally.top1:>14}" for tally in columns.values())
+        numbers = "".join(f"{tally.top1:>{cell}}" for tally in columns.values())
         lines.append(f"{'top-1 answers that differ':<{width}}{numbers}")
         if self.correct is not None:
             exact, floating = (100 * right / self.images for right in self.correct)

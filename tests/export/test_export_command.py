@@ -11,7 +11,7 @@ import onnx
 
 from lightning_n2uq.export import command, load_safetensors
 from lightning_n2uq.export.engines import session
-from lightning_n2uq.export.verify import Tally
+from lightning_n2uq.export.verify import ParityReport, Tally
 from lightning_n2uq.modules import QuantizedClassifier
 
 
@@ -179,3 +179,10 @@ def test_an_onnx_too_old_for_two_bits_is_one_line_with_advice(checkpoint, tmp_pa
         export(checkpoint, tmp_path)
     assert not list(tmp_path.iterdir())
     assert export(checkpoint, tmp_path, "--opset", "21") == 0
+
+
+def test_columns_of_the_report_stay_apart_at_any_count():
+    tally = Tally(codes={"layer": 107_118}, values={"layer": 8_192_000})
+    report = ParityReport("torch", {"numpy": tally, "onnxruntime": tally}, images=2000)
+    (row,) = (line for line in report.table().splitlines() if line.startswith("layer"))
+    assert row.split() == ["layer", "107118/8192000", "107118/8192000"]
