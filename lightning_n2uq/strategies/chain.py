@@ -98,10 +98,12 @@ class Chain:
         if self._wide is not None:
             view.copy_(self._wide)
 
-    def export_residuals(self) -> Tensor:
-        """Return what compression still owes to the unit's coordinates (fp32), as a gradient of this rank."""
-        total = self.carry.clone() if self.carry is not None else torch.zeros(self.unit.numel)
-        total = total.to(self.legs[0].send.device)
-        for leg in self.legs:
-            leg.export_residuals(total)
-        return total
+    @property
+    def lossy(self) -> list[Leg]:
+        """Return the legs that keep residuals."""
+        return [leg for leg in self.legs if leg.feedback is not None]
+
+    def add_carry(self, flat: Tensor) -> None:
+        """Add what waits for the next gradient to ``flat`` (fp32, the unit's coordinates)."""
+        if self.carry is not None:
+            flat.add_(self.carry)

@@ -110,6 +110,11 @@ class ExchangeConfig:
             self, bits=self.second_phase_bits, second_phase_bits=None, error_feedback=False
         ).codec()
 
+    def geometry(self) -> dict[str, Any]:
+        """Return what decides which rank handles which coordinates of a bucket."""
+        names = ("bucket_size", "scheme", "hierarchical", "ranks_per_node", "unit_numel")
+        return {name: getattr(self, name) for name in names}
+
     def fields(self) -> dict[str, Any]:
         """Return what the handshake compares, under the names users set."""
         names = self.__dataclass_fields__

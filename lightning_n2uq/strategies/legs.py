@@ -140,19 +140,24 @@ class Leg(ABC):
                 norm_sq += float(meant.square().sum())
         return error_sq, norm_sq
 
-    def export_residuals(self, total: Tensor) -> None:
-        """Add what is still owed to ``total`` (fp32, the unit's coordinates), as one rank's gradient.
-
-        An error in a mean over ``w`` ranks counts ``w`` times in the gradient of one of them, so the
-        mean of all ranks' exports is what the parameters miss, whoever adds it later.
-        """
+    def export_residuals(self, flat: Tensor, scale: int = 1) -> None:
+        """Add what is still owed to ``flat`` (fp32, the unit's coordinates), ``scale`` times."""
         if self.feedback is None:
             return
         lanes = self.outgoing()
         for index, residual in self.feedback.residuals.items():
             span = lanes[int(str(index))].span
             start = self.origin + span.start
-            total[start : start + span.numel].add_(residual, alpha=self.averaged)
+            flat[start : start + span.numel].add_(residual, alpha=scale)
+
+    def import_residuals(self, flat: Tensor) -> None:
+        """Take what is owed from ``flat`` (as :meth:`export_residuals` wrote it, once)."""
+        if self.feedback is None:
+            return
+        for index, lane in enumerate(self.outgoing()):
+            start = self.origin + lane.span.start
+            if lane.span.numel:
+                self.feedback.residuals[index] = flat[start : start + lane.span.numel].clone()
 
     @property
     def output_numel(self) -> int:

@@ -139,8 +139,15 @@ class NUQSGDStrategy(HookedDDPStrategy):
     ) -> None:
         """Add every rank's step counter and residuals, unless only weights are saved."""
         if self.state is not None and "optimizer_states" in checkpoint:
+            self._rebuild_buckets(self.state)
             checkpoint[KEY] = gather_state(self.state, self.root_device)
         super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    def _rebuild_buckets(self, state: NUQSGDState) -> None:
+        """Do what DDP would do before the next step, so that a resumed run begins with the same buckets."""
+        if isinstance(self.model, DistributedDataParallel) and self.model.reducer._rebuild_buckets():
+            self.model._has_rebuilt_buckets = True
+            state.rebuilt(self.model.reducer._get_zeros_like_grad_buckets())
 
     @override
     def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:

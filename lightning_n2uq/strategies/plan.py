@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_n2uq.strategies.chain import Chain
 from lightning_n2uq.strategies.layout import Span
+from lightning_n2uq.strategies.owed import Owed
 
 
 @dataclass(frozen=True)
@@ -43,24 +44,53 @@ class BucketPlan:
     places: Sequence[Place]
     chains: Sequence[Chain]
 
-    def export_residuals(self, store: dict[str, Tensor]) -> None:
-        """Put this bucket's residuals into ``store``, by parameter."""
-        flat = torch.cat([chain.export_residuals() for chain in self.chains])
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the parameters, in the order of the buffer."""
+        return tuple(place.name for place in self.places)
+
+    def export_residuals(self, owed: Owed) -> None:
+        """Put this bucket's residuals into ``owed``."""
+        if any(chain.carry is not None for chain in self.chains):
+            self._split(self._flat(lambda chain, flat: chain.add_carry(flat)), owed.gradient)
+        averaged = [leg.averaged for leg in self.chains[0].lossy]
+        owed.averaged = owed.averaged or averaged
+        owed.legs = owed.legs or [{} for _ in averaged]
+        for number, residuals in enumerate(owed.legs):
+            flat = self._flat(lambda chain, flat, n=number: chain.lossy[n].export_residuals(flat))
+            self._split(flat, residuals)
+
+    def import_residuals(self, owed: Owed) -> None:
+        """Take this bucket's residuals out of ``owed``."""
+        carry = self._join(owed.gradient)
+        legs = [self._join(residuals) for residuals in owed.legs]
+        for chain in self.chains:
+            if carry is not None:
+                chain.carry = carry[chain.unit.start : chain.unit.stop]
+            for leg, flat in zip(chain.lossy, legs, strict=False):
+                if flat is not None:
+                    leg.import_residuals(flat[chain.unit.start : chain.unit.stop])
+
+    def _flat(self, write: Callable[[Chain, Tensor], None]) -> Tensor:
+        device = self.chains[0].legs[0].send.device
+        flat = torch.zeros(sum(place.numel for place in self.places), device=device)
+        for chain in self.chains:
+            write(chain, flat[chain.unit.start : chain.unit.stop])
+        return flat
+
+    def _split(self, flat: Tensor, store: dict[str, Tensor]) -> None:
         for place in self.places:
             store[place.name] = flat[place.start : place.start + place.numel].clone()
 
-    def import_residuals(self, store: dict[str, Tensor]) -> None:
-        """Take this bucket's residuals out of ``store``: they are added to the next gradient."""
+    def _join(self, store: dict[str, Tensor]) -> Tensor | None:
         if not any(place.name in store for place in self.places):
-            return
-        device = self.chains[0].legs[0].send.device
-        flat = torch.zeros(sum(place.numel for place in self.places), device=device)
+            return None
+        flat = self._flat(lambda chain, flat: None)
         for place in self.places:
             residual = store.pop(place.name, None)
             if residual is not None:
-                flat[place.start : place.start + place.numel] = residual.to(device)
-        for chain in self.chains:
-            chain.carry = flat[chain.unit.start : chain.unit.stop]
+                flat[place.start : place.start + place.numel] = residual.to(flat.device)
+        return flat
 
 
 def lay_out(

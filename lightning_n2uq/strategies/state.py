@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from fnmatch import fnmatchcase
@@ -16,8 +17,10 @@ from lightning_n2uq.compression import Codec, codec_at_step
 from lightning_n2uq.strategies.config import ExchangeConfig
 from lightning_n2uq.strategies.engine import Engine
 from lightning_n2uq.strategies.farewell import report_failure
+from lightning_n2uq.strategies.owed import Layout, Owed, as_layout
 from lightning_n2uq.strategies.plan import BucketPlan, lay_out
 from lightning_n2uq.strategies.refuse import refuse_sharded
+from lightning_n2uq.strategies.regroup import Regrouping
 from lightning_n2uq.strategies.stats import ExchangeStats
 
 
@@ -56,9 +59,10 @@ class NUQSGDState:
         "_codecs",
         "_engine",
         "_names",
+        "_regrouping",
         "config",
+        "owed",
         "process_group",
-        "residuals",
         "step",
         "timeout",
     )
@@ -76,7 +80,8 @@ class NUQSGDState:
         self.config = replace(config, **settings) if config is not None else ExchangeConfig(**settings)
         self.process_group, self.timeout = process_group, timeout
         self.step = 0
-        self.residuals: dict[str, Tensor] = {}
+        self.owed = Owed()  # what no plan holds yet
+        self._regrouping: Regrouping | None = None
         self._codecs = (self.config.codec(), self.config.second_codec()) if codec is None else (codec, codec)
         self._engine: Engine | None = None
         self._names: dict[int, str] = {}
@@ -133,13 +138,44 @@ class NUQSGDState:
         self.connect(buffer.device)
         if self._engine is None:
             raise RuntimeError("the exchange is closed")
-        return self._engine.submit(self._plan(self._engine, bucket, step), buffer, step, last)
+        parameters, index = list(bucket.parameters()), bucket.index()
+        if self._regrouping is None:
+            return self._submit(step, index, parameters, buffer, last)
+        names = [self._name(parameter) for parameter in parameters]
+        held = self._regrouping.hold(buffer, names, parameters, bucket.gradients())
+        if last:
+            regrouping, self._regrouping = self._regrouping, None
+            layout = self._layout_to_resume(regrouping.own_layout())
+            regrouping.release(layout, lambda *bucket: self._submit(step, *bucket))
+        return held
 
-    def _plan(self, engine: Engine, bucket: GradBucket, step: int) -> BucketPlan:
+    def _submit(
+        self, step: int, index: int, parameters: list[Tensor], buffer: Tensor, last: bool
+    ) -> torch.futures.Future[Tensor]:
+        engine = self._engine
+        if engine is None:
+            raise RuntimeError("the exchange is closed")
+        return engine.submit(self._plan(engine, step, index, parameters, buffer.dtype), buffer, step, last)
+
+    def _layout_to_resume(self, own: Layout) -> Layout:
+        """Return the layout for the first step after a resume: the checkpoint's, unless things changed."""
+        same = sorted(name for names in own for name in names)
+        if self.owed.geometry == self._geometry() and same == sorted(
+            name for names in self.owed.layout for name in names
+        ):
+            return self.owed.layout
+        self.owed.move_to_gradient()
+        return own
+
+    def _geometry(self) -> dict[str, Any]:
+        return {**self.config.geometry(), "world_size": self.world_size}
+
+    def _plan(
+        self, engine: Engine, step: int, index: int, parameters: list[Tensor], dtype: torch.dtype
+    ) -> BucketPlan:
         """Return the bucket's plan, a new one where DDP rebuilt the buckets or warm-up ended."""
-        parameters, index, buffer = bucket.parameters(), bucket.index(), bucket.buffer()
         warm = step < self.config.warmup_steps
-        key = (warm, buffer.dtype, *(id(parameter) for parameter in parameters))
+        key = (warm, dtype, *(id(parameter) for parameter in parameters))
         plan = engine.plans.get(index)
         if plan is not None and plan.key == key:
             return plan
@@ -147,21 +183,39 @@ class NUQSGDState:
             self._retire(engine)
         codecs = tuple(codec_at_step(codec, step, self.config.warmup_steps) for codec in self._codecs)
         places = lay_out(parameters, self._name, self._travels_exactly)
-        plan = engine.prepare(index, key, places, (codecs[0], codecs[1]), buffer.dtype)
-        plan.import_residuals(self.residuals)
+        plan = engine.prepare(index, key, places, (codecs[0], codecs[1]), dtype)
+        plan.import_residuals(self.owed)
         return plan
 
     def _retire(self, engine: Engine) -> None:
         """Drop all plans; residuals go back to their parameters, because no old bucket survives a rebuild."""
-        self.residuals = self._owed(engine)
+        self.owed = self._all_owed(engine)
+        self.owed.move_to_gradient()
         engine.plans.clear()
 
-    def _owed(self, engine: Engine | None) -> dict[str, Tensor]:
-        owed = dict(self.residuals)
-        if engine is not None and self.config.error_feedback:
-            for plan in engine.plans.values():
-                plan.export_residuals(owed)
+    def _all_owed(self, engine: Engine | None) -> Owed:
+        """Return what is owed here and in the plans."""
+        owed = replace(
+            self.owed, gradient=dict(self.owed.gradient), legs=[dict(leg) for leg in self.owed.legs]
+        )
+        if engine is not None and engine.plans:
+            plans = [engine.plans[index] for index in sorted(engine.plans)]
+            owed.layout, owed.geometry = tuple(plan.names for plan in plans), self._geometry()
+            if self.config.error_feedback:
+                for plan in plans:
+                    plan.export_residuals(owed)
         return owed
+
+    def rebuilt(self, buckets: Sequence[GradBucket]) -> None:
+        """Learn that DDP rebuilt its buckets before the next step, of which the hook will see them.
+
+        Args:
+            buckets: As they are now.
+        """
+        if self._engine is not None:
+            self._retire(self._engine)
+            names = [[self._name(parameter) for parameter in bucket.parameters()] for bucket in buckets]
+            self.owed.layout, self.owed.geometry = as_layout(names), self._geometry()
 
     def _name(self, parameter: Tensor) -> str:
         return self._names.setdefault(id(parameter), f"parameter{len(self._names)}")
@@ -199,21 +253,22 @@ class NUQSGDState:
             self._engine = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return this rank's state: ``step``, ``seed`` and ``residuals`` by parameter (fp32, flat, CPU)."""
-        owed = self._owed(self._engine)
-        residuals = {name: residual.to("cpu", copy=True) for name, residual in owed.items()}
-        return {"step": self.step, "seed": self.config.seed, "residuals": residuals}
+        """Return this rank's state: ``step``, ``seed`` and, in ``owed``, residuals and layout of the buckets."""
+        return {"step": self.step, "seed": self.config.seed, "owed": self._all_owed(self._engine).export()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict` of this rank; call it before training goes on.
 
-        Random numbers are a function of seed, rank, step and message, so the step is all that is
-        needed to continue them; the seed is that of the settings.
+        Random numbers are a function of seed, rank, step and place in the layout of the buckets, so the
+        step and the layout are all that is needed to continue them; the seed is that of the settings.
+        The next step uses the saved layout, later ones DDP's, which comes out the same. Where settings or
+        parameters changed, DDP's layout is used from the start.
         """
         if self._engine is not None:
             self._engine.plans.clear()  # with the residuals that are replaced here
         self.step = int(state["step"])
-        self.residuals = {name: residual.clone() for name, residual in state["residuals"].items()}
+        self.owed = Owed.restore(state["owed"])
+        self._regrouping = Regrouping() if self.owed.layout else None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return everything but process groups, threads and the identities of parameters."""

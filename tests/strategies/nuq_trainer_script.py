@@ -105,15 +105,25 @@ def resume(folder):
     """Stop after one epoch, go on from the checkpoint, and compare with what was saved."""
     settings = {"bits": 8, "levels": "float", "error_feedback": True, "bucket_size": 64, "min_numel": 16}
     saver = ModelCheckpoint(dirpath=folder, filename="half", save_top_k=-1)
-    first, _ = fit(NUQSGDStrategy(**settings), max_epochs=1, enable_checkpointing=True, callbacks=[saver])
-    own = first.strategy.state.state_dict()["residuals"]["net.0.weight"]
+    owed = {}
+
+    class Reader(lightning.Callback):
+        def on_train_end(self, trainer, module):
+            owed.update(trainer.strategy.state.state_dict()["owed"])
+
+    first, _ = fit(
+        NUQSGDStrategy(**settings), max_epochs=1, enable_checkpointing=True, callbacks=[saver, Reader()]
+    )
     first.strategy.barrier()
     saved = torch.load(Path(folder) / "half.ckpt", weights_only=True)["nuqsgd"]
     column = saved["names"].index("net.0.weight")
-    kept = saved["residuals"].split(saved["numels"], dim=1)[column][first.global_rank]
+    kept = saved["first_leg"].split(saved["numels"], dim=1)[column][first.global_rank]
+    shared = saved["second_leg"].split(saved["numels"])[column]
+    own, mean = (leg["net.0.weight"] for leg in owed["legs"])
     second, module = fit(NUQSGDStrategy(**settings), ckpt_path=str(Path(folder) / "half.ckpt"))
     return {
         "own residual": torch.equal(own, kept) and bool(own.any()),
+        "own chunk": torch.equal(mean[mean != 0], shared[mean != 0]) and 0 < int((mean != 0).sum()) < len(mean),
         "steps": [saved["step"], second.strategy.state.step],
         "replicas": together(second.strategy, parameters(module)),
     }

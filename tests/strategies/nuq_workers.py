@@ -54,7 +54,9 @@ def agree(values, group=None):
     return all(torch.equal(other, values) for other in everyone)
 
 
-def train(state, hook=nuqsgd_hook, steps=5, accumulate=1, uneven=False, net=None, lr=0.1, **ddp_arguments):
+def train(
+    state, hook=nuqsgd_hook, steps=5, accumulate=1, uneven=False, net=None, lr=0.1, skip=0, **ddp_arguments
+):
     """Train on this rank's own data and return the flat parameters."""
     rank = dist.get_rank()
     net = make_net() if net is None else net
@@ -64,6 +66,8 @@ def train(state, hook=nuqsgd_hook, steps=5, accumulate=1, uneven=False, net=None
     data = torch.Generator().manual_seed(rank)
     delays = random.Random(rank)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    for _ in range(skip):  # batches that an earlier part of the run has seen
+        torch.randn(8, 32, generator=data), torch.randint(10, (8,), generator=data)
     for _ in range(steps):
         optimizer.zero_grad()
         for micro in range(accumulate):
@@ -216,7 +220,7 @@ def nonfinite(rank):
         seen = bool(torch.isnan(net.weight.grad).all()) and state.stats.last.nonfinite == 16
         scaler.step(optimizer)
         scaler.update()
-        owed = state.state_dict()["residuals"]["parameter0"]
+        owed = torch.stack([leg["parameter0"] for leg in state.state_dict()["owed"]["legs"]])
         return {
             "nan": seen,
             "skipped": torch.equal(before, flat(net)) and scaler.get_scale() == 2.0,
@@ -231,16 +235,53 @@ def saved_state(rank):
         train(state, net=net, steps=3)
         saved = state.state_dict()
         twin = pickle.loads(pickle.dumps(state))
-        same = all(torch.equal(saved["residuals"][k], v) for k, v in twin.state_dict()["residuals"].items())
+        legs, again = saved["owed"]["legs"], twin.state_dict()["owed"]["legs"]
+        same = all(torch.equal(a[k], b[k]) for a, b in zip(legs, again, strict=True) for k in a)
         twin.bind(net)
         train(twin, net=copy.deepcopy(net), steps=2, bucket_cap_mb=TINY_BUCKETS)
         twin.close()
-        return {"same": same, "names": sorted(saved["residuals"]), "steps": (saved["step"], twin.step)}
+        return {"same": same, "names": sorted(legs[0]), "steps": (saved["step"], twin.step)}
+
+
+def resumed(rank):
+    """Stop after three steps, go on in a new DDP module and state; compare with five steps without a stop."""
+    found = {}
+    feedback = {"error_feedback": True, "bits": 8, "levels": "float"}
+    for name, settings in {
+        "without feedback": {},
+        "two_phase": feedback,
+        "all_gather": feedback | {"scheme": "all_gather"},
+        "hierarchical": feedback | {"hierarchical": True, "ranks_per_node": 2},
+    }.items():
+        whole = train_with(net=make_net(), bucket_cap_mb=TINY_BUCKETS, **settings)
+        net = make_net()
+        with exchange(module=net, **settings) as first:
+            train(first, net=net, steps=3, bucket_cap_mb=TINY_BUCKETS)
+            saved = first.state_dict()
+        with exchange(module=net, **settings) as second:
+            second.load_state_dict(saved)
+            found[name] = torch.equal(
+                whole, train(second, net=net, steps=2, skip=3, bucket_cap_mb=TINY_BUCKETS)
+            )
+    with exchange(module=net, **(feedback | {"bucket_size": 512})) as other:  # the saved places do not fit
+        other.load_state_dict(saved)
+        found["other settings"] = agree(train(other, net=net, steps=2, bucket_cap_mb=TINY_BUCKETS))
+    return found
 
 
 def all_checks(rank, world_size, folder):
     join(rank, world_size, folder)
-    checks = (replicas, plain_ddp, many_buckets, ddp_modes, counters, disagreement, nonfinite, saved_state)
+    checks = (
+        replicas,
+        plain_ddp,
+        many_buckets,
+        ddp_modes,
+        counters,
+        disagreement,
+        nonfinite,
+        saved_state,
+        resumed,
+    )
     found = {}
     for check in checks:
         began = time.perf_counter()

@@ -93,6 +93,12 @@ def test_state_survives_pickling_and_new_buckets(ranks):
         assert found["names"] == sorted(name for name, _ in nuq_workers.make_net().named_parameters())
 
 
+def test_a_resumed_run_exchanges_the_same_bits(ranks):
+    cases = ("without feedback", "two_phase", "all_gather", "hierarchical", "other settings")
+    for found in on_all(ranks, "resumed"):
+        assert found == dict.fromkeys(cases, True)
+
+
 def test_a_lost_rank_is_named():
     for message, seconds in launch(nuq_workers.lose_a_rank, 3, expected=(0, 1)):
         assert "rank 2 is gone" in message

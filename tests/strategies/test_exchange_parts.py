@@ -20,6 +20,7 @@ from lightning_n2uq.strategies.answer import Answer
 from lightning_n2uq.strategies.checkpoint import state_for_rank
 from lightning_n2uq.strategies.handshake import require_agreement
 from lightning_n2uq.strategies.layout import Span, clip_ranges, split_chunks, split_units
+from lightning_n2uq.strategies.owed import Owed
 from lightning_n2uq.strategies.pipeline import Pipeline
 from lightning_n2uq.strategies.rollcall import RollCall, _ask
 from lightning_n2uq.strategies.stats import ExchangeStats, busy_seconds
@@ -135,30 +136,54 @@ def test_handshake_names_rank_and_values():
         require_agreement(records, [0, 3, 7])
 
 
-def test_residuals_on_another_number_of_ranks():
-    saved = {
+def _saved(**changes):
+    return {
         "step": 5,
         "seed": 0,
+        "layout": [["b"], ["a"]],
+        "geometry": {"world_size": 2},
+        "averaged": [1, 2],
         "names": ["a", "b"],
         "numels": [1, 2],
-        "residuals": torch.tensor([[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]]),
-    }
-    own = state_for_rank(saved, 1, 2)
+        "gradient": torch.empty(2, 0),
+        "first_leg": torch.tensor([[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]]),
+        "second_leg": torch.tensor([0.5, 0.0, 0.0]),
+    } | changes
+
+
+def test_residuals_on_another_number_of_ranks():
+    own = state_for_rank(_saved(), 1, 2)
     assert own["step"] == 5
-    assert own["residuals"]["b"].tolist() == [4.0, 5.0]
+    assert own["owed"]["legs"][0]["b"].tolist() == [4.0, 5.0]
+    assert own["owed"]["legs"][1]["a"].tolist() == [0.5]
+    assert own["owed"]["layout"] == [["b"], ["a"]]
     with pytest.warns(UserWarning, match="2 ranks are averaged for 3"):
-        mean = state_for_rank(saved, 0, 3)
-    assert mean["residuals"]["a"].tolist() == [2.0]
+        mean = state_for_rank(_saved(), 0, 3)
+    assert mean["owed"]["gradient"]["a"].tolist() == [2.5]  # an error in the mean is owed by both ranks
+    assert mean["owed"]["legs"] == []
+    pending = _saved(gradient=torch.ones(2, 3), first_leg=torch.empty(2, 0), second_leg=torch.empty(0))
+    assert state_for_rank(pending, 0, 2)["owed"]["gradient"]["b"].tolist() == [1.0, 1.0]
     with warnings.catch_warnings():  # nothing to average, nothing to say
         warnings.simplefilter("error")
-        state_for_rank(saved | {"names": [], "numels": [], "residuals": torch.empty(2, 0)}, 0, 3)
+        nothing = {"gradient": torch.empty(2, 0), "first_leg": torch.empty(2, 0), "second_leg": torch.empty(0)}
+        state_for_rank(_saved(names=[], numels=[], averaged=[], **nothing), 0, 3)
+
+
+def test_residuals_of_legs_move_to_the_gradient():
+    owed = Owed({"w": torch.tensor([1.0])}, [{"w": torch.tensor([2.0])}, {"w": torch.tensor([0.25])}], [1, 4])
+    owed.move_to_gradient()
+    assert owed.gradient["w"].tolist() == [4.0]
+    assert owed.legs == []
 
 
 def test_state_dict_round_trip():
     state = NUQSGDState()
-    state.load_state_dict({"step": 3, "seed": 0, "residuals": {"w": torch.ones(2)}})
+    owed = Owed({"w": torch.ones(2)}, [{"w": torch.zeros(2)}], [1], (("w",),), {"world_size": 2})
+    state.load_state_dict({"step": 3, "seed": 0, "owed": owed.export()})
     assert state.step == 3
-    assert state.state_dict()["residuals"]["w"].tolist() == [1.0, 1.0]
+    again = Owed.restore(state.state_dict()["owed"])
+    assert again.gradient["w"].tolist() == [1.0, 1.0]
+    assert (again.layout, again.geometry, again.averaged) == (owed.layout, owed.geometry, [1])
 
 
 def test_roll_call_tells_gone_from_behind():

@@ -31,7 +31,7 @@ def test_trainer_modes_keep_replicas_equal(ranks, mode):
 
 def test_resume_restores_the_rank_s_residuals(ranks):
     for found in ranks:
-        assert found["resume"] == {"own residual": True, "steps": [4, 8], "replicas": True}
+        assert found["resume"] == {"own residual": True, "own chunk": True, "steps": [4, 8], "replicas": True}
 
 
 def test_communication_monitor(ranks):
