@@ -6,10 +6,13 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Literal
 
+from lightning.fabric.utilities.distributed import _init_dist_connection
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.constants import default_pg_timeout
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
+
+from lightning_n2uq.strategies.restart import store_after_restart
 
 
 class HookedDDPStrategy(DDPStrategy):
@@ -52,6 +55,16 @@ class HookedDDPStrategy(DDPStrategy):
     def make_hook(self, model: DistributedDataParallel) -> tuple[object, Callable[..., Any]]:
         """Return the state and the hook to register on the wrapped model."""
         raise NotImplementedError
+
+    @override
+    def setup_distributed(self) -> None:
+        """Join the process group; also after torchrun restarted the processes."""
+        store = store_after_restart()
+        if store is not None and self.cluster_environment is not None:
+            self.set_world_ranks()
+            backend = self._get_process_group_backend()
+            _init_dist_connection(self.cluster_environment, backend, store=store, timeout=self._timeout)
+        super().setup_distributed()
 
     @override
     def _register_ddp_hooks(self) -> None:
