@@ -130,5 +130,6 @@ def _quantized_weight(conv: Any, dtype: torch.dtype) -> QuantizedWeight:  # noqa
     quantizer = conv.weight_quantizer
     if type(quantizer) is not EntropyPreservingWeightQuantizer or not quantizer.rescale or hooked(quantizer):
         return QuantizedWeight(quantizer(conv.weight).to(dtype))
-    quantized, scale = quantize_weight_with_scale(conv.weight, quantizer.bits, quantizer.gradient)
-    return QuantizedWeight(quantized.to(dtype), conv.weight, scale, quantizer.bits)
+    quantized, scale = quantize_weight_with_scale(conv.weight.detach(), quantizer.bits)
+    through = quantizer.gradient == "straight_through"
+    return QuantizedWeight(quantized.to(dtype), conv.weight, scale, quantizer.bits, through)

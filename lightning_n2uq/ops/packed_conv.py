@@ -41,12 +41,14 @@ class QuantizedWeight(NamedTuple):
         weight: what was quantized by `quantize_weight`, or None for another quantizer.
         scale: `S` `[C_out, 1, 1, 1]`.
         bits: of `quantize_weight`.
+        straight_through: whether the gradient of `quantize_weight` is `straight_through`, not `scaled`.
     """
 
     quantized: Tensor
     weight: Tensor | None = None
     scale: Tensor | None = None
     bits: int = 0
+    straight_through: bool = False
 
 
 class Geometry(NamedTuple):
@@ -61,16 +63,22 @@ class Geometry(NamedTuple):
 def packed_conv2d(
     source: PackedInput, weight: QuantizedWeight, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
-    """`conv2d(y, quantized, bias, *geometry)`; value and gradients are its, bit for bit."""
-    kept = [None if t is None else t.detach() for t in (source.scale_out, weight.weight, weight.scale)]
+    """`conv2d(y, quantized, bias, *geometry)`; value and gradients are its, bit for bit.
+
+    Where the float weight is given, its gradient is made here and not by `quantize_weight`, in the memory in
+    which the convolution's backward pass has left that of the quantized weight.
+    """
+    known = weight.weight is not None
     result: Tensor = _packed_conv2d(
         source.y,
         source.packed,
-        kept[0],
+        source.scale_out.detach(),
         source.bits,
-        weight.quantized,
-        *kept[1:],
+        weight.quantized.detach() if known else weight.quantized,
+        weight.weight,
+        None if weight.scale is None else weight.scale.detach(),
         weight.bits,
+        weight.straight_through,
         bias,
         *geometry,
     )
@@ -94,6 +102,7 @@ def _packed_conv2d(
     weight: Tensor | None,
     weight_scale: Tensor | None,
     weight_bits: int,
+    straight_through: bool,
     bias: Tensor | None,
     stride: list[int],
     padding: list[int],
@@ -113,6 +122,7 @@ def _(
     weight: Tensor | None,
     weight_scale: Tensor | None,
     weight_bits: int,
+    straight_through: bool,
     bias: Tensor | None,
     stride: list[int],
     padding: list[int],
@@ -131,6 +141,7 @@ def _packed_conv2d_backward(
     weight: Tensor,
     weight_scale: Tensor | None,
     weight_bits: int,
+    straight_through: bool,
     size: list[int],
     stride: list[int],
     padding: list[int],
@@ -139,12 +150,17 @@ def _packed_conv2d_backward(
     needed: list[bool],
 ) -> list[Tensor]:
     """Those gradients of input, weight and bias that are `needed`; without a scale, `weight` is quantized."""
+    dtype = weight.dtype
     if weight_scale is not None:
         weight = apply_scale(weight, weight_scale, weight_bits)
     weight = weight.to(grad.dtype)
     y = kernel(packed).rebuild(packed, output_table(scale_out, bits), size[2] * size[3])
     y = y.reshape(size).to(grad.dtype)
-    return _gradients(grad, y, weight, [stride, padding, dilation], groups, needed)
+    grads = _gradients(grad, y, weight, [stride, padding, dilation], groups, needed)
+    if weight_scale is not None and needed[1]:
+        place = int(needed[0])
+        grads[place] = _through_scale(grads[place], weight_scale, straight_through, dtype)
+    return grads
 
 
 @_packed_conv2d_backward.register_fake
@@ -156,6 +172,7 @@ def _(
     weight: Tensor,
     weight_scale: Tensor | None,
     weight_bits: int,
+    straight_through: bool,
     size: list[int],
     stride: list[int],
     padding: list[int],
@@ -164,7 +181,10 @@ def _(
     needed: list[bool],
 ) -> list[Tensor]:
     y = grad.new_empty(size)
-    return _gradients(grad, y, weight.to(grad.dtype), [stride, padding, dilation], groups, needed)
+    grads = _gradients(grad, y, weight.to(grad.dtype), [stride, padding, dilation], groups, needed)
+    if weight_scale is not None and needed[1]:
+        grads[int(needed[0])] = torch.empty_like(grads[int(needed[0])], dtype=weight.dtype)
+    return grads
 
 
 def _gradients(
@@ -176,15 +196,24 @@ def _gradients(
     return [g for g, wanted in zip(grads, needed, strict=True) if wanted]
 
 
+def _through_scale(grad: Tensor, scale: Tensor, straight_through: bool, dtype: torch.dtype) -> Tensor:
+    """Turns the gradient of the quantized weight into that of the weight, in place where dtypes allow."""
+    if straight_through:
+        return grad.to(dtype)
+    return grad.to(scale.dtype).div_(torch.where(scale == 0, 1.0, scale)).to(dtype)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
-    y, packed, scale_out, ctx.bits, quantized, weight, scale, ctx.weight_bits, _, *ctx.geometry = inputs
+    y, packed, scale_out, ctx.bits, quantized, weight, scale, *rest = inputs
+    ctx.weight_bits, ctx.straight_through, _, *ctx.geometry = rest
     ctx.size = list(y.shape)
     ctx.save_for_backward(packed, scale_out, quantized if weight is None else weight, scale)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
     packed, scale_out, weight, scale = ctx.saved_tensors
-    needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[4], ctx.needs_input_grad[8]]
+    known = scale is not None
+    needed = [ctx.needs_input_grad[place] for place in (0, 5 if known else 4, 9)]
     *geometry, groups = ctx.geometry
     grads = iter(
         _packed_conv2d_backward(
@@ -195,6 +224,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN
             weight,
             scale,
             ctx.weight_bits,
+            ctx.straight_through,
             ctx.size,
             *geometry,
             groups,
@@ -202,7 +232,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN
         )
     )
     dy, dweight, dbias = (next(grads) if wanted else None for wanted in needed)
-    return dy, None, None, None, dweight, None, None, None, dbias, None, None, None, None
+    dweights = (None, dweight) if known else (dweight, None)
+    return dy, None, None, None, *dweights, None, None, None, dbias, None, None, None, None
 
 
 _packed_conv2d.register_autograd(_backward, setup_context=_setup_context)

@@ -27,14 +27,18 @@ def setup(shape: tuple[int, ...], bits: int = 3) -> tuple[PackedInput, Tensor, T
 
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("known_scale", [False, True])
+@pytest.mark.parametrize("gradient", ["scaled", "straight_through"])
 @pytest.mark.parametrize(("shape", "geometry"), GEOMETRIES)
 def test_values_and_gradients_are_the_bits_of_the_plain_convolution(
-    shape: tuple[int, ...], geometry: Geometry, known_scale: bool, with_bias: bool
+    shape: tuple[int, ...], geometry: Geometry, gradient: str, known_scale: bool, with_bias: bool
 ) -> None:
     source, x, weight, scale_out = setup(shape)
     bias = torch.randn(shape[0], requires_grad=True) if with_bias else None
-    quantized, scale = quantize_weight_with_scale(weight, 2)
-    kept = QuantizedWeight(quantized, weight, scale, 2) if known_scale else QuantizedWeight(quantized)
+    with torch.no_grad():
+        weight[1] = 0.0  # its scale is zero
+    quantized, scale = quantize_weight_with_scale(weight, 2, gradient)
+    known = QuantizedWeight(quantized, weight, scale, 2, gradient == "straight_through")
+    kept = known if known_scale else QuantizedWeight(quantized)
     packed, plain = (
         packed_conv2d(source, kept, bias, geometry),
         F.conv2d(source.y, quantized, bias, *geometry),
@@ -76,8 +80,8 @@ def test_a_weight_changed_before_backward_is_noticed() -> None:
 def test_packed_conv_opcheck(known_scale: bool) -> None:
     source, _, weight, _ = setup((4, 6, 3, 3))
     quantized, scale = quantize_weight_with_scale(weight.detach(), 2)
-    y, quantized = source.y.detach().requires_grad_(), quantized.requires_grad_()
-    known = (weight.detach(), scale, 2) if known_scale else (None, None, 0)
+    y, quantized = source.y.detach().requires_grad_(), quantized.requires_grad_(not known_scale)
+    known = (weight, scale, 2, False) if known_scale else (None, None, 0, False)
     arguments = (
         y,
         source.packed,

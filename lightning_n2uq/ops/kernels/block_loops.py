@@ -7,8 +7,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_n2uq.ops.kernels.jit import Array, compiled, summing
-from lightning_n2uq.ops.kernels.packed_loops import activate, activation_gradient, norm_gradient, normalize
+from lightning_n2uq.ops.kernels.jit import Array, Number, compiled, summing
+from lightning_n2uq.ops.kernels.packed_loops import (
+    activate,
+    activation_gradient,
+    gather,
+    norm_gradient,
+    normalize,
+    per_block,
+    scatter,
+)
 from lightning_n2uq.ops.kernels.threshold_loops import BLOCK
 
 
@@ -26,15 +34,28 @@ def residual_forward(
     first: int, last: int, x: Array, norm: Array, other: Array, other_norm: Array, act: Array, y: Array
 ) -> None:
     """`prelu(norm(x) + other + bias) + bias` of the channels `first .. last - 1`."""
-    pixels = x.shape[2]
+    batch, pixels = x.shape[0], x.shape[2]
+    together = min(per_block(pixels, BLOCK), batch)
     u, spare = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
+    xs, others, ys = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
     for c in range(first, last):
-        for n in range(x.shape[0]):
-            for begin in range(0, pixels, BLOCK):
-                end = min(begin + BLOCK, pixels)
-                part, rest = u[: end - begin], spare[: end - begin]
-                _branch_sum(x[n, c, begin:end], norm[c], other[n, c, begin:end], other_norm[c], part, rest)
-                activate(part, act[c], y[n, c, begin:end])
+        for n in range(0, batch, together):
+            if together == 1:
+                for begin in range(0, pixels, BLOCK):
+                    end = min(begin + BLOCK, pixels)
+                    part, rest = u[: end - begin], spare[: end - begin]
+                    _branch_sum(
+                        x[n, c, begin:end], norm[c], other[n, c, begin:end], other_norm[c], part, rest
+                    )
+                    activate(part, act[c], y[n, c, begin:end])
+                continue
+            planes = min(together, batch - n)
+            size = planes * pixels
+            gather(x, c, n, planes, xs)
+            gather(other, c, n, planes, others)
+            _branch_sum(xs[:size], norm[c], others[:size], other_norm[c], u[:size], spare[:size])
+            activate(u[:size], act[c], ys[:size])
+            scatter(ys, c, n, planes, y)
 
 
 @summing
@@ -44,6 +65,32 @@ def _centred_product(d: Array, x: Array, mean: float) -> float:
     for i in range(d.size):
         total += np.float64(d[i]) * (np.float64(x[i]) - mean)
     return total
+
+
+@compiled
+def _residual_gradient(
+    g: Array,
+    x: Array,
+    norm: Array,
+    mean: Number,
+    other: Array,
+    other_norm: Array,
+    other_mean: Number,
+    act: Array,
+    u: Array,
+    spare: Array,
+    d: Array,
+    sums: Array,
+    other_sums: Array,
+) -> None:
+    """Gradient `d` of the branches' sum for one block of one channel; adds to the sums."""
+    _branch_sum(x, norm, other, other_norm, u, spare)
+    activate(u, act, spare)
+    for i in range(d.size):
+        d[i] = g[i]
+    activation_gradient(d, u, x, act, mean, sums)
+    if other_norm.size > 0:
+        other_sums[3] += _centred_product(d, other, np.float64(other_mean))
 
 
 @compiled
@@ -64,24 +111,59 @@ def residual_backward(
     other_sums: Array,
 ) -> None:
     """Gradients of both branches, and sums `[C, 4]` as in `packed_loops` for each."""
-    pixels = x.shape[2]
+    batch, pixels = x.shape[0], x.shape[2]
+    together = min(per_block(pixels, BLOCK), batch)
     u, spare = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
+    xs, others = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
+    gs, ds = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
     for c in range(first, last):
-        for n in range(x.shape[0]):
-            for begin in range(0, pixels, BLOCK):
-                end = min(begin + BLOCK, pixels)
-                part, rest = u[: end - begin], spare[: end - begin]
-                source, second = x[n, c, begin:end], other[n, c, begin:end]
-                g, d, copy = grad[n, c, begin:end], dx[n, c, begin:end], dother[n, c, begin:end]
-                _branch_sum(source, norm[c], second, other_norm[c], part, rest)
-                activate(part, act[c], rest)
-                for i in range(d.size):
-                    d[i] = g[i]
-                activation_gradient(d, part, source, act[c], moments[c, 0], sums[c])
-                for i in range(d.size):
-                    copy[i] = d[i]
-                if other_norm.shape[1] > 0:
-                    other_sums[c, 3] += _centred_product(d, second, np.float64(other_moments[c, 0]))
+        mean, other_mean = moments[c, 0], other_moments[c, 0]
+        for n in range(0, batch, together):
+            if together == 1:
+                for begin in range(0, pixels, BLOCK):
+                    end = min(begin + BLOCK, pixels)
+                    k = end - begin
+                    d, copy = dx[n, c, begin:end], dother[n, c, begin:end]
+                    _residual_gradient(
+                        grad[n, c, begin:end],
+                        x[n, c, begin:end],
+                        norm[c],
+                        mean,
+                        other[n, c, begin:end],
+                        other_norm[c],
+                        other_mean,
+                        act[c],
+                        u[:k],
+                        spare[:k],
+                        d,
+                        sums[c],
+                        other_sums[c],
+                    )
+                    for i in range(k):
+                        copy[i] = d[i]
+                continue
+            planes = min(together, batch - n)
+            k = planes * pixels
+            gather(grad, c, n, planes, gs)
+            gather(x, c, n, planes, xs)
+            gather(other, c, n, planes, others)
+            _residual_gradient(
+                gs[:k],
+                xs[:k],
+                norm[c],
+                mean,
+                others[:k],
+                other_norm[c],
+                other_mean,
+                act[c],
+                u[:k],
+                spare[:k],
+                ds[:k],
+                sums[c],
+                other_sums[c],
+            )
+            scatter(ds, c, n, planes, dx)
+            scatter(ds, c, n, planes, dother)
         other_sums[c, 0] = sums[c, 0]
         norm_gradient(dx, x, moments[c], x.shape[0] * pixels, sums[c], c)
         if other_norm.shape[1] > 0:

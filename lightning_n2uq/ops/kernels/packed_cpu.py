@@ -22,6 +22,9 @@ from lightning_n2uq.ops.packed_format import Activation, Norm, packed_bytes
 from lightning_n2uq.ops.tables import ThresholdTables
 
 SMALLEST = 32768  # elements per thread below which waking a thread costs more than it saves
+COUNTED = (
+    4096  # elements that should share a histogram, whose clearing and adding up costs as much as hundreds
+)
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,12 +82,15 @@ def backward(
     second bias, and `sum d (x - mean)`.
     """
     channels, n = x.shape[1], tables.thresholds.numel()
+    group = max(1, COUNTED * channels // max(1, x.numel()))  # by the shape alone: the bits hang on it
+    groups = -(-channels // group)
     dx = torch.empty_like(x)
-    sums, bins = np.zeros((channels, 4)), np.empty((channels, 2 * n + 4, 2))
+    sums, bins = np.zeros((channels, 4)), np.empty((groups, 2 * n + 4, 2))
     run_chunks(
         backward_channels,
-        channels,
-        smallest(x),
+        groups,
+        max(1, smallest(x) // group),
+        group,
         array(grad),
         array(x),
         norm_table(norm, channels),

@@ -7,6 +7,9 @@ float32 `[C, columns]`: `norm` holds scale and shift, `act` bias, slope, bias; n
 Codes of a plane are stored as bit planes: bit `p` of code `j + i * Q` is bit `i` of byte `p * Q + j`, with
 `Q = ceil(P / 8)`: neighbouring bytes hold neighbouring codes, so that packing needs no shuffles. One more
 byte says whether the plane has a NaN, which no code can say.
+
+A plane smaller than `BLOCK` would leave the vector units idle between calls: several planes of a channel are
+then copied side by side and worked on as one block.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from lightning_n2uq.ops.kernels.threshold_loops import (
     mark_nans,
     select,
 )
+
+PACKED_TOGETHER = 128  # larger planes are packed faster one by one
 
 
 @summing
@@ -114,6 +119,64 @@ def statistics_channels(first: int, last: int, x: Array, stats: Array) -> None:
 
 
 @compiled
+def per_block(pixels: int, largest: int) -> int:
+    """How many planes of up to `largest` pixels are worked on as one block; 1 for larger ones."""
+    return BLOCK // pixels if 0 < pixels <= largest else 1
+
+
+@compiled
+def gather(x: Array, channel: int, first: int, planes: int, block: Array) -> None:
+    """Copies a channel of the images `first .. first + planes - 1` into `block`, one plane after the other."""
+    pixels = x.shape[2]
+    for k in range(planes):
+        for i in range(pixels):
+            block[k * pixels + i] = x[first + k, channel, i]
+
+
+@compiled
+def scatter(block: Array, channel: int, first: int, planes: int, y: Array) -> None:
+    """Undoes `gather`."""
+    pixels = y.shape[2]
+    for k in range(planes):
+        for i in range(pixels):
+            y[first + k, channel, i] = block[k * pixels + i]
+
+
+@compiled
+def forward_block(
+    x: Array,
+    norm: Array,
+    act: Array,
+    alpha: Number,
+    bounds: Array,
+    values: Array,
+    u: Array,
+    v: Array,
+    counts: Array,
+    y: Array,
+) -> None:
+    """Output `y`, codes `counts` and the activation's output `v` of one block of one channel."""
+    normalize(x, norm, u)
+    activate(u, act, v)
+    count(v, alpha, bounds, counts)
+    select(v, alpha, bounds, values, y)
+
+
+@compiled
+def pack_planes(counts: Array, pixels: int, planes: int, bits: int, codes: Array, spare: Array) -> None:
+    """Packs a block of whole planes into `spare`, `[bits, planes * Q]`: bit planes of all of them side by side.
+
+    `codes` is room for `8 Q` codes per plane, whose last stay 0.
+    """
+    row = (pixels + 7) // 8
+    for i in range(8):
+        for k in range(planes):
+            for j in range(min(row, pixels - i * row)):
+                codes[(i * planes + k) * row + j] = counts[k * pixels + i * row + j]
+    pack(codes, bits, spare)
+
+
+@compiled
 def forward_channels(
     first: int,
     last: int,
@@ -128,40 +191,91 @@ def forward_channels(
     packed: Array,
 ) -> None:
     """Output `y` and packed codes of the channels `first .. last - 1`."""
-    pixels = x.shape[2]
-    codes = np.zeros((pixels + 7) // 8 * 8, np.uint8)
+    batch, pixels = x.shape[0], x.shape[2]
+    row, flag = (pixels + 7) // 8, packed.shape[2] - 1
+    together = min(per_block(pixels, PACKED_TOGETHER), batch)
+    codes = np.zeros(8 * row * together, np.uint8)
     u, v, c32 = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype), np.empty(BLOCK, np.int32)
+    xs, ys, spare = (
+        np.empty(BLOCK, x.dtype),
+        np.empty(BLOCK, x.dtype),
+        np.empty(bits * row * together, np.uint8),
+    )
     for c in range(first, last):
-        for n in range(x.shape[0]):
-            nans = 0
-            for begin in range(0, pixels, BLOCK):
-                end = min(begin + BLOCK, pixels)
-                size = end - begin
-                normalize(x[n, c, begin:end], norm[c], u[:size])
-                activate(u[:size], act[c], v[:size])
-                count(v[:size], alpha, bounds, c32[:size])
-                select(v[:size], alpha, bounds, values, y[n, c, begin:end])
-                for i in range(size):
+        if together == 1:
+            for n in range(batch):
+                nans = 0
+                for begin in range(0, pixels, BLOCK):
+                    end = min(begin + BLOCK, pixels)
+                    size = end - begin
+                    source, target = x[n, c, begin:end], y[n, c, begin:end]
+                    forward_block(
+                        source, norm[c], act[c], alpha, bounds, values, u[:size], v[:size], c32[:size], target
+                    )
+                    for i in range(size):
+                        s = v[i] * alpha
+                        nans += 1 if s != s else 0
+                        codes[begin + i] = c32[i]
+                pack(codes, bits, packed[n, c])
+                packed[n, c, flag] = nans > 0
+            continue
+        for n in range(0, batch, together):
+            planes = min(together, batch - n)
+            size = planes * pixels
+            gather(x, c, n, planes, xs)
+            forward_block(
+                xs[:size], norm[c], act[c], alpha, bounds, values, u[:size], v[:size], c32[:size], ys[:size]
+            )
+            scatter(ys, c, n, planes, y)
+            part = codes[: 8 * row * planes]
+            if planes < together:  # codes of fewer planes lie elsewhere; what pads them has to be 0
+                part[:] = 0
+            pack_planes(c32, pixels, planes, bits, part, spare)
+            for k in range(planes):
+                nans = 0
+                for i in range(k * pixels, (k + 1) * pixels):
                     s = v[i] * alpha
                     nans += 1 if s != s else 0
-                    codes[begin + i] = c32[i]
-            pack(codes, bits, packed[n, c])
-            packed[n, c, packed.shape[2] - 1] = nans > 0
+                for bit in range(bits):
+                    for j in range(row):
+                        packed[n + k, c, bit * row + j] = spare[(bit * planes + k) * row + j]
+                packed[n + k, c, flag] = nans > 0
+            if planes < together:
+                codes[:] = 0
 
 
 @compiled
 def rebuild_channels(first: int, last: int, packed: Array, values: Array, bits: int, y: Array) -> None:
     """Output `y` of the channels `first .. last - 1` from the packed codes: the bits that forward gave."""
-    pixels = y.shape[2]
-    codes = np.empty((pixels + 7) // 8 * 8, np.uint8)
+    batch, pixels = y.shape[0], y.shape[2]
+    row, flag = (pixels + 7) // 8, packed.shape[2] - 1
+    together = min(per_block(pixels, PACKED_TOGETHER), batch)
+    codes = np.empty(8 * row * together, np.uint8)
+    spare = np.empty(bits * row * together, np.uint8)
     for c in range(first, last):
-        for n in range(y.shape[0]):
-            unpack(packed[n, c], bits, codes)
-            row = y[n, c]
-            for i in range(pixels):
-                row[i] = values[codes[i]]
-            if packed[n, c, packed.shape[2] - 1]:
-                row[:] = np.nan
+        for n in range(0, batch, together):
+            planes = min(together, batch - n)
+            part = codes[: 8 * row * planes]
+            if planes == 1:
+                unpack(packed[n, c], bits, part)
+            else:
+                for k in range(planes):
+                    for bit in range(bits):
+                        for j in range(row):
+                            spare[(bit * planes + k) * row + j] = packed[n + k, c, bit * row + j]
+                unpack(spare, bits, part)
+            if planes == 1:
+                target = y[n, c]
+                for i in range(pixels):
+                    target[i] = values[part[i]]
+            else:
+                for i in range(8):
+                    for k in range(planes):
+                        for j in range(min(row, pixels - i * row)):
+                            y[n + k, c, i * row + j] = values[part[(i * planes + k) * row + j]]
+            for k in range(planes):
+                if packed[n + k, c, flag]:
+                    y[n + k, c, :] = np.nan
 
 
 @summing
@@ -207,9 +321,45 @@ def norm_gradient(d: Array, x: Array, moments: Array, number: int, sums: Array, 
 
 
 @compiled
+def backward_block(
+    g: Array,
+    x: Array,
+    norm: Array,
+    act: Array,
+    mean: Number,
+    alpha: Number,
+    bounds: Array,
+    gains: Array,
+    grid: Grid,
+    nan_bin: int,
+    u: Array,
+    v: Array,
+    counts: Array,
+    lanes: Array,
+    sums: Array,
+    d: Array,
+) -> int:
+    """Gradient `d` of the norm's output for one block of one channel; adds to `lanes` and `sums`.
+
+    Returns:
+        The number of NaN inputs.
+    """
+    normalize(x, norm, u)
+    activate(u, act, v)
+    locate(v, alpha, bounds, gains, grid, counts, d)
+    for i in range(d.size):
+        d[i] *= g[i]
+    nans = mark_nans(v, alpha, nan_bin, counts)
+    add_to_bins(g, v, counts, lanes)
+    activation_gradient(d, u, x, act, mean, sums)
+    return nans
+
+
+@compiled
 def backward_channels(
     first: int,
     last: int,
+    size: int,
     grad: Array,
     x: Array,
     norm: Array,
@@ -223,28 +373,69 @@ def backward_channels(
     bins: Array,
     sums: Array,
 ) -> None:
-    """Input gradient, histogram `[C, bins + 1, 2]` and sums `[C, 4]` of the channels `first .. last - 1`."""
-    pixels, rows = x.shape[2], bins.shape[1]
+    """Input gradient, histogram `[groups, bins + 1, 2]` and sums `[C, 4]`.
+
+    For the groups `first .. last - 1` of `size` channels each: a histogram per channel would cost more to
+    clear and add up than small planes cost to count.
+    """
+    batch, channels, pixels, rows = x.shape[0], x.shape[1], x.shape[2], bins.shape[1]
+    together = min(per_block(pixels, BLOCK), batch)
     u, v, counts = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype), np.empty(BLOCK, np.int32)
+    xs, gs, ds = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
     lanes = np.empty((LANES, rows - 1, 2))
-    for c in range(first, last):
+    for group in range(first, last):
         lanes[:] = 0.0
         nans = 0
-        mean = moments[c, 0]
-        for n in range(x.shape[0]):
-            for begin in range(0, pixels, BLOCK):
-                end = min(begin + BLOCK, pixels)
-                size = end - begin
-                g, d, source = grad[n, c, begin:end], dx[n, c, begin:end], x[n, c, begin:end]
-                normalize(source, norm[c], u[:size])
-                activate(u[:size], act[c], v[:size])
-                locate(v[:size], alpha, bounds, gains, grid, counts[:size], d)
-                for i in range(size):
-                    d[i] *= g[i]
-                nans += mark_nans(v[:size], alpha, rows - 2, counts[:size])
-                add_to_bins(g, v[:size], counts[:size], lanes)
-                activation_gradient(d, u[:size], source, act[c], mean, sums[c])
-        add_lanes(lanes, bins[c])
-        bins[c, rows - 1, 0], bins[c, rows - 1, 1] = 0.0, nans
-        if norm.shape[1] > 0:
-            norm_gradient(dx, x, moments[c], x.shape[0] * pixels, sums[c], c)
+        for c in range(group * size, min((group + 1) * size, channels)):
+            mean = moments[c, 0]
+            for n in range(0, batch, together):
+                if together == 1:
+                    for begin in range(0, pixels, BLOCK):
+                        end = min(begin + BLOCK, pixels)
+                        k = end - begin
+                        nans += backward_block(
+                            grad[n, c, begin:end],
+                            x[n, c, begin:end],
+                            norm[c],
+                            act[c],
+                            mean,
+                            alpha,
+                            bounds,
+                            gains,
+                            grid,
+                            rows - 2,
+                            u[:k],
+                            v[:k],
+                            counts[:k],
+                            lanes,
+                            sums[c],
+                            dx[n, c, begin:end],
+                        )
+                    continue
+                planes = min(together, batch - n)
+                k = planes * pixels
+                gather(grad, c, n, planes, gs)
+                gather(x, c, n, planes, xs)
+                nans += backward_block(
+                    gs[:k],
+                    xs[:k],
+                    norm[c],
+                    act[c],
+                    mean,
+                    alpha,
+                    bounds,
+                    gains,
+                    grid,
+                    rows - 2,
+                    u[:k],
+                    v[:k],
+                    counts[:k],
+                    lanes,
+                    sums[c],
+                    ds[:k],
+                )
+                scatter(ds, c, n, planes, dx)
+            if norm.shape[1] > 0:
+                norm_gradient(dx, x, moments[c], batch * pixels, sums[c], c)
+        add_lanes(lanes, bins[group])
+        bins[group, rows - 1, 0], bins[group, rows - 1, 1] = 0.0, nans
