@@ -35,7 +35,7 @@ def check(fused, plain, leaves: list[Tensor], exact: int) -> None:
         torch.testing.assert_close(fast, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (3, 4, 28, 28), (2, 2, 1, 3)])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (3, 4, 28, 28), (2, 2, 1, 3), (12, 3, 7, 7)])
 @pytest.mark.parametrize("second", [False, True])
 def test_residual_end(shape: tuple[int, ...], second: bool) -> None:
     x, other = torch.randn(shape, requires_grad=True), torch.randn(shape, requires_grad=True)

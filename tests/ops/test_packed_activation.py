@@ -45,7 +45,16 @@ class Case:
         return threshold_quantize(z, *self.quantizer)
 
 
-SHAPES = [(2, 3, 5, 7), (1, 2, 1, 3), (3, 4, 28, 28), (2, 2, 600), (2, 1, 24, 24)]
+SHAPES = [
+    (2, 3, 5, 7),
+    (1, 2, 1, 3),
+    (3, 4, 28, 28),
+    (2, 2, 600),
+    (2, 1, 24, 24),
+    (12, 3, 7, 7),  # ten planes to a block, then two
+    (9, 70, 6),  # many planes to a block, many channels to a histogram
+    (5, 2, 11, 12),
+]
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -59,9 +68,13 @@ def test_kernel_equals_the_oracle(bits: int, shape: tuple[int, ...], act: bool, 
         with force(kernels):
             y, codes, stats = case.fused()
             results.append([y, codes, stats, *torch.autograd.grad(y, case.leaves, grad)])
-    for name, slow, fast in zip(["y", "codes", "stats", "dx"], *results, strict=False):
-        assert torch.equal(slow, fast), name
-    for slow, fast in zip(results[0][4:], results[1][4:], strict=True):
+    stats = [result.pop(2) for result in results]  # float64 sums in another order, rounded to float32
+    torch.testing.assert_close(*stats, rtol=1.3e-7, atol=1e-7)
+    same = (stats[0] == stats[1]).all(0) if norm else torch.ones(shape[1], dtype=torch.bool)
+    assert same.float().mean() > 0.95
+    for name, slow, fast in zip(["y", "codes", "dx"], *results, strict=False):
+        assert torch.equal(slow[:, same], fast[:, same]), name
+    for slow, fast in zip(results[0][3:], results[1][3:], strict=True):
         torch.testing.assert_close(slow, fast, rtol=1e-6, atol=1e-5)
 
 
@@ -119,7 +132,7 @@ def test_codes_rebuild_the_output_exactly(kernels: str) -> None:
 
 @pytest.mark.parametrize("kernels", ["reference", "numba"])
 def test_nan_stays_visible_in_the_codes(kernels: str) -> None:
-    case = Case((2, 3, 4, 4), 2, norm=False, act=True)
+    case = Case((2, 3, 4, 4), 2, norm=False, act=True)  # both images in one block: one has the NaN
     with torch.no_grad():
         case.x[1, 2, 0, 0] = torch.nan
     with force(kernels):
@@ -157,8 +170,9 @@ def test_half_precision_computes_in_single(dtype: torch.dtype) -> None:
     assert dx.dtype == dtype
 
 
-def test_threads_change_no_bit() -> None:
-    case = Case((4, 16, 40, 40), 3, norm=True, act=True)
+@pytest.mark.parametrize("shape", [(4, 16, 40, 40), (8, 512, 7, 7)])
+def test_threads_change_no_bit(shape: tuple[int, ...]) -> None:
+    case = Case(shape, 3, norm=True, act=True)
     grad, results, before = torch.randn(case.x.shape), [], torch.get_num_threads()
     try:
         for threads in (1, 2, 4):
