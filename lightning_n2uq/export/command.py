@@ -62,7 +62,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--std", type=_numbers, help="likewise: standard deviation by channel")
     p.add_argument("--pixel-scale", type=float, default=255.0, help="pixel value that stands for 1")
     p.add_argument("--convolution", choices=["matmul", "conv"], default="matmul", help="onnx: see the docs")
-    p.add_argument("--opset", type=int, choices=[21, 25], default=25, help="onnx: 21 has no 2-bit type")
+    p.add_argument(
+        "--opset",
+        type=int,
+        choices=[21, 25],
+        help="onnx: 21 has no 2-bit type (default: 25, if the installed onnx and onnxruntime know it)",
+    )
     p.add_argument("--batch", type=_positive, help="qonnx: fixed batch size (FINN wants one)")
     return p
 

@@ -65,13 +65,17 @@ def onnxruntime_engine(description: Description, model: bytes | None = None, thr
         model: the file that gives the logits; written anew if None. The codes come from a copy with further
             outputs, since those keep the runtime from merging nodes.
         threads: of the runtime.
+
+    Raises:
+        ValueError: the installed onnxruntime cannot read the file.
     """
     from lightning_n2uq.export.onnx_file import to_onnx, write_graph
 
     names = [step.name for step in description.quantizers()]
+    opset = None if model is None else _opset(model)
     deployed = session(model or to_onnx(description).SerializeToString(), threads)
-    copy = session(to_onnx(description, code_outputs=names).SerializeToString(), threads)
-    layouts = write_graph(description).layouts
+    copy = session(to_onnx(description, opset=opset, code_outputs=names).SerializeToString(), threads)
+    layouts = write_graph(description, opset=opset).layouts
 
     def run(images: Tensor) -> Outputs:
         (logits,) = deployed.run(None, {description.input.name: images})
@@ -90,7 +94,19 @@ def session(model: bytes, threads: int = 1) -> Any:  # noqa: ANN401 -- onnxrunti
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime has its own classes, without a common one
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"engines: onnxruntime {onnxruntime.__version__} cannot read it ({reason})") from error
+
+
+def _opset(model: bytes) -> int:
+    """Of a file's standard operators."""
+    import onnx
+
+    imports = onnx.ModelProto.FromString(model).opset_import
+    return next(entry.version for entry in imports if entry.domain in ("", "ai.onnx"))
 
 
 def _channels_first(value: Tensor, layout: str) -> Tensor:

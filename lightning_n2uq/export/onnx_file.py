@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import onnx
@@ -15,11 +16,26 @@ from lightning_n2uq.export.onnx_integer import write_step
 OPSETS = (21, 25)
 """21 has 4-bit types; 25 has 2-bit types too."""
 
+_RUNTIME_OF_25 = (1, 24)  # the first onnxruntime that reads opset 25
+
+
+def newest_opset() -> int:
+    """The newest of `OPSETS` that the installed onnx writes and the installed onnxruntime, if any, reads."""
+    try:
+        runtime = tuple(int(part) for part in version("onnxruntime").split(".")[:2])
+    except (PackageNotFoundError, ValueError):
+        runtime = _RUNTIME_OF_25
+    return OPSETS[1] if _writes(OPSETS[1]) and runtime >= _RUNTIME_OF_25 else OPSETS[0]
+
+
+def _writes(opset: int) -> bool:
+    return opset <= onnx.defs.onnx_opset_version() and (opset < 25 or hasattr(TensorProto, "UINT2"))
+
 
 def to_onnx(
     description: Description,
     convolution: str = "matmul",
-    opset: int = 25,
+    opset: int | None = None,
     code_outputs: Iterable[str] = (),
 ) -> onnx.ModelProto:
     """The network as an ONNX model with a dynamic batch size.
@@ -28,7 +44,7 @@ def to_onnx(
         description: the network.
         convolution: `matmul`: integer convolutions as `MatMulInteger` over gathered windows; `conv`: as
             `ConvInteger`.
-        opset: 21, or 25, which stores 2-bit weights in 2 bits instead of 4.
+        opset: 21, or 25, which stores 2-bit weights in 2 bits instead of 4; `newest_opset` if None.
         code_outputs: quantizers whose codes are further outputs, for comparison; `NHWC` or `NCHW`, as
             they lie in the graph.
 
@@ -39,13 +55,14 @@ def to_onnx(
     names = dict.fromkeys((description.output, *code_outputs))
     integer = {step.name for step in description.quantizers()}
     outputs = {name: TensorProto.UINT8 if name in integer else TensorProto.FLOAT for name in names}
-    model = writer.file(outputs, {"": opset})
+    model = writer.file(outputs, {"": writer.opset})
     onnx.checker.check_model(model)
     return model
 
 
-def write_graph(description: Description, convolution: str = "matmul", opset: int = 25) -> GraphWriter:
+def write_graph(description: Description, convolution: str = "matmul", opset: int | None = None) -> GraphWriter:
     """All nodes of `to_onnx`'s model; arguments and errors as there."""
+    opset = newest_opset() if opset is None else opset
     if opset not in OPSETS:
         raise ValueError(f"opset: got {opset}, allowed are {', '.join(map(str, OPSETS))}")
     _check_onnx(opset)
@@ -59,9 +76,9 @@ def write_graph(description: Description, convolution: str = "matmul", opset: in
 
 def _check_onnx(opset: int) -> None:
     """One line instead of an error from deep inside, where the installed onnx is older than the opset."""
-    newest = onnx.defs.onnx_opset_version()
-    if opset <= newest and (opset < 25 or hasattr(TensorProto, "UINT2")):
+    if _writes(opset):
         return
+    newest = onnx.defs.onnx_opset_version()
     advice = f", or --opset {OPSETS[0]}, which stores 2-bit weights in 4 bits" if opset > OPSETS[0] else ""
     raise ValueError(
         f"opset: got {opset}, but the installed onnx {onnx.__version__} knows up to {newest}; "
@@ -70,7 +87,7 @@ def _check_onnx(opset: int) -> None:
 
 
 def save_onnx(
-    description: Description, path: str | Path, convolution: str = "matmul", opset: int = 25
+    description: Description, path: str | Path, convolution: str = "matmul", opset: int | None = None
 ) -> None:
     """Writes `to_onnx`'s model to a file."""
     model = to_onnx(description, convolution, opset)

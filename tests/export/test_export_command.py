@@ -1,4 +1,5 @@
 import json
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ pytest.importorskip("safetensors", reason="safetensors is not installed (extra '
 
 import onnx
 
-from lightning_n2uq.export import command, load_safetensors
+from lightning_n2uq.export import command, engines, load_safetensors
 from lightning_n2uq.export.engines import session
+from lightning_n2uq.export.onnx_file import newest_opset
 from lightning_n2uq.export.verify import ParityReport, Tally
 from lightning_n2uq.modules import QuantizedClassifier
 
@@ -176,9 +178,36 @@ def test_an_onnx_too_old_for_two_bits_is_one_line_with_advice(checkpoint, tmp_pa
         "opset: got 25, but the installed onnx 1.18.0 knows up to 23; pip install -U onnx, or --opset 21"
     )
     with pytest.raises(ValueError, match=message):
-        export(checkpoint, tmp_path)
+        export(checkpoint, tmp_path, "--opset", "25")
     assert not list(tmp_path.iterdir())
-    assert export(checkpoint, tmp_path, "--opset", "21") == 0
+    assert export(checkpoint, tmp_path) == 0
+
+
+@pytest.mark.parametrize(("runtime", "opset"), [("1.23.2", 21), ("1.24.1", 25), ("2.0", 25), (None, 25)])
+def test_the_default_opset_is_one_that_the_installed_runtime_reads(monkeypatch, runtime, opset):
+    def version(package):
+        if runtime is None:
+            raise PackageNotFoundError(package)
+        return runtime
+
+    monkeypatch.setattr("lightning_n2uq.export.onnx_file.version", version)
+    assert newest_opset() == opset
+
+
+def test_an_older_opset_is_verified_with_that_opset(checkpoint, tmp_path, monkeypatch):
+    opsets = []
+    monkeypatch.setattr(
+        "lightning_n2uq.export.engines.session",
+        lambda model, threads: opsets.append(engines._opset(model)) or session(model, threads),
+    )
+    verify = ("--verify", "random:2", "--engines", "torch,onnxruntime")
+    assert export(checkpoint, tmp_path, "--opset", "21", *verify) == 0
+    assert opsets == [21, 21]
+
+
+def test_a_file_that_the_runtime_cannot_read_is_one_line():
+    with pytest.raises(ValueError, match=r"^engines: onnxruntime \S+ cannot read it \([^\n]*\)$"):
+        session(b"no model")
 
 
 def test_columns_of_the_report_stay_apart_at_any_count():

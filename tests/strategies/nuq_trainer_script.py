@@ -123,7 +123,8 @@ def resume(folder):
     second, module = fit(NUQSGDStrategy(**settings), ckpt_path=str(Path(folder) / "half.ckpt"))
     return {
         "own residual": torch.equal(own, kept) and bool(own.any()),
-        "own chunk": torch.equal(mean[mean != 0], shared[mean != 0]) and 0 < int((mean != 0).sum()) < len(mean),
+        "own chunk": torch.equal(mean[mean != 0], shared[mean != 0])
+        and 0 < int((mean != 0).sum()) < len(mean),
         "steps": [saved["step"], second.strategy.state.step],
         "replicas": together(second.strategy, parameters(module)),
     }

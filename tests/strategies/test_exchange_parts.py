@@ -165,7 +165,11 @@ def test_residuals_on_another_number_of_ranks():
     assert state_for_rank(pending, 0, 2)["owed"]["gradient"]["b"].tolist() == [1.0, 1.0]
     with warnings.catch_warnings():  # nothing to average, nothing to say
         warnings.simplefilter("error")
-        nothing = {"gradient": torch.empty(2, 0), "first_leg": torch.empty(2, 0), "second_leg": torch.empty(0)}
+        nothing = {
+            "gradient": torch.empty(2, 0),
+            "first_leg": torch.empty(2, 0),
+            "second_leg": torch.empty(0),
+        }
         state_for_rank(_saved(names=[], numels=[], averaged=[], **nothing), 0, 3)
 
 
