@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
+FUZZ_SECONDS ?= 60
 
-.PHONY: demo test soak lint types bench clean
+.PHONY: demo test soak fuzz audit lint types bench clean
 
 # torch and torchvision are resolved together (one command), since only releases of the same day fit.
 $(STAMP): pyproject.toml
@@ -24,6 +25,17 @@ test: $(STAMP)
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
+# Coverage-guided, every reader of files for FUZZ_SECONDS.
+fuzz: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz_readers.py --seconds $(FUZZ_SECONDS)
+
+# What is installed here, against the list of known vulnerabilities; from an environment of its own.
+audit: $(STAMP)
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet pip-audit
+	$(BIN)/python tests/audit.py $(VENV)-audit/bin/pip-audit
+
 lint: $(STAMP)
 	$(BIN)/python -m pip install --quiet '.[dev]'
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -38,4 +50,4 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf build dist *.egg-info $(VENV)-types .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build dist *.egg-info $(VENV)-types $(VENV)-audit .pytest_cache .ruff_cache .mypy_cache

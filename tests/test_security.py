@@ -1,14 +1,18 @@
 import ast
 import io
 import os
+import socket
 import struct
 import subprocess
 import sys
+import time
 import tracemalloc
 import zlib
 from pathlib import Path
 
+import audit
 import pytest
+from listening import listeners
 
 import lightning_n2uq
 from lightning_n2uq.datamodules.decode import MAX_PIXELS, BrokenImageError, decode
@@ -137,3 +141,67 @@ def test_the_bound_lets_large_photographs_pass():
     file = io.BytesIO()
     Image.new("1", (2**12, 2**12)).save(file, "PNG")
     assert decode(file.getvalue(), "large.png", 1).size == (2**12, 2**12)
+
+
+def test_the_table_of_listening_sockets_is_read_right():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as loopback,
+        socket.create_server(("0.0.0.0", 0)) as everywhere,
+    ):
+        found = {(str(address), port) for _, address, port in listeners(os.getpid())}
+        assert ("127.0.0.1", loopback.getsockname()[1]) in found
+        assert ("0.0.0.0", everywhere.getsockname()[1]) in found
+
+
+def test_two_ranks_on_one_machine_listen_on_loopback_only(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = os.environ | {"WANDB_MODE": "disabled", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    # Gloo listens where this machine's own name leads to, unless told otherwise.
+    if not socket.gethostbyname(socket.gethostname()).startswith("127."):
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
+    options = [
+        "--model.backbone_args",
+        "{width: 2}",
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.logger",
+        "false",
+    ]
+    ranks = ["--trainer.devices", "2", "--trainer.strategy", "nuqsgd"]
+    command = [sys.executable, "-m", "lightning_n2uq", "fit", "--config", "digits/n2uq_w2a2"]
+    seen, output = set(), tmp_path / "output"
+    with output.open("w") as file, subprocess.Popen(
+        [*command, *options, *ranks], cwd=tmp_path, env=environment, stdout=file, stderr=file
+    ) as job:  # fmt: skip
+        deadline = time.monotonic() + 200
+        while job.poll() is None and time.monotonic() < deadline:
+            seen |= listeners(job.pid)
+            time.sleep(0.1)
+        job.kill()
+    assert job.returncode == 0, output.read_text()
+    assert len({process for process, _, _ in seen}) == 2  # both ranks were seen
+    # torch's TCPStore, the meeting point of the ranks in rank 0, listens on every address, and torch has no
+    # setting for that; it is on MASTER_PORT.
+    elsewhere = {(p, number) for p, address, number in seen if not address.is_loopback}
+    assert elsewhere == {(job.pid, port)}
+
+
+@pytest.mark.parametrize(
+    ("packages", "code", "line"),
+    [
+        ([{"name": "torch", "version": "2", "vulns": []}], 0, "1 of 1 packages checked, 0 known"),
+        ([{"name": "torch", "version": "2", "vulns": [{"id": "CVE-1"}]}], 1, "torch 2: CVE-1"),
+        ([{"name": "torch", "skip_reason": "not found"}], 2, "the service knows none of 1 packages"),
+        (
+            [{"name": "torch", "skip_reason": "x"}, {"name": "yaml", "version": "1", "vulns": []}],
+            1,
+            "not checked: torch",
+        ),
+        ([{"name": "lightning-n2uq", "skip_reason": "x"}], 2, "none of 0 packages"),
+    ],
+)
+def test_the_audit_passes_only_what_was_checked(packages, code, line):
+    found, lines = audit.verdict(packages)
+    assert found == code
+    assert any(line in text for text in lines)

@@ -2,10 +2,14 @@
 
 import difflib
 import importlib
+import os
 from pathlib import Path
+
+import yaml
 
 NAME_HEADER = "# name: "
 _FLAGS = ("--config", "-c")
+MAX_BYTES, MAX_ENTRIES, MAX_DEPTH = 2**20, 100_000, 100  # of a config; the largest shipped has 66 entries
 
 
 def packaged_configs() -> dict[str, Path]:
@@ -35,6 +39,40 @@ def find_config(name: str) -> str:
         f"config: got {name!r}, allowed are existing files and packaged configs; {hint}"
         f"`n2uq configs` lists all {len(packaged)}"
     )
+
+
+def check_config(path: str) -> None:
+    """Refuses a file that unfolds into more than anything here needs, before the parser unfolds it.
+
+    Aliases let a file of a few lines stand for billions of entries, or hold itself.
+
+    Raises:
+        ValueError: It is too large, too deep, no text, or no YAML; one line.
+    """
+    if "://" in path:
+        return
+    size = os.path.getsize(path)
+    if size > MAX_BYTES:
+        raise ValueError(f"config: {path!r} has {size} bytes, allowed are {MAX_BYTES}")
+    try:
+        root = yaml.compose(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)
+        entries = 0 if root is None else _unfolded(root, {}, 0)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"config: cannot read {path!r} as YAML ({reason})") from error
+    if entries > MAX_ENTRIES:
+        raise ValueError(f"config: {path!r} unfolds to {entries} entries, allowed are {MAX_ENTRIES}")
+
+
+def _unfolded(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """Number of entries below a node, aliases counted as often as they are used."""
+    if depth > MAX_DEPTH:
+        raise RecursionError(f"nested more than {MAX_DEPTH} deep, or holds itself")
+    if id(node) not in known:
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        pairs = [part if isinstance(part, tuple) else (part,) for part in parts]
+        known[id(node)] = 1 + sum(_unfolded(child, known, depth + 1) for pair in pairs for child in pair)
+    return known[id(node)]
 
 
 def resolve_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:

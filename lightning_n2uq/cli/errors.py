@@ -52,7 +52,7 @@ def one_line(error: BaseException) -> str:
         text = "ckpt_path: the checkpoint does not fit this model (other backbone, bits or method?): " + text
     for rule in (_unknown_option, _wrong_class, _wrong_value, _own_error, _required, _unknown_key):
         if line := rule(text):
-            return line
+            return _shorten(line)
     return _shorten(text)
 
 

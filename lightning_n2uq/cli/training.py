@@ -32,7 +32,8 @@ from lightning_n2uq.checkpointing import (
     metrics_file,
 )
 from lightning_n2uq.cli import resuming, run_files
-from lightning_n2uq.cli.configs import resolve_arguments, run_name
+from lightning_n2uq.cli.configs import check_config, resolve_arguments, run_name
+from lightning_n2uq.cli.errors import is_user_error
 from lightning_n2uq.cli.quiet import quiet_lightning
 
 WANDB_VARIABLE = "WANDB_MODE"
@@ -64,6 +65,8 @@ def run_training_command(command: str, arguments: list[str]) -> int:
     """Run ``fit``, ``validate``, ``test`` or ``predict`` with its arguments; returns the exit code."""
     quiet_lightning()
     arguments, paths = resolve_arguments(_config_beside_checkpoint(arguments))
+    for path in paths:
+        check_config(path)
     N2UQCLI(command, arguments, paths)
     return 0
 
@@ -86,6 +89,20 @@ def _write_error(error: BaseException | None) -> CheckpointWriteError | None:
     while error is not None and not isinstance(error, CheckpointWriteError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _impossible(what: str, error: Exception) -> ValueError:
+    """For an error before the first batch, which only the given values can have caused."""
+    reason = " ".join(str(error).split())
+    return ValueError(
+        f"config: nothing can be built from {what} ({type(error).__name__}: {reason}); --debug shows where"
+    )
+
+
+def _has_run_batches(trainer: Trainer) -> bool:
+    epoch = trainer.fit_loop.epoch_loop
+    loops: Any = (epoch, epoch.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop)
+    return any(loop.batch_progress.total.ready for loop in loops)
 
 
 def _from_data(name: str) -> Callable[[LightningDataModule], Any]:
@@ -176,6 +193,10 @@ class N2UQCLI(LightningCLI):
             if "Problems parsing config" in error.message:  # the parser does not say which file
                 raise ValueError(f"config: {', '.join(self.config_paths)}: {error.message}") from error
             raise
+        except Exception as error:  # the parser is not ready for every type in every place
+            if is_user_error(error):
+                raise
+            raise _impossible(", ".join(self.config_paths) or "these arguments", error) from error
 
     def _parse_ckpt_path(self) -> None:
         """Only check the file: LightningCLI would silently replace the config by the checkpoint's values."""
@@ -230,8 +251,10 @@ class N2UQCLI(LightningCLI):
         try:
             super().instantiate_classes()
             self._check_linked(asked)
-        except BaseException:
+        except BaseException as error:
             run_files.remove_if_empty(self.run_dir, self.root)
+            if isinstance(error, Exception) and not is_user_error(error):
+                raise _impossible("these values", error) from error
             raise
 
     def _check_linked(self, asked: dict[str, Any]) -> None:
@@ -286,7 +309,9 @@ class N2UQCLI(LightningCLI):
             if self.trainer.global_step and subcommand == "fit":
                 where = f"training failed at step {self.trainer.global_step}, its files are in {self.run_dir}"
                 raise TrainingFailedError(where) from error
-            raise
+            if is_user_error(error) or _has_run_batches(self.trainer):
+                raise
+            raise _impossible("these values", error) from error
         finally:
             if self.resumes and self.trainer.is_global_zero:
                 metrics_file.bring_back(self.trainer.loggers)  # a complete run was not continued

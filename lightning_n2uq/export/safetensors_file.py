@@ -58,10 +58,13 @@ def load_safetensors(path: str | Path) -> Description:
         raise ValueError(f"path: cannot read {str(path)!r} as safetensors ({error})") from error
     try:
         steps = tuple(_step(entry, tensors) for entry in json.loads(metadata["steps"]))
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"path: {str(path)!r} has a damaged list of steps ({error!r})") from error
-    notes = {key.removeprefix(_META): text for key, text in metadata.items() if key.startswith(_META)}
-    return Description(steps, notes)
+        notes = {key.removeprefix(_META): text for key, text in metadata.items() if key.startswith(_META)}
+        return Description(steps, notes)
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"path: {str(path)!r} has a damaged list of steps ({type(error).__name__}: {reason})"
+        ) from error
 
 
 def _check_header(metadata: Mapping[str, str], path: str | Path) -> None:

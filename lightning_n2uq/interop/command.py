@@ -31,7 +31,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         content = torch.load(arguments.source, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling a damaged file raises almost anything
-        raise ValueError(f"IN: cannot read {arguments.source!r} ({error})") from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"IN: cannot read {arguments.source!r} ({reason})") from error
     if isinstance(content, Mapping) and content.keys() >= _OURS:
         _export(arguments.source, arguments.target)
     else:

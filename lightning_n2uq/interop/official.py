@@ -57,13 +57,20 @@ def read_state_dict(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[
         try:
             content = torch.load(source, map_location="cpu", weights_only=True)
         except Exception as error:  # unpickling a damaged file raises almost anything
-            raise ValueError(f"path_or_state_dict: cannot read {os.fspath(source)!r} ({error})") from error
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise ValueError(f"path_or_state_dict: cannot read {os.fspath(source)!r} ({reason})") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not content or not all(map(torch.is_tensor, content.values())):
         raise ValueError(
             "path_or_state_dict: no state dict in it, allowed is one, bare or under 'state_dict'"
         )
+    for key, value in content.items():
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+            raise ValueError(
+                f"path_or_state_dict: {key} is a tensor of {value.dtype}, {value.layout}, on {value.device}, "
+                "allowed are dense tensors of real numbers that have data"
+            )
     return {str(key).removeprefix(_WRAPPER): value for key, value in content.items()}
 
 

@@ -28,7 +28,14 @@ def write_report(run_dirs: Sequence[str | Path], output: str | Path | None = Non
     runs = read_runs([Path(folder) for folder in run_dirs])
     default = runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html")
     path = default if output is None else Path(output)
-    text = render(runs)
+    try:
+        text = render(runs)
+    except (TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        folders = ", ".join(repr(str(run.folder)) for run in runs)
+        raise ValueError(
+            f"run_dir: the files of {folders} hold something else than a run writes "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+        ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path

@@ -109,8 +109,9 @@ def _read(folder: Path, name: str) -> Run:
             json.loads(_text(folder / CONFUSION) or "{}"),
             _text(folder / CONFIG),
         )
-    except (ValueError, KeyError, csv.Error) as error:
-        raise ValueError(f"run_dir: cannot read the files of {str(folder)!r} ({error})") from error
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, csv.Error) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"run_dir: cannot read the files of {str(folder)!r} ({reason})") from error
 
 
 def _text(path: Path) -> str:
