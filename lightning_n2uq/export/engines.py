@@ -98,7 +98,9 @@ def session(model: bytes, threads: int = 1) -> Any:  # noqa: ANN401 -- onnxrunti
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime has its own classes, without a common one
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"engines: onnxruntime {onnxruntime.__version__} cannot read it ({reason})") from error
+        raise ValueError(
+            f"engines: onnxruntime {onnxruntime.__version__} cannot read it ({reason})"
+        ) from error
 
 
 def _opset(model: bytes) -> int:

@@ -60,7 +60,9 @@ def to_onnx(
     return model
 
 
-def write_graph(description: Description, convolution: str = "matmul", opset: int | None = None) -> GraphWriter:
+def write_graph(
+    description: Description, convolution: str = "matmul", opset: int | None = None
+) -> GraphWriter:
     """All nodes of `to_onnx`'s model; arguments and errors as there."""
     opset = newest_opset() if opset is None else opset
     if opset not in OPSETS:

@@ -58,7 +58,7 @@ def _numel(name: str, stores: Sequence[Mapping[str, Tensor]]) -> int:
 
 
 def _flat(residuals: Mapping[str, Tensor], names: Sequence[str], numels: Sequence[int]) -> Tensor:
-    """Return all parameters' residuals in one row, zero where there is none; empty if there are none at all."""
+    """Return all parameters' residuals in one row, zero where there is none; empty without any."""
     if not residuals:
         return torch.empty(0)
     pieces = [

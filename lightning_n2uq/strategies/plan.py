@@ -57,8 +57,7 @@ class BucketPlan:
         owed.averaged = owed.averaged or averaged
         owed.legs = owed.legs or [{} for _ in averaged]
         for number, residuals in enumerate(owed.legs):
-            flat = self._flat(lambda chain, flat, n=number: chain.lossy[n].export_residuals(flat))
-            self._split(flat, residuals)
+            self._split(self._flat(_export_of(number)), residuals)
 
     def import_residuals(self, owed: Owed) -> None:
         """Take this bucket's residuals out of ``owed``."""
@@ -91,6 +90,11 @@ class BucketPlan:
             if residual is not None:
                 flat[place.start : place.start + place.numel] = residual.to(flat.device)
         return flat
+
+
+def _export_of(number: int) -> Callable[[Chain, Tensor], None]:
+    """Return what writes the residuals of a chain's ``number``-th leg that keeps some."""
+    return lambda chain, flat: chain.lossy[number].export_residuals(flat)
 
 
 def lay_out(

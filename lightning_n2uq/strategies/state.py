@@ -253,7 +253,7 @@ class NUQSGDState:
             self._engine = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return this rank's state: ``step``, ``seed`` and, in ``owed``, residuals and layout of the buckets."""
+        """Return the state: ``step``, ``seed`` and, in ``owed``, residuals and layout of the buckets."""
         return {"step": self.step, "seed": self.config.seed, "owed": self._all_owed(self._engine).export()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

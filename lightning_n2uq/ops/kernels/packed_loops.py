@@ -126,7 +126,7 @@ def per_block(pixels: int, largest: int) -> int:
 
 @compiled
 def gather(x: Array, channel: int, first: int, planes: int, block: Array) -> None:
-    """Copies a channel of the images `first .. first + planes - 1` into `block`, one plane after the other."""
+    """Copies a channel of `planes` images from `first` on into `block`, one plane after the other."""
     pixels = x.shape[2]
     for k in range(planes):
         for i in range(pixels):
@@ -164,7 +164,7 @@ def forward_block(
 
 @compiled
 def pack_planes(counts: Array, pixels: int, planes: int, bits: int, codes: Array, spare: Array) -> None:
-    """Packs a block of whole planes into `spare`, `[bits, planes * Q]`: bit planes of all of them side by side.
+    """Packs a block of whole planes into `spare`, `[bits, planes * Q]`: their bit planes side by side.
 
     `codes` is room for `8 Q` codes per plane, whose last stay 0.
     """
