@@ -97,7 +97,15 @@ def state_for_rank(saved: Mapping[str, Any], rank: int, world_size: int) -> dict
         saved: From the checkpoint.
         rank: Of this process.
         world_size: Of this run.
+
+    Raises:
+        ValueError: If an earlier revision of this package saved it.
     """
+    if "first_leg" not in saved:
+        raise ValueError(
+            f"ckpt_path: its entry {KEY!r} has {', '.join(map(str, saved))}; this version cannot resume it, "
+            "allowed are checkpoints with 'first_leg'; --model.init_from takes its weights"
+        )
     gradient, first, second = (saved[name] for name in ("gradient", "first_leg", "second_leg"))
     names, numels, averaged = saved["names"], saved["numels"], list(saved["averaged"])
     if len(gradient) == world_size:

@@ -173,6 +173,11 @@ def test_residuals_on_another_number_of_ranks():
         state_for_rank(_saved(names=[], numels=[], averaged=[], **nothing), 0, 3)
 
 
+def test_state_of_an_earlier_revision_is_refused_in_one_line():
+    with pytest.raises(ValueError, match="its entry 'nuqsgd' has step, residuals; this version cannot"):
+        state_for_rank({"step": 1, "residuals": torch.ones(2, 3)}, 0, 2)
+
+
 def test_residuals_of_legs_move_to_the_gradient():
     owed = Owed({"w": torch.tensor([1.0])}, [{"w": torch.tensor([2.0])}, {"w": torch.tensor([0.25])}], [1, 4])
     owed.move_to_gradient()
