@@ -140,18 +140,18 @@ class Leg(ABC):
                 norm_sq += float(meant.square().sum())
         return error_sq, norm_sq
 
-    def export_residuals(self, flat: Tensor, scale: int = 1) -> None:
-        """Add what is still owed to ``flat`` (fp32, the unit's coordinates), ``scale`` times."""
+    def export_residuals(self, flat: Tensor) -> None:
+        """Add what is still owed to ``flat`` (fp32, the unit's coordinates)."""
         if self.feedback is None:
             return
         lanes = self.outgoing()
         for index, residual in self.feedback.residuals.items():
             span = lanes[int(str(index))].span
             start = self.origin + span.start
-            flat[start : start + span.numel].add_(residual, alpha=scale)
+            flat[start : start + span.numel].add_(residual)
 
     def import_residuals(self, flat: Tensor) -> None:
-        """Take what is owed from ``flat`` (as :meth:`export_residuals` wrote it, once)."""
+        """Take what is owed from ``flat`` (as :meth:`export_residuals` wrote it)."""
         if self.feedback is None:
             return
         for index, lane in enumerate(self.outgoing()):

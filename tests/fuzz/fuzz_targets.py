@@ -1,6 +1,7 @@
 """What is fuzzed: readers of bytes, real small files to start from, and the errors that are documented."""
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -143,22 +144,24 @@ def _inner(data):
         return archive.read(_pickle_of(archive))
 
 
+@functools.cache
+def _entries():
+    """Names and contents of a whole archive."""
+    file = io.BytesIO()
+    torch.save(checkpoint(), file)
+    with zipfile.ZipFile(file) as archive:
+        return [(name, archive.read(name)) for name in archive.namelist()]
+
+
 def with_pickle(data):
     """A whole archive around a pickle: what is no archive is taken for one, so that fuzzing gets inside."""
     if not data.startswith(b"\x80"):
         return data
-    file, made = io.BytesIO(), io.BytesIO()
-    torch.save(checkpoint() if with_pickle.cache is None else {}, file)
-    if with_pickle.cache is None:
-        with zipfile.ZipFile(file) as archive:
-            with_pickle.cache = [(name, archive.read(name)) for name in archive.namelist()]
+    made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as archive:
-        for name, content in with_pickle.cache:
+        for name, content in _entries():
             archive.writestr(name, data if name.endswith("/data.pkl") else content)
     return made.getvalue()
-
-
-with_pickle.cache = None
 
 
 def read_checkpoint_file(data):

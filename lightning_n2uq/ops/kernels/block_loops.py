@@ -119,51 +119,39 @@ def residual_backward(
     for c in range(first, last):
         mean, other_mean = moments[c, 0], other_moments[c, 0]
         for n in range(0, batch, together):
-            if together == 1:
-                for begin in range(0, pixels, BLOCK):
-                    end = min(begin + BLOCK, pixels)
-                    k = end - begin
-                    d, copy = dx[n, c, begin:end], dother[n, c, begin:end]
-                    _residual_gradient(
-                        grad[n, c, begin:end],
-                        x[n, c, begin:end],
-                        norm[c],
-                        mean,
-                        other[n, c, begin:end],
-                        other_norm[c],
-                        other_mean,
-                        act[c],
-                        u[:k],
-                        spare[:k],
-                        d,
-                        sums[c],
-                        other_sums[c],
-                    )
-                    for i in range(k):
-                        copy[i] = d[i]
-                continue
             planes = min(together, batch - n)
-            k = planes * pixels
-            gather(grad, c, n, planes, gs)
-            gather(x, c, n, planes, xs)
-            gather(other, c, n, planes, others)
-            _residual_gradient(
-                gs[:k],
-                xs[:k],
-                norm[c],
-                mean,
-                others[:k],
-                other_norm[c],
-                other_mean,
-                act[c],
-                u[:k],
-                spare[:k],
-                ds[:k],
-                sums[c],
-                other_sums[c],
-            )
-            scatter(ds, c, n, planes, dx)
-            scatter(ds, c, n, planes, dother)
+            for begin in range(0, pixels, BLOCK):  # one round where planes are worked on together
+                k = min(BLOCK, pixels - begin) * planes
+                if together == 1:
+                    end = begin + k
+                    g, source, second = grad[n, c, begin:end], x[n, c, begin:end], other[n, c, begin:end]
+                else:
+                    gather(grad, c, n, planes, gs)
+                    gather(x, c, n, planes, xs)
+                    gather(other, c, n, planes, others)
+                    g, source, second = gs[:k], xs[:k], others[:k]
+                _residual_gradient(
+                    g,
+                    source,
+                    norm[c],
+                    mean,
+                    second,
+                    other_norm[c],
+                    other_mean,
+                    act[c],
+                    u[:k],
+                    spare[:k],
+                    ds[:k],
+                    sums[c],
+                    other_sums[c],
+                )
+                if together == 1:
+                    for i in range(k):
+                        dx[n, c, begin + i] = ds[i]
+                        dother[n, c, begin + i] = ds[i]
+                else:
+                    scatter(ds, c, n, planes, dx)
+                    scatter(ds, c, n, planes, dother)
         other_sums[c, 0] = sums[c, 0]
         norm_gradient(dx, x, moments[c], x.shape[0] * pixels, sums[c], c)
         if other_norm.shape[1] > 0:

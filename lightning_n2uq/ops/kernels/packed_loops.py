@@ -389,52 +389,36 @@ def backward_channels(
         for c in range(group * size, min((group + 1) * size, channels)):
             mean = moments[c, 0]
             for n in range(0, batch, together):
-                if together == 1:
-                    for begin in range(0, pixels, BLOCK):
-                        end = min(begin + BLOCK, pixels)
-                        k = end - begin
-                        nans += backward_block(
-                            grad[n, c, begin:end],
-                            x[n, c, begin:end],
-                            norm[c],
-                            act[c],
-                            mean,
-                            alpha,
-                            bounds,
-                            gains,
-                            grid,
-                            rows - 2,
-                            u[:k],
-                            v[:k],
-                            counts[:k],
-                            lanes,
-                            sums[c],
-                            dx[n, c, begin:end],
-                        )
-                    continue
                 planes = min(together, batch - n)
-                k = planes * pixels
-                gather(grad, c, n, planes, gs)
-                gather(x, c, n, planes, xs)
-                nans += backward_block(
-                    gs[:k],
-                    xs[:k],
-                    norm[c],
-                    act[c],
-                    mean,
-                    alpha,
-                    bounds,
-                    gains,
-                    grid,
-                    rows - 2,
-                    u[:k],
-                    v[:k],
-                    counts[:k],
-                    lanes,
-                    sums[c],
-                    ds[:k],
-                )
-                scatter(ds, c, n, planes, dx)
+                for begin in range(0, pixels, BLOCK):  # one round where planes are worked on together
+                    k = min(BLOCK, pixels - begin) * planes
+                    if together == 1:
+                        g, source = grad[n, c, begin : begin + k], x[n, c, begin : begin + k]
+                        d = dx[n, c, begin : begin + k]
+                    else:
+                        gather(grad, c, n, planes, gs)
+                        gather(x, c, n, planes, xs)
+                        g, source, d = gs[:k], xs[:k], ds[:k]
+                    nans += backward_block(
+                        g,
+                        source,
+                        norm[c],
+                        act[c],
+                        mean,
+                        alpha,
+                        bounds,
+                        gains,
+                        grid,
+                        rows - 2,
+                        u[:k],
+                        v[:k],
+                        counts[:k],
+                        lanes,
+                        sums[c],
+                        d,
+                    )
+                    if together > 1:
+                        scatter(ds, c, n, planes, dx)
             if norm.shape[1] > 0:
                 norm_gradient(dx, x, moments[c], batch * pixels, sums[c], c)
         add_lanes(lanes, bins[group])
