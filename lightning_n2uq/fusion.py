@@ -24,8 +24,9 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _has_kernels(device_type: str) -> bool:
-    return kernel_for("packed_activation", torch.device(device_type)) != "reference"
+def _most_bits(op: str, device_type: str) -> int:
+    """Up to how many bits there are kernels; 0 without any."""
+    return {"reference": 0, "numba": 8, "triton": 4}[kernel_for(op, torch.device(device_type))]
 
 
 def hooked(*modules: nn.Module | None) -> bool:
@@ -41,9 +42,11 @@ def hooked(*modules: nn.Module | None) -> bool:
     )
 
 
-def suits(x: Tensor) -> bool:
-    """Whether the fused operators take `x`: `[N, C, H, W]`, not empty, single or half precision."""
-    return x.dim() == 4 and x.dtype in _DTYPES and x.numel() > x.shape[1] and _has_kernels(x.device.type)
+def suits(x: Tensor, op: str = "packed_activation") -> bool:
+    """Whether a fused operator takes `x`: `[N, C, H, W]`, not empty, single or half precision."""
+    return (
+        x.dim() == 4 and x.dtype in _DTYPES and x.numel() > x.shape[1] and _most_bits(op, x.device.type) > 0
+    )
 
 
 def ordinary_norm(norm: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
@@ -90,6 +93,7 @@ def packable(conv: nn.Module) -> bool:
         and quantizer.ramp == 0
         and quantizer.comparison == ">"
         and quantizer.widths.dtype in _DTYPES
+        and quantizer.bits <= _most_bits("packed_activation", quantizer.widths.device.type)
         and conv.padding_mode == "zeros"
         and isinstance(conv.padding, tuple)
         and conv.weight.dtype in _DTYPES

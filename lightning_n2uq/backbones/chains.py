@@ -53,7 +53,9 @@ def norm_add_act(
         other: norm of the shortcut, or None.
         act: a `BiasedPReLU`.
     """
-    suitable = suits(x) and x.shape == shortcut.shape and (other is None or ordinary_norm(other))
+    suitable = (
+        suits(x, "residual_block") and x.shape == shortcut.shape and (other is None or ordinary_norm(other))
+    )
     if not (suitable and _ordinary_act(act) and ordinary_norm(norm)):
         return act(norm(x) + (shortcut if other is None else other(shortcut)))  # type: ignore[no-any-return]
     y, stats, other_stats = residual_activation(
@@ -71,7 +73,7 @@ def norm_add_act(
 
 def norm_act_pool(x: Tensor, norm: nn.Module, act: nn.Module, pool: nn.Module) -> Tensor:
     """`pool(act(norm(x)))`: batch norm, ReLU, max pooling (or whatever the modules are)."""
-    if not (suits(x) and ordinary_norm(norm) and _ordinary_pool(act, pool)):
+    if not (suits(x, "stem") and ordinary_norm(norm) and _ordinary_pool(act, pool)):
         return pool(act(norm(x)))  # type: ignore[no-any-return]
     window = pool.kernel_size, pool.stride, pool.padding
     y, stats = norm_relu_pool(x, norm_arguments(norm), window)  # type: ignore[arg-type]

@@ -20,9 +20,11 @@ CHOICES = ("auto", "reference", "numba", "triton")
 
 _OPS: dict[str, tuple[str, ...]] = {
     "threshold_quantize": ("reference", "numba", "triton"),
+    "threshold_tables": ("reference", "triton"),
     "quantize_weight": ("reference", "numba", "triton"),
-    "packed_activation": ("reference", "numba"),
-    "residual_block": ("reference", "numba"),
+    "packed_activation": ("reference", "numba", "triton"),
+    "residual_block": ("reference", "numba", "triton"),
+    "stem": ("reference", "numba"),
     "nuq": ("reference", "numba", "triton"),
 }
 _forced: str | None = None

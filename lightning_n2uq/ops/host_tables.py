@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lightning_n2uq.ops import kernels
 from lightning_n2uq.ops.tables import WIDTH_FLOOR, ThresholdTables, output_step, threshold_tables
 
 _NUMBERS = {torch.float32: np.float32, torch.float64: np.float64}
@@ -26,9 +27,11 @@ def operator_tables(
     dtype: torch.dtype,
     ramp: float = 0.0,
 ) -> ThresholdTables:
-    """`threshold_tables`, the same bits, by numpy where the parameters are on CPU."""
+    """`threshold_tables`, the same bits: by numpy on CPU, in one launch where Triton runs."""
     if widths.device.type != "cpu":
-        return threshold_tables(start, widths, scale_in, scale_out, dtype, ramp)
+        fast = kernels.load("threshold_tables", widths.device)
+        make = threshold_tables if fast is None else fast.tables
+        return make(start, widths, scale_in, scale_out, dtype, ramp)
     arrays = _arrays(start.item(), _double(widths), scale_in.item(), scale_out.item(), ramp)
     number = _NUMBERS[dtype]
     return ThresholdTables(*(torch.from_numpy(np.asarray(a, dtype=number)) for a in arrays))

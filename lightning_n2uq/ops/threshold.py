@@ -159,6 +159,9 @@ def parameter_gradients(
     """
     if widths.device.type == "cpu":
         return host_parameter_gradients(sums, value_sum, start, widths, scale_in, scale_out)
+    fast = kernels.load("threshold_tables", widths.device)
+    if fast is not None:
+        return fast.parameter_gradients(sums, value_sum, start, widths, scale_in, scale_out)
     tables = threshold_tables(start, widths, scale_in, scale_out, torch.float64)
     n = widths.numel()
     slope, grad_sum, grad_x_sum = tables.slopes[1:-1], sums[1:-1, 0], sums[1:-1, 1]

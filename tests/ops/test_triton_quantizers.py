@@ -36,14 +36,14 @@ TABLES = ("alpha_ptr", "bounds_ptr", "begins_ptr", "slopes_ptr", "step_ptr")
 @pytest.mark.parametrize("number", ["fp32", "fp64"])
 @pytest.mark.parametrize("data", ["fp32", "bf16"])
 @pytest.mark.parametrize("ramped", [False, True])
-def test_threshold_kernels_compile_without_fused_multiply_adds(number: str, data: str, ramped: bool) -> None:
+def test_threshold_kernels_fuse_multiply_adds_in_sums_only(number: str, data: str, ramped: bool) -> None:
     pytest.importorskip("triton")
     from lightning_n2uq.ops.kernels import threshold_cuda
 
     tables = dict.fromkeys(TABLES, f"*{number}")
     pointers = {"x_ptr": f"*{data}", "y_ptr": f"*{data}", **tables}
     pointers |= dict.fromkeys(("values_ptr", "beta_ptr"), f"*{number}")
-    constants = {"RAMPED": ramped, "TILE": 1024}
+    constants = {"RAMPED": ramped, "HELD": 16, "CHUNKS": 1, "TILE": 1024}
     names = {"numel": "i64", "count": "i32"}
     order = threshold_cuda._forward_kernel.arg_names
     pointers = {name: pointers[name] for name in order if name in pointers}
@@ -51,12 +51,13 @@ def test_threshold_kernels_compile_without_fused_multiply_adds(number: str, data
     assert "fma.rn" not in ptx
     assert data == "fp32" or "cvt.rn.bf16" in ptx
     order = threshold_cuda._backward_kernel.arg_names
-    pointers |= {"grad_ptr": f"*{data}", "dx_ptr": f"*{data}", "sums_ptr": "*fp64", "values_ptr": "*fp64"}
-    pointers |= dict.fromkeys(("knots_ptr", "gains_ptr", "levels_ptr"), f"*{number}")
+    pointers |= {"grad_ptr": f"*{data}", "dx_ptr": f"*{data}", "sums_ptr": "*fp64"}
+    pointers |= dict.fromkeys(("knots_ptr", "ramp_slopes_ptr", "levels_ptr"), f"*{number}")
     pointers = {name: pointers[name] for name in order if name in pointers}
-    names |= {"tiles": "i32", "first": "i32"}
-    constants = {"RAMPED": ramped, "WRITES": True, "SEGMENTS": 16, "TILE": 256}
-    assert "fma.rn" not in compile_ptx(threshold_cuda._backward_kernel, pointers, names, constants)
+    names = {"numel": "i64", "n": "i32", "tiles": "i32", "first": "i32"}
+    constants |= {"WRITES": True, "TILE": 128}
+    ptx = compile_ptx(threshold_cuda._backward_kernel, pointers, names, constants)
+    assert ptx.count("fma.rn") == 2 * 16  # two sums of sixteen segments, one value per thread
 
 
 @pytest.mark.parametrize("number", ["fp32", "fp64"])

@@ -12,9 +12,11 @@ from lightning_n2uq.ops.dispatch import kernel_for
 _SUFFIX = {"numba": "cpu", "triton": "cuda"}
 _PREFIX = {
     "threshold_quantize": "threshold",
+    "threshold_tables": "tables",
     "quantize_weight": "weight",
     "packed_activation": "packed",
     "residual_block": "block",
+    "stem": "block",
     "nuq": "nuq",
 }
 

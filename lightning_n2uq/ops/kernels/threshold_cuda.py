@@ -3,11 +3,11 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 """Triton kernels of the activation quantizer: one pass forward, one pass backward, same bits as the oracle.
 
-The interface is that of `threshold_cpu`. Fused multiply-adds are off, because they round once where the
-oracle rounds twice. The backward pass gives every program a fixed run of tiles and accumulates, per thread,
-sixteen segments at a time (a pass more per sixteen segments beyond 4 bits); programs leave float64 partial
-sums, which are added in fixed order. Under `TRITON_INTERPRET=1` the kernels run on CPU tensors, which is how
-they are tested without a GPU. Nothing waits for the device.
+The interface is that of `threshold_cpu`. Fused multiply-adds are off but for sums, because they round once
+where the oracle rounds twice. The backward pass gives every program a fixed run of tiles and accumulates,
+per thread, up to sixteen segments at a time (a pass more per sixteen segments beyond 4 bits); programs leave
+float64 partial sums, which are added in fixed order. Under `TRITON_INTERPRET=1` the kernels run on CPU
+tensors, which is how they are tested without a GPU. Nothing waits for the device.
 """
 
 import torch
@@ -15,21 +15,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightning_n2uq.ops.kernels.positions_cuda import (
+    BACKWARD_TILE,
+    add_to_segments,
+    count_below,
+    held_bounds,
+    index_of,
+    level_of,
+    load_bounds,
+    segment_of,
+    slope_of,
+)
 from lightning_n2uq.ops.tables import ThresholdTables, output_step
 
 _TILE = 1024
-_BACKWARD_TILE = 256
-_SEGMENTS = 16  # accumulated at a time: more would not fit a thread's registers
 _PROGRAMS = 2048  # enough for any device; a fixed number keeps the order of additions
-
-
-@triton.jit
-def _staircase(s, bounds_ptr, values_ptr, count):
-    """`values[number of bounds below s]`, NaN for NaN."""
-    value = tl.load(values_ptr) + tl.zeros_like(s)
-    for k in range(count):
-        value = tl.where(s > tl.load(bounds_ptr + k), tl.load(values_ptr + k + 1), value)
-    return tl.where(s != s, s, value)
 
 
 @triton.jit
@@ -57,6 +57,8 @@ def _forward_kernel(
     numel,
     count,
     RAMPED: tl.constexpr,
+    HELD: tl.constexpr,
+    CHUNKS: tl.constexpr,
     TILE: tl.constexpr,
 ) -> None:
     """One tile of the forward pass; tables are in the compute dtype."""
@@ -65,9 +67,12 @@ def _forward_kernel(
     inside = offset < numel
     s = tl.load(x_ptr + offset, mask=inside, other=0.0).to(alpha.dtype) * alpha
     if RAMPED:
-        y = _ramp(s, begins_ptr, slopes_ptr, tl.load(step_ptr), count) * tl.load(beta_ptr)
+        beta = tl.load(beta_ptr).to(alpha.dtype)
+        y = _ramp(s, begins_ptr, slopes_ptr, tl.load(step_ptr), count) * beta
     else:
-        y = _staircase(s, bounds_ptr, values_ptr, count)
+        held = load_bounds(bounds_ptr, 0, count, HELD)
+        code = index_of(count_below(s, held, bounds_ptr, count, HELD, CHUNKS))
+        y = tl.where(s != s, s, tl.load(values_ptr + code))
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
@@ -77,67 +82,83 @@ def _backward_kernel(
     x_ptr,
     dx_ptr,
     sums_ptr,
-    values_ptr,
     alpha_ptr,
+    beta_ptr,
     knots_ptr,
-    gains_ptr,
+    slopes_ptr,
     bounds_ptr,
     levels_ptr,
     begins_ptr,
-    slopes_ptr,
+    ramp_slopes_ptr,
     step_ptr,
     numel,
-    count,
+    n,
     tiles,
     first,
     RAMPED: tl.constexpr,
     WRITES: tl.constexpr,
-    SEGMENTS: tl.constexpr,
+    HELD: tl.constexpr,
+    CHUNKS: tl.constexpr,
     TILE: tl.constexpr,
 ) -> None:
-    """`tiles` tiles: sums over the segments `first .. first + SEGMENTS - 1`, and with `WRITES` all the rest.
+    """`tiles` tiles: sums over the segments from `first` on, and with `WRITES` all the rest.
 
-    `sums` is `[programs, SEGMENTS, 2]` and `values` `[programs]`, float64.
+    `sums` is `[programs, n + 2, 2]` float64; its row 0, a flat end, holds the sum of `g value` instead.
     """
-    program = tl.program_id(0)
+    program = tl.program_id(0).to(tl.int64)
     alpha = tl.load(alpha_ptr)
-    segments = first + tl.arange(0, SEGMENTS)
-    grad_sum = tl.zeros([SEGMENTS, TILE], alpha.dtype)
-    grad_x_sum = tl.zeros([SEGMENTS, TILE], alpha.dtype)
-    value_sum = tl.zeros([TILE], tl.float64)
+    gain = alpha * tl.load(beta_ptr).to(alpha.dtype)
+    held = load_bounds(knots_ptr, 0, n + 1, HELD)
+    grad_sum = tl.zeros([HELD, TILE], alpha.dtype)
+    grad_x_sum = tl.zeros([HELD, TILE], alpha.dtype)
+    value_sum = tl.zeros([TILE], alpha.dtype)
+    lane = tl.arange(0, TILE)
+    begin = program * tiles * TILE
+    next_x = tl.load(x_ptr + begin + lane, mask=lane < numel - begin, other=0.0)
+    next_g = tl.load(grad_ptr + begin + lane, mask=lane < numel - begin, other=0.0)
     for tile in range(tiles):
-        offset = (program.to(tl.int64) * tiles + tile) * TILE + tl.arange(0, TILE)
-        inside = offset < numel
-        x = tl.load(x_ptr + offset, mask=inside, other=0.0).to(alpha.dtype)
-        g = tl.load(grad_ptr + offset, mask=inside, other=0.0).to(alpha.dtype)
+        x, g, inside = next_x.to(alpha.dtype), next_g.to(alpha.dtype), lane < numel - begin
+        dx_here = dx_ptr + begin + lane
+        begin += TILE
+        follows = (lane < numel - begin) & (tile + 1 < tiles)  # loaded ahead, while this tile is worked on
+        next_x = tl.load(x_ptr + begin + lane, mask=follows, other=0.0)
+        next_g = tl.load(grad_ptr + begin + lane, mask=follows, other=0.0)
         s = x * alpha
-        segment = tl.zeros([TILE], tl.int32)
-        for k in range(count + 1):
-            segment += (s > tl.load(knots_ptr + k)).to(tl.int32)
-        segment = tl.where(inside, tl.where(s != s, count, segment), 0)
-        mine = segment[None, :] == segments[:, None]
-        grad_sum += tl.where(mine, g[None, :], 0.0).to(alpha.dtype)
-        grad_x_sum += tl.where(mine, (g * x)[None, :], 0.0).to(alpha.dtype)
+        segment = segment_of(s, inside, held, knots_ptr, n, HELD, CHUNKS)
+        grad_sum, grad_x_sum = add_to_segments(grad_sum, grad_x_sum, g, x, segment, first, n, HELD)
         if WRITES:
-            dx = g * _staircase(s, knots_ptr, gains_ptr, count + 1)
-            tl.store(dx_ptr + offset, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+            dx = g * (slope_of(s, segment, slopes_ptr) * gain)
+            tl.store(dx_here, dx.to(dx_ptr.dtype.element_ty), mask=inside)
             if RAMPED:
-                value = _ramp(s, begins_ptr, slopes_ptr, tl.load(step_ptr), count)
+                value = _ramp(s, begins_ptr, ramp_slopes_ptr, tl.load(step_ptr), n)
             else:
-                value = _staircase(s, bounds_ptr, levels_ptr, count)
-            value_sum += tl.where(inside, g.to(tl.float64) * value.to(tl.float64), 0.0)
-    row = (program.to(tl.int64) * SEGMENTS + tl.arange(0, SEGMENTS)) * 2
-    tl.store(sums_ptr + row, tl.sum(grad_sum.to(tl.float64), axis=1))
-    tl.store(sums_ptr + row + 1, tl.sum(grad_x_sum.to(tl.float64), axis=1))
+                value = level_of(s, segment, bounds_ptr, levels_ptr, n)
+            value_sum += tl.where(inside, g * value, 0.0).to(alpha.dtype)
+    sums = sums_ptr + program * (n + 2) * 2
+    row = first + tl.arange(0, HELD)
+    mine = (row > 0) & (row <= n)
+    tl.store(sums + 2 * row, tl.sum(grad_sum.to(tl.float64), axis=1), mask=mine)
+    tl.store(sums + 2 * row + 1, tl.sum(grad_x_sum.to(tl.float64), axis=1), mask=mine)
     if WRITES:
-        tl.store(values_ptr + program, tl.sum(value_sum, axis=0))
+        zero = tl.zeros([], tl.float64)
+        tl.store(sums, tl.sum(value_sum.to(tl.float64), axis=0))
+        tl.store(sums + 1, zero)
+        tl.store(sums + 2 * n + 2, zero)
+        tl.store(sums + 2 * n + 3, zero)
+
+
+def _step(n: int, tables: ThresholdTables, ramped: bool) -> Tensor:
+    """`D`, or any number where no kernel reads it."""
+    knots = tables.knots
+    return torch.full((), output_step(n), dtype=knots.dtype, device=knots.device) if ramped else knots
 
 
 def forward(x: Tensor, tables: ThresholdTables, scale_out: Tensor, y: Tensor, ramped: bool) -> None:
     """Writes the quantized `x` to `y`, both 1-D of one dtype; `ramped` asks for the ramps of `tables`."""
     if x.numel() == 0:
         return
-    n, dtype = tables.thresholds.numel(), tables.knots.dtype
+    n = tables.thresholds.numel()
+    held = held_bounds(n)
     _forward_kernel[(triton.cdiv(x.numel(), _TILE),)](
         x,
         y,
@@ -146,11 +167,13 @@ def forward(x: Tensor, tables: ThresholdTables, scale_out: Tensor, y: Tensor, ra
         tables.outputs,
         tables.ramp_starts,
         tables.ramp_slopes,
-        torch.full((), output_step(n), dtype=dtype, device=x.device),
-        scale_out.detach().to(dtype).reshape(()),
+        _step(n, tables, ramped),
+        scale_out.detach(),
         x.numel(),
         n,
         RAMPED=ramped,
+        HELD=held,
+        CHUNKS=triton.cdiv(n, held),
         TILE=_TILE,
         enable_fp_fusion=False,
     )
@@ -159,60 +182,43 @@ def forward(x: Tensor, tables: ThresholdTables, scale_out: Tensor, y: Tensor, ra
 def backward(
     grad: Tensor, x: Tensor, tables: ThresholdTables, scale_out: Tensor, dx: Tensor, ramped: bool
 ) -> tuple[Tensor, Tensor]:
-    """Writes the input's gradient to `dx` and returns the sums of `reference.threshold_segment_sums`."""
+    """Writes the input's gradient to `dx` and returns the sums of `reference.threshold_segment_sums`.
+
+    The first row of the sums, which nobody reads, is the second result.
+    """
     n = tables.thresholds.numel()
-    sums = torch.zeros(n + 2, 2, dtype=torch.float64, device=x.device)
     if x.numel() == 0:
-        return sums, sums.new_zeros(())
-    tiles = triton.cdiv(x.numel(), _BACKWARD_TILE * _PROGRAMS)
-    programs = triton.cdiv(x.numel(), _BACKWARD_TILE * tiles)
-    values = sums.new_empty(programs)
-    for first in range(1, n + 1, _SEGMENTS):
-        partial = sums.new_empty(programs, _SEGMENTS, 2)
-        _launch_backward(
-            grad, x, tables, scale_out, dx, partial, values, (programs, tiles), first=first, ramped=ramped
+        sums = torch.zeros(n + 2, 2, dtype=torch.float64, device=x.device)
+        return sums, sums[0, 0]
+    held = held_bounds(n)
+    tiles = triton.cdiv(x.numel(), BACKWARD_TILE * _PROGRAMS)
+    programs = triton.cdiv(x.numel(), BACKWARD_TILE * tiles)
+    partial = torch.empty(programs, n + 2, 2, dtype=torch.float64, device=x.device)
+    for first in range(0, n + 1, held):
+        _backward_kernel[(programs,)](
+            grad,
+            x,
+            dx,
+            partial,
+            tables.scale_in,
+            scale_out.detach(),
+            tables.knots,
+            tables.slopes,
+            tables.thresholds,
+            tables.levels,
+            tables.ramp_starts,
+            tables.ramp_slopes,
+            _step(n, tables, ramped),
+            x.numel(),
+            n,
+            tiles,
+            first,
+            RAMPED=ramped,
+            WRITES=first == 0,
+            HELD=held,
+            CHUNKS=triton.cdiv(n + 1, held),
+            TILE=BACKWARD_TILE,
+            enable_fp_fusion=False,
         )
-        last = min(first + _SEGMENTS, n + 1)
-        sums[first:last] = partial.sum(0)[: last - first]
-    return sums, values.sum()
-
-
-def _launch_backward(
-    grad: Tensor,
-    x: Tensor,
-    tables: ThresholdTables,
-    scale_out: Tensor,
-    dx: Tensor,
-    partial: Tensor,
-    values: Tensor,
-    layout: tuple[int, int],
-    first: int,
-    ramped: bool,
-) -> None:
-    """One pass over the input for `_SEGMENTS` segments; the first pass writes everything else too."""
-    n, dtype = tables.thresholds.numel(), tables.knots.dtype
-    gain = tables.scale_in * scale_out.detach().reshape(()).to(dtype)
-    _backward_kernel[(layout[0],)](
-        grad,
-        x,
-        dx,
-        partial,
-        values,
-        tables.scale_in,
-        tables.knots,
-        tables.slopes * gain,
-        tables.thresholds,
-        tables.levels,
-        tables.ramp_starts,
-        tables.ramp_slopes,
-        torch.full((), output_step(n), dtype=dtype, device=x.device),
-        x.numel(),
-        n,
-        layout[1],
-        first,
-        RAMPED=ramped,
-        WRITES=first == 1,
-        SEGMENTS=_SEGMENTS,
-        TILE=_BACKWARD_TILE,
-        enable_fp_fusion=False,
-    )
+    sums = partial.sum(0)
+    return sums, sums[0, 0]

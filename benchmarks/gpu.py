@@ -1,0 +1,240 @@
+"""`python -m benchmarks.gpu`: what the kernels reach on one GPU, as times over what the hardware allows.
+
+    python -m benchmarks.gpu                       # everything, about two minutes
+    python -m benchmarks.gpu quantizer codec       # some topics
+    python -m benchmarks.gpu steps --no-compile
+
+Kernel times are medians of CUDA graph replays by device events (so without Python), and of plain calls beside
+them. The limit is a copy of a gigabyte, counted as bytes read and bytes written. Results are merged by topic
+into one JSON file with the device, the versions and the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from benchmarks.machine import description
+from benchmarks.quantizers import parameters
+from lightning_n2uq.backbones import resnet18
+from lightning_n2uq.compression import NUQCodec
+from lightning_n2uq.ops import threshold_quantize
+
+OUTPUT = Path(__file__).resolve().parent / "results" / "gpu.json"
+DEVICE = torch.device("cuda")
+
+
+def milliseconds(call: Callable[[], object], rounds: int = 30) -> float:
+    """Median time of a call by device events, the queue empty before."""
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(rounds):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end))
+    return statistics.median(times)
+
+
+def replayed(call: Callable[[], object]) -> Callable[[], object]:
+    """The call as a CUDA graph."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def copy_rate() -> float:
+    """Gigabytes per second of a large copy, read and written."""
+    source = torch.randn(2**28, device=DEVICE)
+    target = torch.empty_like(source)
+    return 2 * 4 * source.numel() / milliseconds(lambda: target.copy_(source)) / 1e6
+
+
+def quantizer(rate: float) -> dict[str, object]:
+    """Forward and backward against the traffic they must cause: read x, write y; read x and g, write dx."""
+    result: dict[str, object] = {}
+    for shape in ((32, 64, 56, 56), (256, 64, 56, 56)):
+        for dtype in (torch.float32, torch.bfloat16):
+            for bits in (2, 3, 4):
+                x = (torch.randn(shape, device=DEVICE) * 1.3 + 0.5).to(dtype).requires_grad_()
+                grad, mine = torch.randn(shape, device=DEVICE).to(dtype), parameters(bits, DEVICE)
+
+                def both(x: Tensor = x, grad: Tensor = grad, mine: list[Tensor] = mine) -> object:
+                    return torch.autograd.grad(threshold_quantize(x, *mine), [x, *mine], grad)
+
+                limit = 5 * x.numel() * x.element_size() / rate / 1e6
+                graph, plain = milliseconds(replayed(both)), milliseconds(both)
+                name = f"{'x'.join(map(str, shape))} {str(dtype)[6:]} {bits} bits"
+                result[name] = {
+                    "limit_ms": round(limit, 4),
+                    "graph_ms": round(graph, 4),
+                    "call_ms": round(plain, 4),
+                    "ratio": round(graph / limit, 3),
+                    "call_ratio": round(plain / limit, 3),
+                }
+                print(f"  {name:<36} {graph:8.4f} ms {graph / limit:6.3f}x   call {plain:8.4f} ms")
+    return result
+
+
+def codec(rate: float) -> dict[str, object]:
+    """Encode and decode in bytes of fp32 gradients, against half of what a copy moves per byte copied."""
+    result: dict[str, object] = {}
+    for numel in (11_689_512, 2**28):
+        x = torch.randn(numel, device=DEVICE)
+        for bits in (2, 3, 4, 8):
+            coder = NUQCodec(bits=bits, bucket_size=1024)
+            payload = coder.encode(x, seed=0)
+            target, message = torch.empty_like(x), torch.empty_like(payload)
+            calls: dict[str, Callable[[], object]] = {
+                "encode": lambda c=coder, m=message, x=x: c.encode(x, seed=0, out=m),  # type: ignore[misc]
+                "decode": lambda c=coder, p=payload, t=target: c.decode(p, t.numel(), out=t),  # type: ignore[misc]
+            }
+            for name, call in calls.items():
+                graph, plain = milliseconds(replayed(call)), milliseconds(call)
+                row = {
+                    "graph_gb_per_s": round(4e-6 * numel / graph, 1),
+                    "call_gb_per_s": round(4e-6 * numel / plain, 1),
+                    "share_of_copy": round(4e-6 * numel / graph / rate, 3),
+                }
+                result[f"{numel} {bits} bits {name}"] = row
+                print(f"  {numel:>10} {bits} bits {name}: {row}")
+    return result
+
+
+def _step(
+    model: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor, target: Tensor
+) -> Callable[[], object]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+
+    def run() -> object:
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = nn.functional.cross_entropy(call(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return run
+
+
+def _peak(run: Callable[[], object]) -> float:
+    """Megabytes that a step takes on top of what stays."""
+    run()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def steps(rate: float, batch: int = 256, compiled: bool = True, profile: bool = False) -> dict[str, object]:
+    """A ResNet-18 training step, bf16-mixed, channels-last, against torchvision's float network."""
+    del rate
+    x = torch.randn(batch, 3, 224, 224, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    target = torch.randint(1000, (batch,), device=DEVICE)
+    result: dict[str, object] = {"batch": batch}
+    makers = {
+        "float": torchvision.models.resnet18,
+        "W2A2": lambda: resnet18(2, 2),
+        "W4A4": lambda: resnet18(4, 4),
+    }
+    for kind in ("eager", "compile") if compiled else ("eager",):
+        runs, rows = {}, {}
+        for name, make in makers.items():
+            model = make().to(DEVICE, memory_format=torch.channels_last).train()
+            began = time.perf_counter()
+            runs[name] = _step(model, torch.compile(model) if kind == "compile" else model, x, target)
+            runs[name]()
+            torch.cuda.synchronize()
+            first = time.perf_counter() - began
+            rows[name] = {"peak_megabytes": round(_peak(runs[name]), 1), "first_call_s": round(first, 1)}
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(4):  # in turns
+            for name, run in runs.items():
+                times[name].append(milliseconds(run, 6))
+        for name, row in rows.items():
+            row["ms"] = round(statistics.median(times[name]), 3)
+            row["ratio"] = round(row["ms"] / statistics.median(times["float"]), 3)
+            row["peak_ratio"] = round(row["peak_megabytes"] / rows["float"]["peak_megabytes"], 3)
+            print(f"  {kind} {name}: {row}")
+        result[kind] = rows
+        if profile:
+            for name, run in runs.items():
+                _profile(f"{kind} {name}", run)
+    return result
+
+
+def _profile(title: str, run: Callable[[], object]) -> None:
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        run()
+        torch.cuda.synchronize()
+    print(f"== {title}")
+    events = sorted(seen.key_averages(), key=lambda e: -e.device_time_total)
+    print(f"  all kernels: {sum(e.device_time_total for e in events) / 1e3:.3f} ms")
+    for event in events[:22]:
+        print(f"  {event.device_time_total / 1e3:9.3f} ms {event.count:5d}  {event.key[:90]}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the chosen topics."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    topics = {"quantizer": quantizer, "codec": codec, "steps": steps}
+    parser.add_argument("topics", nargs="*", help=f"any of {', '.join(topics)}; all by default")
+    parser.add_argument("--no-compile", action="store_true", help="steps: eager only")
+    parser.add_argument("--profile", action="store_true", help="steps: print the kernels of one step")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    chosen = parser.parse_args(argv)
+    unknown = sorted(set(chosen.topics) - set(topics))
+    if unknown:
+        parser.error(f"topics: got {', '.join(unknown)}, allowed are {', '.join(topics)}")
+    if not torch.cuda.is_available():
+        parser.error("needs a CUDA device, found none")
+    torch.manual_seed(0)
+    results = json.loads(chosen.output.read_text()) if chosen.output.exists() else {}
+    rate = copy_rate()
+    print(f"copy: {rate:.0f} GB/s")
+    command = " ".join(["python -m benchmarks.gpu", *(argv if argv is not None else sys.argv[1:])])
+    for topic in chosen.topics or topics:
+        print(f"== {topic}")
+        options = {"compiled": not chosen.no_compile, "profile": chosen.profile} if topic == "steps" else {}
+        figures = topics[topic](rate, **options)
+        stamp = time.strftime("%Y-%m-%d", time.gmtime())
+        about = {
+            "machine": description(DEVICE),
+            "copy_gb_per_s": round(rate),
+            "command": command,
+            "date": stamp,
+        }
+        results[topic] = {**figures, **about}
+        chosen.output.parent.mkdir(parents=True, exist_ok=True)
+        chosen.output.write_text(json.dumps(results, indent=2) + "\n")
+    print(f"written: {chosen.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,91 @@
+"""The Triton kernels of the fused chain: interpreted against the oracle, compiled, and run on a GPU."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_n2uq.backbones import resnet18
+from lightning_n2uq.ops.dispatch import force
+from tests.ops.test_triton_quantizers import compile_ptx
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def test_triton_chain_equals_the_oracle_under_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).with_name("triton_chain_cases.py"))]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+MAPS = ("x_ptr", "y_ptr", "grad_ptr", "dx_ptr", "other_ptr", "dother_ptr")
+KERNELS = [
+    ("packed_cuda", "_forward_kernel", {"NORM": True, "ACT": True, "HELD": 16, "BITS": 4}, 1024),
+    ("packed_cuda", "_rebuild_kernel", {"BITS": 2}, 1024),
+    ("packed_cuda", "_sums_kernel", {"NORM": True, "ACT": True, "HELD": 16}, 128),
+    ("packed_cuda", "_input_kernel", {"ACT": True, "HELD": 16}, 1024),
+    ("channels_cuda", "_moments_kernel", {}, 1024),
+    ("block_cuda", "_forward_kernel", {"OTHER": True}, 1024),
+    ("block_cuda", "_sums_kernel", {"OTHER": True}, 1024),
+    ("block_cuda", "_input_kernel", {"OTHER": True}, 1024),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "constants", "tile"), KERNELS)
+@pytest.mark.parametrize("data", ["fp32", "bf16"])
+def test_chain_kernels_compile_for_a_gpu(
+    module: str, name: str, constants: dict, tile: int, data: str
+) -> None:
+    pytest.importorskip("triton")
+    import importlib
+
+    kernel = getattr(importlib.import_module(f"lightning_n2uq.ops.kernels.{module}"), name)
+    constants = {**constants, "COLUMNS": 64, "TILE": tile}
+    types = dict.fromkeys(MAPS, f"*{data}") | {"packed_ptr": "*u8", "flags_ptr": "*u8"}
+    types |= dict.fromkeys(("sums_ptr", "segments_ptr", "other_sums_ptr"), "*fp64")
+    names = [argument for argument in kernel.arg_names if argument not in constants]
+    signature = {n: types.get(n, "*fp32") if n.endswith("_ptr") else "i32" for n in names}
+    ptx = compile_ptx(kernel, signature, {}, constants)
+    assert "ftz" not in ptx
+    if "_sums" not in name:  # sums are allowed to round once; everything else rounds as the oracle does
+        assert "fma.rn.f32" not in ptx
+
+
+@needs_gpu
+def test_the_chain_on_a_gpu_equals_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.ops.triton_chain_cases import check_all
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    check_all("cuda")
+
+
+@needs_gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_resnet18_trains_on_a_gpu_as_the_plain_network(compiled: bool) -> None:
+    torch.manual_seed(0)
+    plain = resnet18(2, 2, num_classes=10).cuda().train()
+    fused = copy.deepcopy(plain)
+    call = torch.compile(fused, fullgraph=True) if compiled else fused
+    x, target = torch.randn(16, 3, 64, 64, device="cuda"), torch.randint(10, (16,), device="cuda")
+    losses: list[list[float]] = []
+    for model, network, kernels in ((plain, plain, "reference"), (fused, call, "auto")):
+        optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+        losses.append([])
+        with force(kernels):
+            for _ in range(12):
+                with torch.autocast("cuda", torch.bfloat16):
+                    loss = nn.functional.cross_entropy(network(x).float(), target)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses[-1].append(float(loss))
+    assert losses[1][-1] < 0.5 * losses[1][0]
+    assert abs(losses[0][0] - losses[1][0]) < 0.05 * losses[0][0]
+    assert abs(losses[0][-1] - losses[1][-1]) < 0.3 * losses[0][0]

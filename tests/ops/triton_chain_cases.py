@@ -1,0 +1,232 @@
+"""The Triton kernels of the fused chain and of a block's end against the oracle.
+
+Run with TRITON_INTERPRET=1 it takes CPU tensors; `check_all` is also called on a GPU.
+"""
+
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lightning_n2uq.layers import QuantConv2d, QuantSpec
+from lightning_n2uq.ops.dispatch import force
+from lightning_n2uq.ops.packed import packed_activation
+from lightning_n2uq.ops.packed_conv import Geometry, PackedInput, QuantizedWeight, packed_conv2d
+from lightning_n2uq.ops.packed_format import Activation
+from lightning_n2uq.ops.residual import residual_activation
+
+EPS = 1e-5
+
+
+def leaf(values: Tensor) -> Tensor:
+    return values.detach().requires_grad_()
+
+
+def quantizer(bits: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n = 2**bits - 1
+    widths = (0.2 + torch.rand(n)) * 2 / n
+    values = (torch.tensor([-0.1]), widths, torch.tensor([1.3]), torch.tensor([0.7]))
+    return tuple(leaf(v.to(device)) for v in values)  # type: ignore[return-value]
+
+
+def activation(channels: int, device: str) -> Activation:
+    slope = 0.25 + 0.2 * torch.randn(channels)
+    return Activation(*(leaf(v.to(device)) for v in (torch.randn(channels), slope, torch.randn(channels))))
+
+
+def norm(channels: int, device: str) -> tuple[Tensor, Tensor]:
+    return leaf((1 + 0.3 * torch.randn(channels)).to(device)), leaf(torch.randn(channels).to(device))
+
+
+def both(call: Callable[[], list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    results = []
+    for kernels in ("reference", "triton"):
+        with force(kernels):
+            results.append(call())
+    return results[0], results[1]
+
+
+def close(slow: Tensor, fast: Tensor, terms: int = 1, rtol: float = 2e-6) -> None:
+    """`terms` numbers were added up in another order."""
+    scale = max(1.0, float(slow.double().nan_to_num(0, 0, 0).abs().max())) if slow.numel() else 1.0
+    atol = rtol * scale * max(1, terms) ** 0.5
+    torch.testing.assert_close(fast, slow, rtol=rtol, atol=atol, equal_nan=True)
+
+
+def mostly_close(slow: Tensor, fast: Tensor, rtol: float = 1e-5) -> None:
+    """A norm's last bits may push a value over a threshold: one in a thousand may differ."""
+    differs = ~torch.isclose(fast, slow, rtol=rtol, atol=rtol, equal_nan=True)
+    assert differs.float().mean() < 2e-3, differs.float().mean()
+
+
+def check_chain(shape: tuple[int, ...], bits: int, device: str, *, with_norm: bool, with_act: bool) -> None:
+    channels = shape[1]
+    x = leaf((torch.randn(shape) + 0.5).to(device))
+    grad = torch.randn(shape).to(device)
+    affine = norm(channels, device) if with_norm else None
+    act = activation(channels, device) if with_act else None
+    values = quantizer(bits, device)
+
+    def call() -> list[Tensor]:
+        y, packed, stats = packed_activation(x, affine, EPS, act, values, torch.float32)
+        leaves = [x, *(affine or ()), *(act or ()), *values]
+        return [y, stats, *torch.autograd.grad(y, leaves, grad), packed]
+
+    slow, fast = both(call)
+    assert not fast[0].numel() or fast[0].is_contiguous(memory_format=torch.channels_last)
+    if with_norm:
+        mostly_close(slow[0], fast[0])
+        close(slow[1], fast[1])
+        mostly_close(slow[2], fast[2], 1e-4)
+        tolerance = {"rtol": 1e-3, "atol": 2e-3 * x.numel() ** 0.5}
+        for a, b in zip(slow[3:-1], fast[3:-1], strict=True):
+            torch.testing.assert_close(b, a, **tolerance)
+    else:
+        assert torch.equal(slow[0], fast[0])
+        assert torch.equal(slow[2], fast[2])
+        for a, b in zip(slow[3:-1], fast[3:-1], strict=True):
+            close(a, b, x.numel())
+    check_rebuild(fast[0], fast[-1], values[3], bits)
+
+
+def check_rebuild(y: Tensor, packed: Tensor, scale_out: Tensor, bits: int) -> None:
+    from lightning_n2uq.ops.kernels import packed_cuda
+    from lightning_n2uq.ops.packed_conv import output_table
+
+    again = packed_cuda.rebuild(packed, output_table(scale_out, bits), list(y.shape), torch.float32)
+    assert torch.equal(y, again)
+
+
+def check_nan(device: str) -> None:
+    from lightning_n2uq.ops.kernels import packed_cuda
+    from lightning_n2uq.ops.packed_conv import output_table
+
+    x = torch.randn(2, 8, 3, 3).to(device)
+    x[0, 0, 0, 0], x[1, 0, 0, 0] = torch.nan, torch.inf
+    x.requires_grad_()
+    values = quantizer(2, device)
+    slow, fast = both(lambda: list(packed_activation(x, None, 0.0, None, values, torch.float32)[:2]))
+    assert torch.equal(slow[0].nan_to_num(9.0), fast[0].nan_to_num(9.0))
+    again = packed_cuda.rebuild(fast[1], output_table(values[3], 2), list(x.shape), torch.float32)
+    assert bool(again[0, 0, 0, 0].isnan())
+    grads = []
+    for kernels in ("reference", "triton"):
+        with force(kernels):
+            y = packed_activation(x, None, 0.0, None, values, torch.float32)[0]
+            grads.append(torch.autograd.grad(y.sum(), [x, *values]))
+    for a, b in zip(*grads, strict=True):
+        assert torch.equal(a.isnan(), b.isnan())
+    assert torch.equal(grads[0][0].nan_to_num(9.0), grads[1][0].nan_to_num(9.0))
+
+
+def check_packed_conv(device: str, bits: int) -> None:
+    """The gradients of a convolution that keeps codes are those of the one that keeps floats."""
+    values = quantizer(bits, device)
+    x = torch.randn(2, 8, 6, 5).to(device)
+    weight = leaf(torch.randn(4, 8, 3, 3).to(device))
+    with force("triton"):
+        y, packed, _ = packed_activation(x, None, 0.0, None, values, torch.float32)
+        y = leaf(y)
+        out = packed_conv2d(
+            PackedInput(y, packed, values[3], bits),
+            QuantizedWeight(weight),
+            None,
+            Geometry((2, 2), (1, 1), (1, 1), 1),
+        )
+        grad = torch.randn_like(out)
+        ours = torch.autograd.grad(out, [y, weight], grad)
+    plain = nn.functional.conv2d(y, weight, None, 2, 1)
+    close(plain, out, 72)
+    for a, b in zip(torch.autograd.grad(plain, [y, weight], grad), ours, strict=True):
+        close(a, b, 72)
+    assert ours[0].is_contiguous(memory_format=torch.channels_last)
+    assert ours[1].is_contiguous()
+
+
+def check_residual(shape: tuple[int, ...], device: str, *, both_norms: bool) -> None:
+    channels = shape[1]
+    x, other = (leaf(torch.randn(shape).to(device)) for _ in range(2))
+    first, act = norm(channels, device), activation(channels, device)
+    second = norm(channels, device) if both_norms else None
+    grad = torch.randn(shape).to(device)
+
+    def call() -> list[Tensor]:
+        y, stats, other_stats = residual_activation(
+            x, (*first, EPS), other, None if second is None else (*second, EPS), act
+        )
+        leaves = [x, other, *first, *act, *(second or ())]
+        return [y, stats, other_stats, *torch.autograd.grad(y, leaves, grad)]
+
+    slow, fast = both(call)
+    for i, (a, b) in enumerate(zip(slow, fast, strict=True)):
+        close(a, b, 1 if i < 5 else x.numel(), 2e-5)
+
+
+def check_fakes(device: str) -> None:
+    """Shapes, dtypes and strides that a compiler is told are those that come out."""
+    values, act = quantizer(2, device), activation(6, device)
+    x, affine = leaf(torch.randn(2, 6, 4, 4).to(device)), norm(6, device)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    with force("triton"):
+        chain = torch.ops.lightning_n2uq.packed_activation.default
+        arguments = (x, *affine, EPS, *act, *values, torch.float32)
+        torch.library.opcheck(chain, arguments, test_utils=tests)
+        y, packed, stats = chain(*arguments)
+        backward = torch.ops.lightning_n2uq.packed_activation_backward.default
+        detached = [t.detach() for t in (*affine, *act, *values)]
+        given = (torch.randn_like(y), x.detach(), stats, *detached[:2], EPS, *detached[2:])
+        torch.library.opcheck(backward, given, test_utils=tests)
+        weight = torch.randn(4, 6, 3, 3).to(device)
+        conv = torch.ops.lightning_n2uq.packed_conv2d.default
+        rest = (None, None, 0, False, None, [1, 1], [1, 1], [1, 1], 1)
+        given = (y.detach(), packed, values[3].detach(), 2, weight, *rest)
+        torch.library.opcheck(conv, given, test_utils=tests)
+        out = conv(*given)
+        backward = torch.ops.lightning_n2uq.packed_conv2d_backward.default
+        options = (None, 0, False, [2, 6, 4, 4], [1, 1], [1, 1], [1, 1], 1, [True, True, False])
+        given = (torch.randn_like(out), packed, values[3].detach(), 2, weight, *options)
+        torch.library.opcheck(backward, given, test_utils=tests)
+        end = torch.ops.lightning_n2uq.residual_activation.default
+        other = torch.randn(2, 6, 4, 4).to(device)
+        given = (x, *affine, EPS, other, *affine, EPS, *act)
+        torch.library.opcheck(end, given, test_utils=tests)
+
+
+def check_layer(device: str) -> None:
+    """The layer takes the fused path, and compiles as one graph."""
+    conv = QuantConv2d(6, 8, 3, padding=1, bias=False, spec=QuantSpec(2, 3)).to(device)
+    x = torch.randn(2, 6, 7, 7).to(device)
+    with force("triton"):
+        compiled = torch.compile(conv, fullgraph=True, backend="aot_eager")
+        results = []
+        for call in (conv, compiled):
+            conv.zero_grad()
+            y = call(x)
+            y.square().sum().backward()
+            results.append([y.detach(), conv.weight.grad.clone()])
+    assert results[0][0].is_contiguous(memory_format=torch.channels_last)
+    for a, b in zip(*results, strict=True):
+        close(a, b)
+
+
+def check_all(device: str) -> None:
+    torch.manual_seed(0)
+    for bits in (1, 2, 3, 4):
+        check_chain((2, 6, 5, 5), bits, device, with_norm=False, with_act=bits > 1)
+    check_chain((3, 80, 7, 7), 2, device, with_norm=False, with_act=True)
+    check_chain((2, 1, 9, 9), 2, device, with_norm=False, with_act=False)
+    for bits, channels in ((2, 16), (4, 3)):
+        check_chain((4, channels, 9, 9), bits, device, with_norm=True, with_act=True)
+    check_chain((4, 16, 9, 9), 2, device, with_norm=True, with_act=False)
+    check_nan(device)
+    for bits in (2, 3):
+        check_packed_conv(device, bits)
+    for both_norms in (False, True):
+        check_residual((3, 70, 6, 6), device, both_norms=both_norms)
+    check_fakes(device)
+    check_layer(device)
+
+
+if __name__ == "__main__":
+    check_all(sys.argv[1] if len(sys.argv) > 1 else "cpu")
