@@ -31,6 +31,7 @@ from lightning_n2uq.ops import threshold_quantize
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "gpu.json"
 DEVICE = torch.device("cuda")
+KINDS = {"eager": None, "compile": "default", "compile, CUDA graphs": "reduce-overhead"}
 
 
 def milliseconds(call: Callable[[], object], rounds: int = 30) -> float:
@@ -126,12 +127,13 @@ def _step(
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
 
     def run() -> object:
+        torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast("cuda", torch.bfloat16):
             loss = nn.functional.cross_entropy(call(x), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return loss
+        return loss.detach()
 
     return run
 
@@ -159,12 +161,13 @@ def steps(rate: float, batch: int = 256, compiled: bool = True, profile: bool = 
         "W2A2": lambda: resnet18(2, 2),
         "W4A4": lambda: resnet18(4, 4),
     }
-    for kind in ("eager", "compile") if compiled else ("eager",):
+    for kind, mode in KINDS.items() if compiled else (("eager", None),):
         runs, rows = {}, {}
         for name, make in makers.items():
             model = make().to(DEVICE, memory_format=torch.channels_last).train()
             began = time.perf_counter()
-            runs[name] = _step(model, torch.compile(model) if kind == "compile" else model, x, target)
+            call = model if mode is None else torch.compile(model, mode=mode)
+            runs[name] = _step(model, call, x, target)
             runs[name]()
             torch.cuda.synchronize()
             first = time.perf_counter() - began
@@ -179,7 +182,7 @@ def steps(rate: float, batch: int = 256, compiled: bool = True, profile: bool = 
             row["peak_ratio"] = round(row["peak_megabytes"] / rows["float"]["peak_megabytes"], 3)
             print(f"  {kind} {name}: {row}")
         result[kind] = rows
-        if profile:
+        if profile and kind == "compile":
             for name, run in runs.items():
                 _profile(f"{kind} {name}", run)
     return result
@@ -195,7 +198,7 @@ def _profile(title: str, run: Callable[[], object]) -> None:
     print(f"== {title}")
     events = sorted(seen.key_averages(), key=lambda e: -e.device_time_total)
     print(f"  all kernels: {sum(e.device_time_total for e in events) / 1e3:.3f} ms")
-    for event in events[:22]:
+    for event in events[:40]:
         print(f"  {event.device_time_total / 1e3:9.3f} ms {event.count:5d}  {event.key[:90]}")
 
 

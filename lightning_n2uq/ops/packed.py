@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops import kernels, packed_reference
-from lightning_n2uq.ops.dispatch import kernel_for
 from lightning_n2uq.ops.host_tables import operator_tables
 from lightning_n2uq.ops.packed_format import Activation, Norm, batch_norm, packed_bytes, planes
 from lightning_n2uq.ops.threshold import parameter_gradients
@@ -25,11 +24,6 @@ OP = "packed_activation"
 def kernel(x: Tensor) -> ModuleType:
     """The kernels for `x`, or the oracle, which has the same functions."""
     return kernels.load(OP, x.device) or packed_reference
-
-
-def channels_last_kernels(device: torch.device) -> Any:  # noqa: ANN401
-    """The Triton kernels, which work on channels-last maps as they are, or None."""
-    return kernels.load(OP, device) if kernel_for(OP, device) == "triton" else None
 
 
 def packed_activation(
@@ -54,13 +48,15 @@ def packed_activation(
         dtype: of the result.
 
     Returns:
-        The quantized chain in `dtype`, contiguous (channels-last by the Triton kernels); its packed codes,
-        uint8, for `rebuild` of the same kernels; mean and biased variance of the batch, `[2, C]` float32
+        The quantized chain in `dtype`, contiguous (channels-last by Triton's kernels); its packed codes,
+        uint8, in a layout that `packed_conv2d` knows; mean and biased variance of the batch, `[2, C]` float32
         (`[2, 0]` without a norm). Only the first has a gradient.
     """
     gamma, beta = norm or (None, None)
     bias_in, slope, bias_out = act or (None, None, None)
-    result: tuple[Tensor, Tensor, Tensor] = _packed_activation(
+    triton = kernels.compiled("triton_chain", OP, x.device.type)
+    operator = _packed_activation if triton is None else triton.packed_activation
+    result: tuple[Tensor, Tensor, Tensor] = operator(
         x, gamma, beta, eps, bias_in, slope, bias_out, *quantizer, dtype
     )
     return result
@@ -69,10 +65,6 @@ def packed_activation(
 def norm_of(stats: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> Norm | None:
     """`batch_norm`, or None where there is no norm."""
     return None if gamma is None or beta is None else batch_norm(stats, gamma, beta, eps)
-
-
-def _pair(gamma: Tensor | None, beta: Tensor | None) -> tuple[Tensor, Tensor] | None:
-    return None if gamma is None or beta is None else (gamma, beta)
 
 
 def _act_of(bias_in: Tensor | None, slope: Tensor | None, bias_out: Tensor | None) -> Activation | None:
@@ -96,18 +88,10 @@ def _packed_activation(
     scale_out: Tensor,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    act = _act_of(bias_in, slope, bias_out)
-    triton = channels_last_kernels(x.device)
-    if triton is not None:
-        quantizer = (start, widths, scale_in, scale_out)
-        result: tuple[Tensor, Tensor, Tensor] = triton.forward(
-            x, _pair(gamma, beta), eps, act, quantizer, dtype
-        )
-        return result
     fast, source = kernel(x), planes(x)
     stats = torch.stack(fast.statistics(source)).float() if gamma is not None else source.new_empty(2, 0)
     tables = operator_tables(start, widths, scale_in, scale_out, torch.float32)
-    norm = norm_of(stats, gamma, beta, eps)
+    norm, act = norm_of(stats, gamma, beta, eps), _act_of(bias_in, slope, bias_out)
     y, packed = fast.forward(source, norm, act, tables)
     return y.reshape(x.shape).to(dtype), packed, stats
 
@@ -127,13 +111,9 @@ def _(
     scale_out: Tensor,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    stats = x.new_empty(2, 0 if gamma is None else x.shape[1], dtype=torch.float32)
-    triton = channels_last_kernels(x.device)
-    if triton is not None:
-        packed = x.new_empty(triton.packed_size(x, widths.numel()), dtype=torch.uint8)
-        return torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last), packed, stats
     size = packed_bytes(x.shape[2:].numel(), widths.numel().bit_length())
     packed = x.new_empty(x.shape[0], x.shape[1], size, dtype=torch.uint8)
+    stats = x.new_empty(2, 0 if gamma is None else x.shape[1], dtype=torch.float32)
     return x.new_empty(x.shape, dtype=dtype), packed, stats
 
 
@@ -154,14 +134,8 @@ def _packed_activation_backward(
     scale_out: Tensor,
 ) -> list[Tensor]:
     """Gradients of `x`, `gamma`, `beta`, the activation's three and the quantizer's four, those that are."""
-    act = _act_of(bias_in, slope, bias_out)
-    triton = channels_last_kernels(x.device)
-    if triton is not None:
-        quantizer = (start, widths, scale_in, scale_out)
-        result: list[Tensor] = triton.backward(grad, x, stats, _pair(gamma, beta), eps, act, quantizer)
-        return result
     tables = operator_tables(start, widths, scale_in, scale_out, torch.float32)
-    norm = norm_of(stats, gamma, beta, eps)
+    norm, act = norm_of(stats, gamma, beta, eps), _act_of(bias_in, slope, bias_out)
     dx, sums, (segments, value_sum) = kernel(x).backward(
         planes(grad), planes(x), norm, act, tables, scale_out
     )
@@ -194,14 +168,7 @@ def _(
     scale_out: Tensor,
 ) -> list[Tensor]:
     parameters = (gamma, beta, bias_in, slope, bias_out, start, widths, scale_in, scale_out)
-    return [empty_gradient(x), *(p.new_empty(p.shape) for p in parameters if p is not None)]
-
-
-def empty_gradient(x: Tensor) -> Tensor:
-    """An empty map in the order in which the kernels for `x` leave its gradient."""
-    if channels_last_kernels(x.device) is not None:
-        return torch.empty_like(x, memory_format=torch.channels_last)
-    return x.new_empty(x.shape)
+    return [x.new_empty(x.shape), *(p.new_empty(p.shape) for p in parameters if p is not None)]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_n2uq.ops.packed import channels_last_kernels, kernel
+from lightning_n2uq.ops import kernels
+from lightning_n2uq.ops.packed import OP, kernel
 from lightning_n2uq.ops.tables import output_step
 from lightning_n2uq.ops.weight import apply_scale
 
@@ -69,7 +70,9 @@ def packed_conv2d(
     which the convolution's backward pass has left that of the quantized weight.
     """
     known = weight.weight is not None
-    result: Tensor = _packed_conv2d(
+    triton = kernels.compiled("triton_conv", OP, source.y.device.type)
+    operator = _packed_conv2d if triton is None else triton.packed_conv2d
+    result: Tensor = operator(
         source.y,
         source.packed,
         source.scale_out.detach(),
@@ -150,20 +153,17 @@ def _packed_conv2d_backward(
     needed: list[bool],
 ) -> list[Tensor]:
     """Those gradients of input, weight and bias that are `needed`; without a scale, `weight` is quantized."""
-    kept = weight
+    dtype = weight.dtype
     if weight_scale is not None:
         weight = apply_scale(weight, weight_scale, weight_bits)
     weight = weight.to(grad.dtype)
-    triton, table = channels_last_kernels(packed.device), output_table(scale_out, bits)
-    if triton is not None:
-        y = triton.rebuild(packed, table, size, grad.dtype)
-    else:
-        y = kernel(packed).rebuild(packed, table, size[2] * size[3]).reshape(size).to(grad.dtype)
+    y = kernel(packed).rebuild(packed, output_table(scale_out, bits), size[2] * size[3])
+    y = y.reshape(size).to(grad.dtype)
     grads = _gradients(grad, y, weight, [stride, padding, dilation], groups, needed)
     if weight_scale is not None and needed[1]:
         place = int(needed[0])
-        grads[place] = _through_scale(grads[place], weight_scale, straight_through, kept.dtype)
-    return grads if triton is None else _ordered(grads, kept, needed)
+        grads[place] = _through_scale(grads[place], weight_scale, straight_through, dtype)
+    return grads
 
 
 @_packed_conv2d_backward.register_fake
@@ -183,25 +183,10 @@ def _(
     groups: int,
     needed: list[bool],
 ) -> list[Tensor]:
-    if channels_last_kernels(packed.device) is not None:
-        y = torch.empty_like(grad.new_empty(size), memory_format=torch.channels_last)
-        bias = grad.new_empty(weight.shape[0])
-        dweight = torch.empty_like(weight, dtype=weight.dtype if weight_scale is not None else grad.dtype)
-        return [g for g, wanted in zip((y, dweight, bias), needed, strict=True) if wanted]
     y = grad.new_empty(size)
     grads = _gradients(grad, y, weight.to(grad.dtype), [stride, padding, dilation], groups, needed)
     if weight_scale is not None and needed[1]:
         grads[int(needed[0])] = torch.empty_like(grads[int(needed[0])], dtype=weight.dtype)
-    return grads
-
-
-def _ordered(grads: list[Tensor], weight: Tensor, needed: list[bool]) -> list[Tensor]:
-    """The input's gradient channels-last, the weight's as the weight, whatever the convolution has chosen."""
-    if needed[0]:
-        grads[0] = grads[0].contiguous(memory_format=torch.channels_last)
-    place = int(needed[0])
-    if needed[1] and grads[place].stride() != weight.stride():
-        grads[place] = torch.empty_like(weight, dtype=grads[place].dtype).copy_(grads[place])
     return grads
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops import block_reference, kernels
-from lightning_n2uq.ops.packed import channels_last_kernels, empty_gradient, norm_of
+from lightning_n2uq.ops.packed import norm_of
 from lightning_n2uq.ops.packed_format import Activation, batch_norm, planes
 
 OP = "residual_block"
@@ -35,13 +35,15 @@ def residual_activation(
         act: `[C]` each.
 
     Returns:
-        The sum's activation, contiguous (channels-last by the Triton kernels), dtype of `x`; mean and biased
+        The sum's activation, contiguous (channels-last by Triton's kernels), dtype of `x`; mean and biased
         variance of `x` and of `other`, `[2, C]` float32 each (the latter `[2, 0]` without a norm). Only the
         first has a gradient.
     """
     gamma, beta, eps = norm
     other_gamma, other_beta, other_eps = other_norm or (None, None, 0.0)
-    result: tuple[Tensor, Tensor, Tensor] = _residual_activation(
+    triton = kernels.compiled("triton_chain", OP, x.device.type)
+    operator = _residual_activation if triton is None else triton.residual_activation
+    result: tuple[Tensor, Tensor, Tensor] = operator(
         x, gamma, beta, eps, other, other_gamma, other_beta, other_eps, *act
     )
     return result
@@ -61,12 +63,7 @@ def _residual_activation(
     slope: Tensor,
     bias_out: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    act = Activation(bias_in, slope, bias_out)
     fast = kernels.load(OP, x.device) or block_reference
-    if channels_last_kernels(x.device) is not None:
-        second_norm = _parameters(other_gamma, other_beta, other_eps)
-        result: tuple[Tensor, Tensor, Tensor] = fast.residual(x, (gamma, beta, eps), other, second_norm, act)
-        return result
     source, second = planes(x), planes(other)
     stats = torch.stack(fast.statistics(source)).float()
     other_stats = source.new_empty(2, 0)
@@ -74,7 +71,7 @@ def _residual_activation(
         other_stats = torch.stack(fast.statistics(second)).float()
     norm = batch_norm(stats, gamma, beta, eps)
     other_norm = norm_of(other_stats, other_gamma, other_beta, other_eps)
-    y = fast.residual(source, norm, second, other_norm, act)
+    y = fast.residual(source, norm, second, other_norm, Activation(bias_in, slope, bias_out))
     return y.reshape(x.shape).to(x.dtype), stats, other_stats
 
 
@@ -94,11 +91,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     stats = x.new_empty(2, x.shape[1], dtype=torch.float32)
     other_stats = x.new_empty(2, 0 if other_gamma is None else x.shape[1], dtype=torch.float32)
-    return empty_gradient(x), stats, other_stats
-
-
-def _parameters(gamma: Tensor | None, beta: Tensor | None, eps: float) -> tuple[Tensor, Tensor, float] | None:
-    return None if gamma is None or beta is None else (gamma, beta, eps)
+    return x.new_empty(x.shape), stats, other_stats
 
 
 @torch.library.custom_op("lightning_n2uq::residual_activation_backward", mutates_args=())
@@ -119,16 +112,10 @@ def _residual_activation_backward(
     bias_out: Tensor,
 ) -> list[Tensor]:
     """Gradients of `x, other, gamma, beta, bias_in, slope, bias_out` and of the shortcut's norm, if any."""
-    act = Activation(bias_in, slope, bias_out)
     fast = kernels.load(OP, x.device) or block_reference
-    if channels_last_kernels(x.device) is not None:
-        second_norm = _parameters(other_gamma, other_beta, other_eps)
-        result: list[Tensor] = fast.residual_gradient(
-            grad, x, stats, (gamma, beta, eps), other, other_stats, second_norm, act
-        )
-        return result
     norm = batch_norm(stats, gamma, beta, eps)
     other_norm = norm_of(other_stats, other_gamma, other_beta, other_eps)
+    act = Activation(bias_in, slope, bias_out)
     dx, dother, sums, other_sums = fast.residual_gradient(
         planes(grad), planes(x), norm, planes(other), other_norm, act
     )
@@ -158,9 +145,8 @@ def _(
     slope: Tensor,
     bias_out: Tensor,
 ) -> list[Tensor]:
-    parameters = (gamma, beta, bias_in, slope, bias_out, other_gamma, other_beta)
-    gradients = [p.new_empty(p.shape) for p in parameters if p is not None]
-    return [empty_gradient(x), empty_gradient(other), *gradients]
+    parameters = (x, other, gamma, beta, bias_in, slope, bias_out, other_gamma, other_beta)
+    return [p.new_empty(p.shape) for p in parameters if p is not None]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401

@@ -162,10 +162,10 @@ def test_triton_compiles_to_ieee_arithmetic():
     backend = pytest.importorskip("triton.backends.compiler")
     from lightning_n2uq.ops.kernels import nuq_cuda
 
-    pointers = {"x_ptr": "*i32", "norms_ptr": "*i32", "packed_ptr": "*u8", "levels_ptr": "*fp32"}
-    scalars = {"numel": "i64", "lo": "i32", "hi": "i32", "inverse_lowest": "fp32"}
+    pointers = {"x_ptr": "*i32", "out_ptr": "*u8", "levels_ptr": "*fp32"}
+    scalars = {"numel": "i64", "lo": "i32", "hi": "i32", "inverse_lowest": "fp32", "norm_bytes": "i64"}
     sizes = {"SIZE": 1024, "TILE": 1024, "L2": True, "BITS": 4, "FAMILY": 0, "MANTISSA": 0}
-    constants = {**sizes, "GROUP": 2, "GROUP_BYTES": 1}
+    constants = {**sizes, "GROUP": 4, "GROUP_BYTES": 2, "FAST": True}
     signature = {**pointers, **scalars, **dict.fromkeys(constants, "constexpr")}
     source = compiler.ASTSource(nuq_cuda._encode_kernel, signature, constants)
     target = backend.GPUTarget("cuda", 90, 32)
@@ -173,7 +173,19 @@ def test_triton_compiles_to_ieee_arithmetic():
     assert "div.rn.f32" in ptx
     assert "sqrt.rn.f64" in ptx
     assert "ftz" not in ptx
-    assert "fma.rn.f32" not in ptx
+    assert ptx.count("fma.rn.f32") == 4 * 8  # two corrections of a quotient, eight values per thread
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("scale", [1e-38, 1e-20, 1.0, 1e30])
+def test_cuda_divides_as_the_cpu_does(scale: float):
+    x = torch.randn(3_000_000) * scale * torch.rand(3_000_000) ** 8
+    for form in formats(1024):
+        here = torch.empty(form.nbytes(x.numel()), dtype=torch.uint8)
+        there = here.cuda()
+        nuq_encode(x, form, 5, here)
+        nuq_encode(x.cuda(), form, 5, there)
+        assert torch.equal(here, there.cpu()), form
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

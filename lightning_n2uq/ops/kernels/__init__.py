@@ -27,3 +27,17 @@ def load(op: str, device: torch.device) -> ModuleType | None:
     if kernel == "reference":
         return None
     return importlib.import_module(f"{__name__}.{_PREFIX[op]}_{_SUFFIX[kernel]}")
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def compiled(module: str, op: str, device_type: str) -> ModuleType | None:
+    """The module of operators that a compiler sees through, if Triton runs `op` there; None if it does not.
+
+    Args:
+        module: `triton_chain` or `triton_conv`.
+        op: name of the operator, as given to `kernel_for`.
+        device_type: where it runs.
+    """
+    if kernel_for(op, torch.device(device_type)) != "triton":
+        return None
+    return importlib.import_module(f"lightning_n2uq.ops.{module}")

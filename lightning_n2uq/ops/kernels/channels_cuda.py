@@ -5,8 +5,8 @@
 
 On a GPU the fused operators work on channels-last maps, which the fast half-precision convolutions want too;
 others are copied into that order once. A program takes a block of columns (channels) and a run of tiles of
-rows; a thread stays with its channels for the whole run, so that their parameters are loaded once and their
-sums stay in registers, in float32. Programs leave float64 partial sums, which are added in fixed order.
+rows; a thread stays with its four channels for the whole run, so that their parameters are loaded once and
+their sums stay in registers, in float32. Programs leave float64 partial sums, added in fixed order.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_n2uq.ops.packed_format import Norm
+from lightning_n2uq.ops.kernels.launch_cuda import launch, product
+from lightning_n2uq.ops.kernels.positions_cuda import GROUP, LANES
 
 _MOST_COLUMNS = 64
 _PROGRAMS = 1056  # 8 for each of 132 multiprocessors; a fixed number keeps the order of additions
@@ -28,29 +29,27 @@ class Layout(NamedTuple):
     Attributes:
         rows: `N * P`.
         channels: `C`.
-        columns: channels of a program, a power of two.
-        tile: values of a tile, a multiple of `columns`.
-        tiles: tiles of a program.
+        columns: channels of a program, a power of two, 4 at least.
+        tiles: tiles of a program, `LANES * GROUP` values each.
         grid: programs along rows and along channels.
     """
 
     rows: int
     channels: int
     columns: int
-    tile: int
     tiles: int
     grid: tuple[int, int]
 
 
-def layout(x: Tensor, tile: int) -> Layout:
-    """The layout of a map `[N, C, ...]` for tiles of at least `tile` values, a power of two."""
+def layout(x: Tensor) -> Layout:
+    """The layout of a map `[N, C, ...]`."""
     channels = x.shape[1]
     rows = x.numel() // channels
-    columns = min(_MOST_COLUMNS, int(triton.next_power_of_2(channels)))
-    blocks = triton.cdiv(channels, columns)
-    number = triton.cdiv(rows, tile // columns)
-    tiles = triton.cdiv(number, max(1, _PROGRAMS // blocks))
-    return Layout(rows, channels, columns, tile, tiles, (triton.cdiv(number, tiles), blocks))
+    columns = min(_MOST_COLUMNS, max(GROUP, int(triton.next_power_of_2(channels))))
+    blocks = -(-channels // columns)
+    number = -(-rows // (LANES * GROUP // columns))
+    tiles = -(-number // max(1, _PROGRAMS // blocks))
+    return Layout(rows, channels, columns, tiles, (-(-number // tiles), blocks))
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -64,18 +63,18 @@ def empty_map(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @triton.jit
-def place(channels, COLUMNS: tl.constexpr, TILE: tl.constexpr):
+def place(channels, COLUMNS: tl.constexpr, LANES: tl.constexpr):
     """Of every value of a program's tile: channel, whether there is one, row within the tile, offset."""
-    lane = tl.arange(0, TILE)
+    lane = tl.arange(0, LANES)[:, None] * 4 + tl.arange(0, 4)[None, :]
     channel = tl.program_id(1) * COLUMNS + lane % COLUMNS
     row = lane // COLUMNS
     return channel, channel < channels, row, row * channels + channel
 
 
 @triton.jit
-def first_row(tile, tiles, COLUMNS: tl.constexpr, TILE: tl.constexpr):
+def first_row(tile, tiles, COLUMNS: tl.constexpr, LANES: tl.constexpr):
     """First row of a program's tile."""
-    return (tl.program_id(0).to(tl.int64) * tiles + tile) * (TILE // COLUMNS)
+    return (tl.program_id(0).to(tl.int64) * tiles + tile) * (LANES * 4 // COLUMNS)
 
 
 @triton.jit
@@ -85,9 +84,23 @@ def per_channel(ptr, channel, known):
 
 
 @triton.jit
+def normed(x, scale, shift, NORM: tl.constexpr):
+    """The norm as one product and one sum, rounded each."""
+    if NORM:
+        x = product(x, scale) + shift
+    return x
+
+
+@triton.jit
+def prelu(u, slope, bias):
+    """PReLU and the bias behind it."""
+    return tl.where(u > 0, u, product(slope, u)) + bias
+
+
+@triton.jit
 def store_column_sums(sums_ptr, kind, KINDS: tl.constexpr, value, channels, COLUMNS: tl.constexpr) -> None:
     """Writes the sums over a program's rows to `sums` `[programs, KINDS, C]`, float64."""
-    rows: tl.constexpr = value.shape[0] // COLUMNS
+    rows: tl.constexpr = value.shape[0] * 4 // COLUMNS
     total = tl.sum(tl.reshape(value.to(tl.float64), [rows, COLUMNS]), axis=0)
     channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     base = (tl.program_id(0).to(tl.int64) * KINDS + kind) * channels
@@ -96,14 +109,14 @@ def store_column_sums(sums_ptr, kind, KINDS: tl.constexpr, value, channels, COLU
 
 @triton.jit
 def _moments_kernel(
-    x_ptr, sums_ptr, rows, channels, tiles, COLUMNS: tl.constexpr, TILE: tl.constexpr
+    x_ptr, sums_ptr, rows, channels, tiles, COLUMNS: tl.constexpr, LANES: tl.constexpr
 ) -> None:
     """Sums of `x - x[0]` and of its squares: the first value stands in for the mean, so that none is lost."""
-    channel, known, row, offset = place(channels, COLUMNS, TILE)
+    channel, known, row, offset = place(channels, COLUMNS, LANES)
     origin = per_channel(x_ptr, channel, known)
-    total, squares = tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
+    total, squares = tl.zeros([LANES, 4], tl.float32), tl.zeros([LANES, 4], tl.float32)
     for tile in range(tiles):
-        begin = first_row(tile, tiles, COLUMNS, TILE)
+        begin = first_row(tile, tiles, COLUMNS, LANES)
         inside = known & (row < rows - begin)
         x = tl.load(x_ptr + begin * channels + offset, mask=inside, other=0.0).to(tl.float32)
         centred = tl.where(inside, x - origin, 0.0)
@@ -116,10 +129,10 @@ def _moments_kernel(
 @triton.jit
 def _norm_kernel(
     x_ptr, sums_ptr, gamma_ptr, beta_ptr, stats_ptr, norm_ptr, rows, channels, eps,
-    FROM_SUMS: tl.constexpr, TILE: tl.constexpr,
+    FROM_SUMS: tl.constexpr, LANES: tl.constexpr,
 ) -> None:  # fmt: skip
     """`stats` `[2, C]` from the sums (or as they are), and `packed_format.batch_norm` of them `[4, C]`."""
-    channel = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    channel = tl.program_id(0) * LANES + tl.arange(0, LANES)
     known = channel < channels
     if FROM_SUMS:
         total = tl.load(sums_ptr + channel, mask=known, other=0.0) / rows
@@ -134,36 +147,96 @@ def _norm_kernel(
         mean = tl.load(stats_ptr + channel, mask=known, other=0.0)
         variance = tl.load(stats_ptr + channels + channel, mask=known, other=1.0)
     inverse = (1.0 / tl.sqrt(variance.to(tl.float64) + eps)).to(tl.float32)
-    scale = per_channel(gamma_ptr, channel, known) * inverse
-    shift = per_channel(beta_ptr, channel, known) - mean * scale
+    scale = product(per_channel(gamma_ptr, channel, known), inverse)
+    shift = per_channel(beta_ptr, channel, known) - product(mean, scale)
     tl.store(norm_ptr + channel, mean, mask=known)
     tl.store(norm_ptr + channels + channel, inverse, mask=known)
     tl.store(norm_ptr + 2 * channels + channel, scale, mask=known)
     tl.store(norm_ptr + 3 * channels + channel, shift, mask=known)
 
 
-def measured_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Norm]:
-    """Mean and biased variance `[2, C]` float32 of a channels-last map, and its norm."""
-    form = layout(x, 1024)
+def measured_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance `[2, C]` float32 of a channels-last map, and its norm.
+
+    The norm is `[4, C]` float32, the fields of `packed_format.Norm` as rows.
+    """
+    form = layout(x)
     partial = torch.empty(form.grid[0], 2, form.channels, dtype=torch.float64, device=x.device)
-    _moments_kernel[form.grid](
-        x, partial, form.rows, form.channels, form.tiles, COLUMNS=form.columns, TILE=form.tile,
-        enable_fp_fusion=False,
-    )  # fmt: skip
+    sizes = form.rows, form.channels, form.tiles
+    launch(_moments_kernel, form.grid, x, partial, *sizes, COLUMNS=form.columns, LANES=LANES)
     stats = torch.empty(2, form.channels, dtype=torch.float32, device=x.device)
-    return stats, _norm(x, partial.sum(0), stats, gamma, beta, eps)
+    return stats, _norm(x, partial.sum(0), stats, (gamma, beta, eps), from_sums=True)
 
 
-def known_norm(stats: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Norm:
+def known_norm(stats: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
     """The norm of statistics that `measured_norm` has returned: the very same numbers."""
-    return _norm(stats, None, stats, gamma, beta, eps)
+    return _norm(stats, stats, stats, (gamma, beta, eps), from_sums=False)
 
 
-def _norm(x: Tensor, sums: Tensor | None, stats: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Norm:
+def _norm(
+    x: Tensor, sums: Tensor, stats: Tensor, parameters: tuple[Tensor, Tensor, float], *, from_sums: bool
+) -> Tensor:
     channels = stats.shape[1]
     norm = torch.empty(4, channels, dtype=torch.float32, device=stats.device)
-    _norm_kernel[(triton.cdiv(channels, 128),)](
-        x, stats if sums is None else sums, gamma.detach(), beta.detach(), stats, norm,
-        x.numel() // channels, channels, eps, FROM_SUMS=sums is not None, TILE=128, enable_fp_fusion=False,
+    gamma, beta, eps = parameters
+    launch(
+        _norm_kernel, (-(-channels // LANES),), x, sums, gamma.detach(), beta.detach(), stats, norm,
+        x.numel() // channels, channels, eps, FROM_SUMS=from_sums, LANES=LANES,
     )  # fmt: skip
-    return Norm(*norm.unbind(0))
+    return norm
+
+
+@triton.jit
+def _channels_kernel(
+    sums_ptr, norm_ptr, correction_ptr, d_gamma_ptr, d_beta_ptr, d_bias_in_ptr, d_slope_ptr, d_bias_out_ptr,
+    rows, channels, NORM: tl.constexpr, ACT: tl.constexpr, LANES: tl.constexpr,
+) -> None:  # fmt: skip
+    """Gradients of the channels' parameters, and the norm's two corrections, from sums `[4, C]`."""
+    channel = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    known = channel < channels
+    bias = tl.load(sums_ptr + channel, mask=known, other=0.0)
+    if NORM:
+        inverse = per_channel(norm_ptr + channels, channel, known).to(tl.float64)
+        moment = tl.load(sums_ptr + 3 * channels + channel, mask=known, other=0.0)
+        tl.store(correction_ptr + channel, (bias / rows).to(tl.float32), mask=known)
+        tilt = moment * inverse * inverse / rows
+        tl.store(correction_ptr + channels + channel, tilt.to(tl.float32), mask=known)
+        tl.store(d_gamma_ptr + channel, (moment * inverse).to(d_gamma_ptr.dtype.element_ty), mask=known)
+        tl.store(d_beta_ptr + channel, bias.to(d_beta_ptr.dtype.element_ty), mask=known)
+    if ACT:
+        slope = tl.load(sums_ptr + channels + channel, mask=known, other=0.0)
+        out = tl.load(sums_ptr + 2 * channels + channel, mask=known, other=0.0)
+        tl.store(d_bias_in_ptr + channel, bias.to(d_bias_in_ptr.dtype.element_ty), mask=known)
+        tl.store(d_slope_ptr + channel, slope.to(d_slope_ptr.dtype.element_ty), mask=known)
+        tl.store(d_bias_out_ptr + channel, out.to(d_bias_out_ptr.dtype.element_ty), mask=known)
+
+
+def channel_gradients(
+    sums: Tensor,
+    norm: Tensor | None,
+    norm_parameters: tuple[Tensor, ...],
+    act: tuple[Tensor, ...],
+    rows: int,
+) -> tuple[Tensor, list[Tensor]]:
+    """The norm's corrections `[2, C]`, and the gradients of those parameters that there are.
+
+    Args:
+        sums: `[programs, 4, C]` float64, as the kernels leave them: `packed_reference.backward`'s columns.
+        norm: `[4, C]`, or None.
+        norm_parameters: `gamma, beta`, or none.
+        act: bias, slope, bias, or none.
+        rows: `N * P`.
+    """
+    channels = sums.shape[2]
+    correction = torch.empty(2, channels, dtype=torch.float32, device=sums.device)
+    grads = [torch.empty_like(p) for p in (*norm_parameters, *act)]
+    if not grads:
+        return correction, grads
+    norm_grads = grads[:2] if norm is not None else [correction] * 2
+    act_grads = grads[-3:] if act else [correction] * 3
+    launch(
+        _channels_kernel, (-(-channels // LANES),), sums.sum(0), correction if norm is None else norm,
+        correction, *norm_grads, *act_grads, rows, channels,
+        NORM=norm is not None, ACT=len(act) > 0, LANES=LANES,
+    )  # fmt: skip
+    return correction, grads

@@ -19,11 +19,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightning_n2uq.ops.kernels.launch_cuda import INTERPRETED, product
 from lightning_n2uq.ops.kernels.rng import GOLDEN, M1, M2, message_key
 from lightning_n2uq.ops.nuq_format import NUQFormat
 
 _TILE = 1024
-_GROUPS = {2: (4, 1), 3: (8, 3), 4: (2, 1), 8: (1, 1)}  # bits: how many codes fill how many whole bytes
+_ENCODE_WARPS = 1  # of 32 threads with 32 values of a bucket of 1024 each: sums need no barrier
+_MOST_INVERSE = 2.0**60  # beyond it, levels are so small that only the full division tells them apart
+_GROUPS = {2: (4, 1), 3: (8, 3), 4: (4, 2), 8: (4, 4)}  # bits: how many codes fill how many whole bytes
 _FAMILIES = {"float": 0, "uniform": 1, "table": 2}
 _GOLDEN, _M1, _M2 = tl.constexpr(GOLDEN), tl.constexpr(M1), tl.constexpr(M2)
 _INF_BITS = tl.constexpr(0x7F800000)
@@ -46,31 +49,72 @@ def _weyl(start, position):
 
 
 @triton.jit
-def _largest(x_ptr, start, length, SIZE: tl.constexpr, TILE: tl.constexpr):
-    """Largest bit pattern of the bucket's magnitudes."""
-    lane = tl.arange(0, TILE)
-    largest = tl.zeros([TILE], tl.int32)
-    for tile in range(0, SIZE, TILE):
-        pattern = tl.load(x_ptr + start + tile + lane, mask=tile + lane < length, other=0) & _ABS
-        largest = tl.maximum(largest, pattern)
-    return tl.max(largest, axis=0)
+def _magnitudes(x_ptr, start, tile, length, GROUP: tl.constexpr, TILE: tl.constexpr):
+    """Bit patterns of a tile `[TILE / GROUP, GROUP]`, zeros behind the end, and the places in the bucket."""
+    place = tile + tl.arange(0, TILE // GROUP)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    return tl.load(x_ptr + start + place, mask=place < length, other=0), place
 
 
 @triton.jit
-def _l2_norm(x_ptr, start, length, largest, SIZE: tl.constexpr, TILE: tl.constexpr):
-    """Exact integer sum of squares of 24-bit magnitudes, then fp64 square root, then fp32 (as a pattern)."""
-    lane = tl.arange(0, TILE)
-    top = tl.maximum(largest >> 23, 1)
-    total = tl.zeros([TILE], tl.int64)
-    for tile in range(0, SIZE, TILE):
-        pattern = tl.load(x_ptr + start + tile + lane, mask=tile + lane < length, other=0) & _ABS
-        mantissa = (pattern & 0x7FFFFF) | tl.where(pattern >= 0x800000, 0x800000, 0)
-        shift = tl.minimum(top - tl.maximum(pattern >> 23, 1), 31)
-        scaled = (mantissa >> shift).to(tl.int64)
-        total += scaled * scaled
-    root = tl.sqrt(tl.sum(total, axis=0).to(tl.float64))
-    unit = ((top.to(tl.int64) + 873) << 52).to(tl.float64, bitcast=True)  # 2**(top - 150), exact
-    return (root * unit).to(tl.float32).to(tl.int32, bitcast=True)
+def _squares(pattern, up, down):
+    """Squares of the magnitudes as whole numbers; `up * down` brings the largest to 24 bits, exactly."""
+    whole = ((pattern & _ABS).to(tl.float32, bitcast=True) * up * down).to(tl.int32).to(tl.int64)
+    return whole * whole
+
+
+@triton.jit
+def _power_of_two(exponent):
+    """`2**exponent` float32 for exponents of normal numbers."""
+    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _largest_and_norm(
+    x_ptr, held, start, length, SIZE: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr, L2: tl.constexpr
+):
+    """Bit patterns of the bucket's largest magnitude and of its norm.
+
+    The l2 norm is an exact sum of squares of 24-bit numbers, then an fp64 square root, then fp32. A bucket of
+    one tile is `held` already.
+    """
+    largest = tl.max(tl.max(held & _ABS, axis=1), axis=0)
+    for tile in range(TILE, SIZE, TILE):
+        pattern, _ = _magnitudes(x_ptr, start, tile, length, GROUP, TILE)
+        largest = tl.maximum(largest, tl.max(tl.max(pattern & _ABS, axis=1), axis=0))
+    norm = largest
+    if L2:
+        top = tl.maximum(largest >> 23, 1)
+        up, down = _power_of_two(tl.minimum(150 - top, 127)), _power_of_two(tl.maximum(23 - top, 0))
+        total = tl.sum(tl.sum(_squares(held, up, down), axis=1), axis=0)
+        for tile in range(TILE, SIZE, TILE):
+            pattern, _ = _magnitudes(x_ptr, start, tile, length, GROUP, TILE)
+            total += tl.sum(tl.sum(_squares(pattern, up, down), axis=1), axis=0)
+        root = tl.sqrt(total.to(tl.float64))
+        unit = ((top.to(tl.int64) + 873) << 52).to(tl.float64, bitcast=True)  # 2**(top - 150), exact
+        norm = (root * unit).to(tl.float32).to(tl.int32, bitcast=True)
+    return largest, norm
+
+
+@triton.jit
+def _quotient(pattern, norm):
+    """`|x| / norm`, the IEEE division, faster since all share the divisor: two corrections of an estimate.
+
+    Both are scaled by a power of two first, so that no step leaves the range of normal numbers unless the
+    quotient is below 2**-100, where no level is.
+    """
+    magnitude = (pattern & _ABS).to(tl.float32, bitcast=True)
+    if INTERPRETED:
+        quotient = magnitude / norm
+    else:
+        exponent = norm.to(tl.int32, bitcast=True) >> 23
+        unit = (tl.maximum(254 - exponent, 1) << 23).to(tl.float32, bitcast=True)
+        divisor = tl.zeros_like(magnitude) + norm * unit
+        inverse = tl.zeros_like(magnitude) + tl.div_rn(1.0, norm * unit)
+        scaled = magnitude * unit
+        quotient = product(scaled, inverse)
+        quotient = tl.fma(tl.fma(-divisor, quotient, scaled), inverse, quotient)
+        quotient = tl.fma(tl.fma(-divisor, quotient, scaled), inverse, quotient)
+    return quotient
 
 
 @triton.jit
@@ -109,13 +153,13 @@ def _round(
 @triton.jit(do_not_specialize=["lo", "hi"])
 def _encode_kernel(
     x_ptr,
-    norms_ptr,
-    packed_ptr,
+    out_ptr,
     levels_ptr,
     numel,
     lo,
     hi,
     inverse_lowest,
+    norm_bytes,
     SIZE: tl.constexpr,
     TILE: tl.constexpr,
     L2: tl.constexpr,
@@ -124,38 +168,46 @@ def _encode_kernel(
     MANTISSA: tl.constexpr,
     GROUP: tl.constexpr,
     GROUP_BYTES: tl.constexpr,
+    FAST: tl.constexpr,
 ):
-    """Norm, codes and packed bytes of one bucket; `x_ptr` and `norms_ptr` point to bit patterns (int32)."""
+    """Norm, codes and packed bytes of one bucket; `x_ptr` points to bit patterns (int32).
+
+    Norms are stored byte by byte, since a message need not begin at a multiple of four.
+    """
     bucket = tl.program_id(0).to(tl.int64)
     start = bucket * SIZE
     length = tl.minimum(numel - start, SIZE).to(tl.int32)
-    largest = _largest(x_ptr, start, length, SIZE, TILE)
-    norm_bits = largest
-    if L2:
-        norm_bits = _l2_norm(x_ptr, start, length, largest, SIZE, TILE)
+    held, _ = _magnitudes(x_ptr, start, 0, length, GROUP, TILE)
+    largest, norm_bits = _largest_and_norm(x_ptr, held, start, length, SIZE, TILE, GROUP, L2)
     norm_bits = tl.where(largest >= _INF_BITS, _NAN_BITS, tl.where(largest == 0, 0, norm_bits))
-    tl.store(norms_ptr + bucket, norm_bits)
+    byte = tl.arange(0, 4)
+    tl.store(out_ptr + bucket * 4 + byte, ((norm_bits >> (8 * byte)) & 255).to(tl.uint8))
     usable = (norm_bits > 0) & (norm_bits < _INF_BITS)
     norm = tl.where(usable, norm_bits, 0x3F800000).to(tl.float32, bitcast=True)
     zero = tl.full([], 0, tl.uint32)
     k0 = _mix(_weyl(lo.to(tl.uint32), bucket), zero)
     k1 = _mix(hi.to(tl.uint32) ^ k0, zero)
-    group = tl.arange(0, TILE // GROUP)[:, None]
     member = tl.arange(0, GROUP)[None, :]
-    first_byte = bucket * (SIZE * BITS // 8)
+    packed_ptr = out_ptr + norm_bytes + bucket * (SIZE * BITS // 8)
     for tile in range(0, SIZE, TILE):
-        position = tile + group * GROUP + member
-        pattern = tl.load(x_ptr + start + position, mask=position < length, other=0)
-        ratio = tl.div_rn((pattern & _ABS).to(tl.float32, bitcast=True), norm)
+        if SIZE == TILE:
+            pattern = held
+            position = tl.arange(0, TILE // GROUP)[:, None] * GROUP + member
+        else:
+            pattern, position = _magnitudes(x_ptr, start, tile, length, GROUP, TILE)
+        if FAST:
+            ratio = _quotient(pattern, norm)
+        else:
+            ratio = tl.div_rn((pattern & _ABS).to(tl.float32, bitcast=True), norm)
         random = _mix(_weyl(k0, position), k1)
         code = _round(ratio, random, levels_ptr, inverse_lowest, BITS, FAMILY, MANTISSA)
         code = tl.where((pattern < 0) & (code > 0), code | (1 << (BITS - 1)), code)
         code = tl.where(usable & (position < length), code, 0)
         word = tl.sum(code << (member * BITS), axis=1)
-        for byte in tl.static_range(GROUP_BYTES):
-            offset = (tile // GROUP + tl.arange(0, TILE // GROUP)) * GROUP_BYTES + byte
+        for byte_index in tl.static_range(GROUP_BYTES):
+            offset = (tile // GROUP + tl.arange(0, TILE // GROUP)) * GROUP_BYTES + byte_index
             inside = offset < (length * BITS + 7) // 8
-            tl.store(packed_ptr + first_byte + offset, ((word >> (8 * byte)) & 255).to(tl.uint8), mask=inside)
+            tl.store(packed_ptr + offset, ((word >> (8 * byte_index)) & 255).to(tl.uint8), mask=inside)
 
 
 @triton.jit
@@ -219,17 +271,14 @@ def _signed_levels(form: NUQFormat, device: torch.device) -> Tensor:
 def encode(x: Tensor, form: NUQFormat, seed: int, out: Tensor) -> None:
     """See `lightning_n2uq.ops.nuq.nuq_encode`."""
     numel = x.numel()
-    start, buckets = form.norm_bytes(numel), form.num_buckets(numel)
-    norms = torch.empty(buckets, dtype=torch.int32, device=x.device)  # `out` need not be 4-byte aligned
     lo, hi = (word - (word >> 31 << 32) for word in message_key(seed))  # as int32, so that types never change
     group, group_bytes = _GROUPS[form.bits]
-    _encode_kernel[(buckets,)](
-        x.view(torch.int32), norms, out[start:], _levels(form, x.device), numel, lo, hi, form.inverse_lowest,
-        SIZE=form.bucket_size, TILE=_tile(form), L2=form.norm == "l2", BITS=form.bits,
+    _encode_kernel[(form.num_buckets(numel),)](
+        x.view(torch.int32), out, _levels(form, x.device), numel, lo, hi, form.inverse_lowest,
+        form.norm_bytes(numel), SIZE=form.bucket_size, TILE=_tile(form), L2=form.norm == "l2", BITS=form.bits,
         FAMILY=_FAMILIES[form.family], MANTISSA=form.mantissa_bits, GROUP=group, GROUP_BYTES=group_bytes,
-        enable_fp_fusion=False,
+        FAST=form.inverse_lowest <= _MOST_INVERSE, num_warps=_ENCODE_WARPS, enable_fp_fusion=False,
     )  # fmt: skip
-    out[:start].copy_(norms.view(torch.uint8))
 
 
 def decode_mean(payloads: Tensor, form: NUQFormat, numel: int, out: Tensor) -> None:

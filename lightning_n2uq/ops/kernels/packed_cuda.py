@@ -4,12 +4,13 @@
 """Triton kernels of the fused pre-activation chain on channels-last maps: norm, bias, PReLU, bias, quantizer.
 
 Forward: one pass for the norm's statistics, one that writes the quantized map and its codes. Backward: one
-pass for all sums, and behind a norm, which needs the sums first, one more for the input's gradient. Nothing
-waits for the device, and no intermediate is written.
+pass for all sums, and behind a norm, which needs the sums first, one more for the input's gradient; the codes
+save it the search, since a code leaves one knot to compare with. Nothing waits for the device, and no
+intermediate is written.
 
-The codes of a pixel's channels are packed one behind the other, 1, 2, 4 or 8 bits each (3-bit codes take 4).
-Behind the codes every program of the forward pass leaves one byte that says whether it has seen a NaN, which
-has no code; `rebuild` then gives NaN for all values of that program.
+The codes of a pixel's channels are packed one behind the other, 2 or 4 bits each, low bits first (1 bit takes
+2, 3 bits take 4). Behind them every program of the forward pass leaves one byte that says whether it has seen
+a NaN, which has no code; `rebuild` then gives NaN for all values of that program.
 """
 
 import torch
@@ -19,47 +20,50 @@ from torch import Tensor
 
 from lightning_n2uq.ops.kernels.channels_cuda import (
     Layout,
+    channel_gradients,
     channels_last,
     empty_map,
     first_row,
     known_norm,
     layout,
     measured_norm,
+    normed,
     per_channel,
     place,
+    prelu,
     store_column_sums,
 )
+from lightning_n2uq.ops.kernels.launch_cuda import launch
 from lightning_n2uq.ops.kernels.positions_cuda import (
-    BACKWARD_TILE,
-    MOST_HELD,
-    add_to_segments,
+    LANES,
+    add_group,
     count_below,
     held_bounds,
     index_of,
-    level_of,
+    join4,
     load_bounds,
-    segment_of,
-    slope_of,
+    number_of,
+    split4,
+    store_segments,
 )
-from lightning_n2uq.ops.kernels.tables_cuda import parameter_gradients, tables
-from lightning_n2uq.ops.packed_format import Activation, Norm
+from lightning_n2uq.ops.kernels.tables_cuda import parameter_gradients, table_rows
 
-MOST_STEPS = MOST_HELD - 1  # beyond 4 bits the chain stays in separate operators
-
-_FORWARD_TILE = 1024
-_QUANTIZER = tuple[Tensor, Tensor, Tensor, Tensor]
+_Quantizer = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def stored_bits(n: int) -> int:
-    """Bits that a code 0 .. `n` takes in memory: 1, 2, 4 or 8."""
-    return int(triton.next_power_of_2(n.bit_length()))
+    """Bits that a code 0 .. `n` takes in memory; beyond 4 the chain stays in separate operators."""
+    return 2 if n <= 3 else 4
+
+
+def _row_bytes(form: Layout, n: int) -> int:
+    return -(-form.channels * stored_bits(n) // 8)
 
 
 def packed_size(x: Tensor, n: int) -> int:
     """Bytes of the packed codes of a map `[N, C, H, W]`."""
-    form = layout(x, _FORWARD_TILE)
-    per_row = -(-form.channels * stored_bits(n) // 8)
-    return form.rows * per_row + form.grid[0] * form.grid[1]
+    form = layout(x)
+    return form.rows * _row_bytes(form, n) + form.grid[0] * form.grid[1]
 
 
 @triton.jit
@@ -67,137 +71,163 @@ def _channel_numbers(
     norm_ptr, bias_in_ptr, slope_ptr, bias_out_ptr, channel, known, channels,
     NORM: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
-    """Scale, shift, bias, slope, bias of every value's channel; what is not there is zero and not used."""
+    """Mean, scale, shift, bias, slope, bias of every value's channel; what is not there is not used."""
     zero = tl.zeros(channel.shape, tl.float32)
-    scale, shift, bias_in, slope, bias_out = zero, zero, zero, zero, zero
+    mean, scale, shift, bias_in, slope, bias_out = zero, zero, zero, zero, zero, zero
     if NORM:
+        mean = per_channel(norm_ptr, channel, known)
         scale = per_channel(norm_ptr + 2 * channels, channel, known)
         shift = per_channel(norm_ptr + 3 * channels, channel, known)
     if ACT:
         bias_in = per_channel(bias_in_ptr, channel, known)
         slope = per_channel(slope_ptr, channel, known)
         bias_out = per_channel(bias_out_ptr, channel, known)
-    return scale, shift, bias_in, slope, bias_out
+    return mean, scale, shift, bias_in, slope, bias_out
 
 
 @triton.jit
 def _chain(x, scale, shift, bias_in, slope, bias_out, NORM: tl.constexpr, ACT: tl.constexpr):
     """What PReLU sees, and what the quantizer sees; see `packed_reference.chain`."""
-    if NORM:
-        x = x * scale
-        x = x + shift
-    v = x
+    u = normed(x, scale, shift, NORM)
+    v = u
     if ACT:
-        x = x + bias_in
-        v = tl.where(x > 0, x, slope * x) + bias_out
-    return x, v
+        u = u + bias_in
+        v = prelu(u, slope, bias_out)
+    return u, v
+
+
+@triton.jit
+def _place_bytes(channels, row_bytes, BITS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr):
+    """Of the bytes that hold a thread's four codes: row within the tile, place in the row, whether there."""
+    BYTES: tl.constexpr = BITS * 4 // 8
+    lane = tl.arange(0, LANES)[:, None] * 4 + tl.zeros([1, BYTES], tl.int32)
+    channel = tl.program_id(1) * COLUMNS + lane % COLUMNS
+    column = channel * BITS // 8 + tl.arange(0, BYTES)[None, :]
+    return lane // COLUMNS, column, (channel < channels) & (column < row_bytes)
+
+
+@triton.jit
+def _load_codes(packed_ptr, begin, rows, byte_row, column, there, row_bytes, BITS: tl.constexpr):
+    """Codes `[LANES, 4]` of a tile, from the bytes of `_place_bytes`."""
+    inside = there & (byte_row < rows - begin)
+    byte = tl.load(packed_ptr + begin * row_bytes + byte_row * row_bytes + column, mask=inside, other=0)
+    byte = byte.to(tl.int32)
+    if BITS == 4:
+        low, high = tl.split(byte)
+        word = low | (high << 8)
+    else:
+        word = tl.reshape(byte, [byte.shape[0]])
+    MASK: tl.constexpr = (1 << BITS) - 1
+    return join4(word & MASK, (word >> BITS) & MASK, (word >> (2 * BITS)) & MASK, (word >> (3 * BITS)) & MASK)
 
 
 @triton.jit
 def _forward_kernel(
-    x_ptr, y_ptr, packed_ptr, flags_ptr, norm_ptr, bias_in_ptr, slope_ptr, bias_out_ptr,
-    alpha_ptr, bounds_ptr, outputs_ptr, rows, channels, tiles, n, row_bytes,
-    NORM: tl.constexpr, ACT: tl.constexpr, HELD: tl.constexpr, BITS: tl.constexpr,
-    COLUMNS: tl.constexpr, TILE: tl.constexpr,
+    x_ptr, y_ptr, packed_ptr, norm_ptr, bias_in_ptr, slope_ptr, bias_out_ptr, tables_ptr,
+    rows, channels, tiles, row_bytes,
+    NORM: tl.constexpr, ACT: tl.constexpr, N: tl.constexpr, HELD: tl.constexpr, BITS: tl.constexpr,
+    COLUMNS: tl.constexpr, LANES: tl.constexpr,
 ) -> None:  # fmt: skip
     """Quantized values, packed codes and the NaN flag of one program."""
-    CODES: tl.constexpr = 8 // BITS  # per byte
-    channel, known, row, offset = place(channels, COLUMNS, TILE)
-    scale, shift, bias_in, slope, bias_out = _channel_numbers(
+    channel, known, row, offset = place(channels, COLUMNS, LANES)
+    byte_row, column, there = _place_bytes(channels, row_bytes, BITS, COLUMNS, LANES)
+    _, scale, shift, bias_in, slope, bias_out = _channel_numbers(
         norm_ptr, bias_in_ptr, slope_ptr, bias_out_ptr, channel, known, channels, NORM, ACT
     )
-    alpha = tl.load(alpha_ptr)
-    held = load_bounds(bounds_ptr, 0, n, HELD)
-    nans = tl.zeros([TILE], tl.int32)
-    # Where the columns end within a byte, that byte is this program's alone: columns are a multiple of it.
-    BYTES: tl.constexpr = (COLUMNS + CODES - 1) // CODES
-    byte = tl.arange(0, TILE // COLUMNS * BYTES)
-    byte_row, byte_column = byte // BYTES, tl.program_id(1) * BYTES + byte % BYTES
+    alpha = tl.load(tables_ptr)
+    bounds_ptr, outputs_ptr = tables_ptr + 2 * (N + 2), tables_ptr + 7 * (N + 2)
+    held = load_bounds(bounds_ptr, 0, N, HELD)
+    nans = tl.zeros([LANES, 4], tl.int32)
     for tile in range(tiles):
-        begin = first_row(tile, tiles, COLUMNS, TILE)
+        begin = first_row(tile, tiles, COLUMNS, LANES)
         inside = known & (row < rows - begin)
         x = tl.load(x_ptr + begin * channels + offset, mask=inside, other=0.0).to(tl.float32)
         _, v = _chain(x, scale, shift, bias_in, slope, bias_out, NORM, ACT)
         s = v * alpha
-        code = index_of(count_below(s, held, bounds_ptr, n, HELD, 1))
-        y = tl.where(s != s, s, tl.load(outputs_ptr + code))
+        s0, s1, s2, s3 = split4(s)
+        c0 = index_of(count_below(s0, held, bounds_ptr, N, HELD, 1))
+        c1 = index_of(count_below(s1, held, bounds_ptr, N, HELD, 1))
+        c2 = index_of(count_below(s2, held, bounds_ptr, N, HELD, 1))
+        c3 = index_of(count_below(s3, held, bounds_ptr, N, HELD, 1))
+        y = tl.where(s != s, s, tl.load(outputs_ptr + join4(c0, c1, c2, c3)))
         tl.store(y_ptr + begin * channels + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
         nans |= (inside & (s != s)).to(tl.int32)
-        code = tl.where(inside, code, 0)
-        if COLUMNS >= CODES:
-            grouped = tl.reshape(code, [TILE // CODES, CODES])
-            packed = tl.sum(grouped << (tl.arange(0, CODES) * BITS)[None, :], axis=1)
-        else:
-            grouped = tl.reshape(code, [TILE // COLUMNS, COLUMNS])
-            packed = tl.sum(grouped << (tl.arange(0, COLUMNS) * BITS)[None, :], axis=1)
-        there = (byte_row < rows - begin) & (byte_column < row_bytes)
-        tl.store(packed_ptr + (begin + byte_row) * row_bytes + byte_column, packed.to(tl.uint8), mask=there)
+        word = c0 | (c1 << BITS) | (c2 << (2 * BITS)) | (c3 << (3 * BITS))
+        byte = tl.join(word & 255, word >> 8) if BITS == 4 else word[:, None]
+        mask = there & (byte_row < rows - begin)
+        target = packed_ptr + begin * row_bytes + byte_row * row_bytes + column
+        tl.store(target, byte.to(tl.uint8), mask=mask)
     flag = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
-    tl.store(flags_ptr + flag, tl.max(nans, axis=0).to(tl.uint8))
+    flags_ptr = packed_ptr + rows.to(tl.int64) * row_bytes
+    tl.store(flags_ptr + flag, tl.max(tl.max(nans, axis=1), axis=0).to(tl.uint8))
 
 
 @triton.jit
 def _rebuild_kernel(
-    packed_ptr, flags_ptr, outputs_ptr, y_ptr, rows, channels, tiles, row_bytes,
-    BITS: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr,
+    packed_ptr, outputs_ptr, y_ptr, rows, channels, tiles, row_bytes,
+    BITS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr,
 ) -> None:  # fmt: skip
     """The quantized values of one program from its codes."""
-    CODES: tl.constexpr = 8 // BITS
-    channel, known, row, offset = place(channels, COLUMNS, TILE)
+    _, known, row, offset = place(channels, COLUMNS, LANES)
+    byte_row, column, there = _place_bytes(channels, row_bytes, BITS, COLUMNS, LANES)
+    flags_ptr = packed_ptr + rows.to(tl.int64) * row_bytes
     flag = tl.load(flags_ptr + tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1))
     for tile in range(tiles):
-        begin = first_row(tile, tiles, COLUMNS, TILE)
+        begin = first_row(tile, tiles, COLUMNS, LANES)
         inside = known & (row < rows - begin)
-        where = (begin + row) * row_bytes + channel // CODES
-        byte = tl.load(packed_ptr + where, mask=inside, other=0).to(tl.int32)
-        code = (byte >> (channel % CODES * BITS)) & ((1 << BITS) - 1)
-        y = tl.load(outputs_ptr + code)
-        y = tl.where(flag > 0, float("nan"), y)
+        code = _load_codes(packed_ptr, begin, rows, byte_row, column, there, row_bytes, BITS)
+        y = tl.where(flag > 0, float("nan"), tl.load(outputs_ptr + code))
         tl.store(y_ptr + begin * channels + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
+def _segment(s, code, knots_ptr, N: tl.constexpr):
+    """Index 0 .. N + 1 of the segment that holds `s`, NaN in segment `N`.
+
+    Of the knots, one lies between the thresholds around a code: those before it are passed, those behind not.
+    """
+    segment = code + (s > tl.load(knots_ptr + code)).to(tl.int32)
+    return tl.where(s != s, N, segment)
+
+
+@triton.jit
 def _sums_kernel(
-    grad_ptr, x_ptr, dx_ptr, sums_ptr, segments_ptr, norm_ptr, bias_in_ptr, slope_ptr, bias_out_ptr,
-    alpha_ptr, beta_ptr, knots_ptr, slopes_ptr, bounds_ptr, levels_ptr, rows, channels, tiles, n,
-    NORM: tl.constexpr, ACT: tl.constexpr, HELD: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr,
+    grad_ptr, x_ptr, packed_ptr, dx_ptr, sums_ptr, segments_ptr, norm_ptr, bias_in_ptr, slope_ptr,
+    bias_out_ptr, tables_ptr, rows, channels, tiles, row_bytes,
+    NORM: tl.constexpr, ACT: tl.constexpr, N: tl.constexpr, HELD: tl.constexpr, BITS: tl.constexpr,
+    COLUMNS: tl.constexpr, LANES: tl.constexpr,
 ) -> None:  # fmt: skip
     """All sums of one program, and without a norm the input's gradient.
 
     `sums` `[programs along rows, 4, C]` are those of `packed_reference.backward`; `segments`
-    `[programs, n + 2, 2]` those of `threshold_cuda`, the sum of `g value` in the first place.
+    `[programs, N + 2, 2]` those of `threshold_cuda`, the sum of `g value` in the first place.
     """
-    channel, known, row, offset = place(channels, COLUMNS, TILE)
-    scale, shift, bias_in, slope, bias_out = _channel_numbers(
+    channel, known, row, offset = place(channels, COLUMNS, LANES)
+    byte_row, column, there = _place_bytes(channels, row_bytes, BITS, COLUMNS, LANES)
+    mean, scale, shift, bias_in, slope, bias_out = _channel_numbers(
         norm_ptr, bias_in_ptr, slope_ptr, bias_out_ptr, channel, known, channels, NORM, ACT
     )
-    mean = scale
-    if NORM:
-        mean = per_channel(norm_ptr, channel, known)
-    alpha = tl.load(alpha_ptr)
-    gain = alpha * tl.load(beta_ptr).to(tl.float32)
-    held = load_bounds(knots_ptr, 0, n + 1, HELD)
-    grad_sum, grad_v_sum = tl.zeros([HELD, TILE], tl.float32), tl.zeros([HELD, TILE], tl.float32)
-    value_sum, bias_sum = tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
-    slope_sum, out_sum = tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
-    product_sum = tl.zeros([TILE], tl.float32)
-    begin = first_row(0, tiles, COLUMNS, TILE)
-    inside = known & (row < rows - begin)
-    next_x = tl.load(x_ptr + begin * channels + offset, mask=inside, other=0.0)
-    next_g = tl.load(grad_ptr + begin * channels + offset, mask=inside, other=0.0)
+    alpha = tl.load(tables_ptr)
+    gain = alpha * tl.load(tables_ptr + 1)
+    knots_ptr, slopes_ptr = tables_ptr + (N + 2), tables_ptr + 3 * (N + 2)
+    levels_ptr = tables_ptr + 6 * (N + 2)
+    grad_sum, grad_v_sum = tl.zeros([HELD, LANES], tl.float32), tl.zeros([HELD, LANES], tl.float32)
+    zero = tl.zeros([LANES, 4], tl.float32)
+    value_sum, bias_sum, slope_sum, out_sum, moment = zero, zero, zero, zero, zero
     for tile in range(tiles):
-        x, g, inside = next_x.to(tl.float32), next_g.to(tl.float32), known & (row < rows - begin)
-        dx_here = dx_ptr + begin * channels + offset
-        begin += TILE // COLUMNS
-        follows = known & (row < rows - begin) & (tile + 1 < tiles)  # loaded ahead of their turn
-        next_x = tl.load(x_ptr + begin * channels + offset, mask=follows, other=0.0)
-        next_g = tl.load(grad_ptr + begin * channels + offset, mask=follows, other=0.0)
+        begin = first_row(tile, tiles, COLUMNS, LANES)
+        inside = known & (row < rows - begin)
+        x = tl.load(x_ptr + begin * channels + offset, mask=inside, other=0.0).to(tl.float32)
+        g = tl.load(grad_ptr + begin * channels + offset, mask=inside, other=0.0).to(tl.float32)
+        code = _load_codes(packed_ptr, begin, rows, byte_row, column, there, row_bytes, BITS)
         u, v = _chain(x, scale, shift, bias_in, slope, bias_out, NORM, ACT)
         s = v * alpha
-        segment = segment_of(s, inside, held, knots_ptr, n, HELD, 1)
-        grad_sum, grad_v_sum = add_to_segments(grad_sum, grad_v_sum, g, v, segment, 0, n, HELD)
-        value_sum += tl.where(inside, g * level_of(s, segment, bounds_ptr, levels_ptr, n), 0.0)
-        d = tl.where(inside, g * (slope_of(s, segment, slopes_ptr) * gain), 0.0)
+        index = _segment(s, code, knots_ptr, N)
+        grad_sum, grad_v_sum = add_group(grad_sum, grad_v_sum, g, v, number_of(index, v), 0, N, HELD)
+        value = tl.where(s != s, s, tl.load(levels_ptr + code))
+        value_sum += tl.where(inside, g * value, 0.0)
+        d = g * (tl.where(s != s, s, tl.load(slopes_ptr + index)) * gain)
+        d = tl.where(inside, d, 0.0)
         if ACT:
             out_sum += d
             slope_sum += tl.where(inside & (u <= 0), d * u, 0.0)
@@ -205,126 +235,98 @@ def _sums_kernel(
         if ACT or NORM:
             bias_sum += d
         if NORM:
-            product_sum += tl.where(inside, d * (x - mean), 0.0)
+            moment += tl.where(inside, d * (x - mean), 0.0)
         else:
-            tl.store(dx_here, d.to(dx_ptr.dtype.element_ty), mask=inside)
+            tl.store(dx_ptr + begin * channels + offset, d.to(dx_ptr.dtype.element_ty), mask=inside)
     if ACT or NORM:
         store_column_sums(sums_ptr, 0, 4, bias_sum, channels, COLUMNS)
         store_column_sums(sums_ptr, 1, 4, slope_sum, channels, COLUMNS)
         store_column_sums(sums_ptr, 2, 4, out_sum, channels, COLUMNS)
-        store_column_sums(sums_ptr, 3, 4, product_sum, channels, COLUMNS)
+        store_column_sums(sums_ptr, 3, 4, moment, channels, COLUMNS)
     program = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
-    segments = segments_ptr + program * (n + 2) * 2
-    index = tl.arange(0, HELD)
-    mine = (index > 0) & (index <= n)
-    tl.store(segments + 2 * index, tl.sum(grad_sum.to(tl.float64), axis=1), mask=mine)
-    tl.store(segments + 2 * index + 1, tl.sum(grad_v_sum.to(tl.float64), axis=1), mask=mine)
-    tl.store(segments, tl.sum(value_sum.to(tl.float64), axis=0))
+    segments = segments_ptr + program * (N + 2) * 2
+    store_segments(segments, grad_sum, grad_v_sum, 0, N, HELD)
+    tl.store(segments, tl.sum(tl.sum(value_sum.to(tl.float64), axis=1), axis=0))
 
 
 @triton.jit
 def _input_kernel(
-    grad_ptr, x_ptr, dx_ptr, correction_ptr, norm_ptr, bias_in_ptr, slope_ptr, bias_out_ptr,
-    alpha_ptr, beta_ptr, knots_ptr, slopes_ptr, rows, channels, tiles, n,
-    ACT: tl.constexpr, HELD: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr,
+    grad_ptr, x_ptr, packed_ptr, dx_ptr, correction_ptr, norm_ptr, bias_in_ptr, slope_ptr, bias_out_ptr,
+    tables_ptr, rows, channels, tiles, row_bytes,
+    ACT: tl.constexpr, N: tl.constexpr, BITS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr,
 ) -> None:  # fmt: skip
     """The input's gradient behind a norm; `correction` is `[2, C]`, see `packed_reference.norm_gradient`."""
-    channel, known, row, offset = place(channels, COLUMNS, TILE)
-    scale, shift, bias_in, slope, bias_out = _channel_numbers(
+    channel, known, row, offset = place(channels, COLUMNS, LANES)
+    byte_row, column, there = _place_bytes(channels, row_bytes, BITS, COLUMNS, LANES)
+    mean, scale, shift, bias_in, slope, bias_out = _channel_numbers(
         norm_ptr, bias_in_ptr, slope_ptr, bias_out_ptr, channel, known, channels, True, ACT
     )
-    mean = per_channel(norm_ptr, channel, known)
     common = per_channel(correction_ptr, channel, known)
     tilt = per_channel(correction_ptr + channels, channel, known)
-    alpha = tl.load(alpha_ptr)
-    gain = alpha * tl.load(beta_ptr).to(tl.float32)
-    held = load_bounds(knots_ptr, 0, n + 1, HELD)
+    alpha = tl.load(tables_ptr)
+    gain = alpha * tl.load(tables_ptr + 1)
     for tile in range(tiles):
-        begin = first_row(tile, tiles, COLUMNS, TILE)
+        begin = first_row(tile, tiles, COLUMNS, LANES)
         inside = known & (row < rows - begin)
         x = tl.load(x_ptr + begin * channels + offset, mask=inside, other=0.0).to(tl.float32)
         g = tl.load(grad_ptr + begin * channels + offset, mask=inside, other=0.0).to(tl.float32)
+        code = _load_codes(packed_ptr, begin, rows, byte_row, column, there, row_bytes, BITS)
         u, v = _chain(x, scale, shift, bias_in, slope, bias_out, True, ACT)
         s = v * alpha
-        segment = segment_of(s, inside, held, knots_ptr, n, HELD, 1)
-        d = g * (slope_of(s, segment, slopes_ptr) * gain)
+        index = _segment(s, code, tables_ptr + (N + 2), N)
+        d = g * (tl.where(s != s, s, tl.load(tables_ptr + 3 * (N + 2) + index)) * gain)
         if ACT:
             d = tl.where(u > 0, d, d * slope)
         d = (d - common - (x - mean) * tilt) * scale
         tl.store(dx_ptr + begin * channels + offset, d.to(dx_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def _channels_kernel(
-    sums_ptr, norm_ptr, correction_ptr, d_gamma_ptr, d_beta_ptr, d_bias_in_ptr, d_slope_ptr, d_bias_out_ptr,
-    rows, channels, NORM: tl.constexpr, ACT: tl.constexpr, TILE: tl.constexpr,
-) -> None:  # fmt: skip
-    """Gradients of the channels' parameters, and the norm's two corrections, from sums `[4, C]`."""
-    channel = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    known = channel < channels
-    bias = tl.load(sums_ptr + channel, mask=known, other=0.0)
-    if NORM:
-        inverse = per_channel(norm_ptr + channels, channel, known).to(tl.float64)
-        product = tl.load(sums_ptr + 3 * channels + channel, mask=known, other=0.0)
-        tl.store(correction_ptr + channel, (bias / rows).to(tl.float32), mask=known)
-        tilt = product * inverse * inverse / rows
-        tl.store(correction_ptr + channels + channel, tilt.to(tl.float32), mask=known)
-        tl.store(d_gamma_ptr + channel, (product * inverse).to(d_gamma_ptr.dtype.element_ty), mask=known)
-        tl.store(d_beta_ptr + channel, bias.to(d_beta_ptr.dtype.element_ty), mask=known)
-    if ACT:
-        slope = tl.load(sums_ptr + channels + channel, mask=known, other=0.0)
-        out = tl.load(sums_ptr + 2 * channels + channel, mask=known, other=0.0)
-        tl.store(d_bias_in_ptr + channel, bias.to(d_bias_in_ptr.dtype.element_ty), mask=known)
-        tl.store(d_slope_ptr + channel, slope.to(d_slope_ptr.dtype.element_ty), mask=known)
-        tl.store(d_bias_out_ptr + channel, out.to(d_bias_out_ptr.dtype.element_ty), mask=known)
-
-
-def _row_bytes(form: Layout, bits: int) -> int:
-    return -(-form.channels * bits // 8)
-
-
 def forward(
     x: Tensor,
-    norm_parameters: tuple[Tensor, Tensor] | None,
+    norm_parameters: tuple[Tensor, ...],
     eps: float,
-    act: Activation | None,
-    quantizer: _QUANTIZER,
+    act: tuple[Tensor, ...],
+    quantizer: _Quantizer,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `packed.packed_activation`; map and codes are channels-last."""
+    """See `packed.packed_activation`; the map is channels-last, the codes are one run of bytes.
+
+    Args:
+        x: `[N, C, H, W]`, float16, bfloat16 or float32.
+        norm_parameters: `gamma, beta`, or none.
+        eps: of the norm.
+        act: bias, slope, bias, or none.
+        quantizer: `start, widths, scale_in, scale_out`.
+        dtype: of the map.
+    """
     source, n = channels_last(x), quantizer[1].numel()
-    stats, norm = source.new_empty(2, 0, dtype=torch.float32), None
-    if norm_parameters is not None:
-        stats, norm = measured_norm(source, *norm_parameters, eps)
-    table = tables(*quantizer, torch.float32, 0.0)
-    form, bits = layout(source, _FORWARD_TILE), stored_bits(n)
+    stats, norm = torch.empty(2, 0, dtype=torch.float32, device=x.device), None
+    if norm_parameters:
+        stats, norm = measured_norm(source, norm_parameters[0], norm_parameters[1], eps)
+    form, rows = layout(source), table_rows(*quantizer, torch.float32)
     y = empty_map(x, dtype)
     packed = torch.empty(packed_size(x, n), dtype=torch.uint8, device=x.device)
-    flags = packed[form.rows * _row_bytes(form, bits) :]
-    _forward_kernel[form.grid](
-        source, y, packed, flags, *_channel_tables(norm, act, source), table.scale_in, table.thresholds,
-        table.outputs, form.rows, form.channels, form.tiles, n, _row_bytes(form, bits),
-        NORM=norm is not None, ACT=act is not None, HELD=held_bounds(n), BITS=bits,
-        COLUMNS=form.columns, TILE=form.tile, enable_fp_fusion=False,
+    launch(
+        _forward_kernel, form.grid, source, y, packed, *_channel_tables(norm, act, source), rows,
+        form.rows, form.channels, form.tiles, _row_bytes(form, n), NORM=norm is not None, ACT=len(act) > 0,
+        N=n, HELD=held_bounds(n), BITS=stored_bits(n), COLUMNS=form.columns, LANES=LANES,
     )  # fmt: skip
     return y, packed, stats
 
 
-def _channel_tables(norm: Norm | None, act: Activation | None, stand_in: Tensor) -> tuple[Tensor, ...]:
-    """The norm's table (its rows lie one behind the other), bias, slope, bias; `stand_in` is never read."""
-    first = stand_in if norm is None else norm.mean
-    return first, *((stand_in,) * 3 if act is None else (p.detach() for p in act))
+def _channel_tables(norm: Tensor | None, act: tuple[Tensor, ...], stand_in: Tensor) -> tuple[Tensor, ...]:
+    """The norm, bias, slope, bias; `stand_in` is never read."""
+    return stand_in if norm is None else norm, *(p.detach() for p in act or (stand_in,) * 3)
 
 
 def rebuild(packed: Tensor, outputs: Tensor, size: list[int], dtype: torch.dtype) -> Tensor:
     """The quantized map from its codes, channels-last; `outputs` is the table `[n + 1]`."""
     n = outputs.numel() - 1
     y = torch.empty(size, dtype=dtype, device=packed.device, memory_format=torch.channels_last)
-    form, bits = layout(y, _FORWARD_TILE), stored_bits(n)
-    flags = packed[form.rows * _row_bytes(form, bits) :]
-    _rebuild_kernel[form.grid](
-        packed, flags, outputs, y, form.rows, form.channels, form.tiles, _row_bytes(form, bits),
-        BITS=bits, COLUMNS=form.columns, TILE=form.tile,
+    form = layout(y)
+    launch(
+        _rebuild_kernel, form.grid, packed, outputs, y, form.rows, form.channels, form.tiles,
+        _row_bytes(form, n), BITS=stored_bits(n), COLUMNS=form.columns, LANES=LANES,
     )  # fmt: skip
     return y
 
@@ -332,70 +334,30 @@ def rebuild(packed: Tensor, outputs: Tensor, size: list[int], dtype: torch.dtype
 def backward(
     grad: Tensor,
     x: Tensor,
+    packed: Tensor,
     stats: Tensor,
-    norm_parameters: tuple[Tensor, Tensor] | None,
+    norm_parameters: tuple[Tensor, ...],
     eps: float,
-    act: Activation | None,
-    quantizer: _QUANTIZER,
+    act: tuple[Tensor, ...],
+    quantizer: _Quantizer,
 ) -> list[Tensor]:
     """Gradients of the input, the norm's two parameters, the activation's three, the quantizer's four."""
     source, grad, n = channels_last(x), channels_last(grad), quantizer[1].numel()
-    norm = None if norm_parameters is None else known_norm(stats, *norm_parameters, eps)
-    table = tables(*quantizer, torch.float32, 0.0)
-    dx, held = empty_map(x, x.dtype), held_bounds(n)
-    form = layout(source, BACKWARD_TILE)
-    sums = _new(form, 4, form.channels, like=source)
+    norm = known_norm(stats, norm_parameters[0], norm_parameters[1], eps) if norm_parameters else None
+    dx, form = empty_map(x, x.dtype), layout(source)
+    sums = torch.empty(form.grid[0], 4, form.channels, dtype=torch.float64, device=x.device)
     segments = torch.empty(form.grid[0] * form.grid[1], n + 2, 2, dtype=torch.float64, device=x.device)
-    channel_tables, beta = _channel_tables(norm, act, source), quantizer[3].detach()
-    _sums_kernel[form.grid](
-        grad, source, dx, sums, segments, *channel_tables, table.scale_in, beta, table.knots,
-        table.slopes, table.thresholds, table.levels, form.rows, form.channels, form.tiles, n,
-        NORM=norm is not None, ACT=act is not None, HELD=held, COLUMNS=form.columns, TILE=form.tile,
-        enable_fp_fusion=False,
+    tables = *_channel_tables(norm, act, source), table_rows(*quantizer, torch.float32)
+    sizes = form.rows, form.channels, form.tiles, _row_bytes(form, n)
+    bits, columns, has_act = stored_bits(n), form.columns, len(act) > 0
+    launch(
+        _sums_kernel, form.grid, grad, source, packed, dx, sums, segments, *tables, *sizes,
+        NORM=norm is not None, ACT=has_act, N=n, HELD=held_bounds(n), BITS=bits, COLUMNS=columns, LANES=LANES,
     )  # fmt: skip
-    total = segments.sum(0)
-    grads = channel_gradients(sums, norm, norm_parameters, act, form)
-    correction, channel_grads = grads[0], grads[1:]
+    correction, grads = channel_gradients(sums, norm, norm_parameters, act, form.rows)
     if norm is not None:
-        form = layout(source, _FORWARD_TILE)
-        _input_kernel[form.grid](
-            grad, source, dx, correction, *channel_tables, table.scale_in, beta, table.knots, table.slopes,
-            form.rows, form.channels, form.tiles, n, ACT=act is not None, HELD=held, COLUMNS=form.columns,
-            TILE=form.tile, enable_fp_fusion=False,
+        launch(
+            _input_kernel, form.grid, grad, source, packed, dx, correction, *tables, *sizes,
+            ACT=has_act, N=n, BITS=bits, COLUMNS=columns, LANES=LANES,
         )  # fmt: skip
-    return [dx, *channel_grads, *parameter_gradients(total, total[0, 0], *quantizer)]
-
-
-def _new(form: Layout, *shape: int, like: Tensor) -> Tensor:
-    return torch.empty(form.grid[0], *shape, dtype=torch.float64, device=like.device)
-
-
-def channel_gradients(
-    sums: Tensor,
-    norm: Norm | None,
-    norm_parameters: tuple[Tensor, Tensor] | None,
-    act: Activation | None,
-    form: Layout,
-) -> list[Tensor]:
-    """The norm's corrections `[2, C]`, then the gradients of those parameters that there are.
-
-    Args:
-        sums: `[programs, 4, C]`, as the kernels leave them.
-        norm: the norm, if any.
-        norm_parameters: `gamma, beta`, if any.
-        act: bias, slope, bias, if any.
-        form: of the map.
-    """
-    correction = torch.empty(2, form.channels, dtype=torch.float32, device=sums.device)
-    parameters = [*(norm_parameters or ()), *(act or ())]
-    grads = [torch.empty_like(p) for p in parameters]
-    if not parameters:
-        return [correction]
-    norm_grads = grads[:2] if norm is not None else [correction] * 2
-    act_grads = grads[-3:] if act is not None else [correction] * 3
-    _channels_kernel[(triton.cdiv(form.channels, 128),)](
-        sums.sum(0), correction if norm is None else norm.mean, correction, *norm_grads, *act_grads,
-        form.rows, form.channels, NORM=norm is not None, ACT=act is not None, TILE=128,
-        enable_fp_fusion=False,
-    )  # fmt: skip
-    return [correction, *grads]
+    return [dx, *grads, *parameter_gradients(segments.sum(0), *quantizer)]

@@ -3,8 +3,8 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 """Triton kernel of the weight quantizer: division by the scale, clamp, rounding and scaling in one pass.
 
-Equal bit for bit to `reference.quantize_weight`: division is the IEEE one, fused multiply-adds are off, and
-adding and subtracting 1.5 * 2^23 (2^52 in float64) rounds half to even as `torch.round` does.
+Equal bit for bit to `reference.quantize_weight`: divisions are the IEEE ones, no product is fused with a sum,
+and adding and subtracting 1.5 * 2^23 (2^52 in float64) rounds half to even as `torch.round` does.
 """
 
 import torch
@@ -12,60 +12,50 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightning_n2uq.ops.kernels.launch_cuda import launch, product
+
 _TILE = 1024
 
 
 @triton.jit
 def _kernel(
-    weight_ptr,
-    quantized_ptr,
-    divisor_ptr,
-    step_ptr,
-    n,
-    magic,
-    row_length,
-    TILE: tl.constexpr,
+    weight_ptr, quantized_ptr, scale_ptr, row_length, N: tl.constexpr, MAGIC: tl.constexpr, TILE: tl.constexpr
 ) -> None:
-    """One tile of one channel; `divisor` and `step` are in the compute dtype."""
+    """One tile of one channel; `scale` is in the compute dtype."""
     channel = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1).to(tl.int64) * TILE + tl.arange(0, TILE)
     inside = column < row_length
-    divisor, step = tl.load(divisor_ptr + channel), tl.load(step_ptr + channel)
-    weight = tl.load(weight_ptr + channel * row_length + column, mask=inside, other=0.0).to(divisor.dtype)
-    if divisor.dtype == tl.float32:
-        s = tl.div_rn(weight, divisor + tl.zeros_like(weight))
+    place = channel * row_length + column
+    weight = tl.load(weight_ptr + place, mask=inside, other=0.0).to(scale_ptr.dtype.element_ty)
+    scale = tl.zeros_like(weight) + tl.load(scale_ptr + channel)
+    divisor = tl.where(scale == 0, 1.0, scale).to(scale.dtype)
+    if scale.dtype == tl.float32:
+        s = tl.div_rn(weight, divisor)
+        step = tl.div_rn(scale, tl.zeros_like(scale) + N)
     else:
         s = weight / divisor
-    s = tl.where(s < -1.0, -1.0, s).to(divisor.dtype)
-    s = tl.where(s > 1.0, 1.0, s).to(divisor.dtype)
-    rounded = (s + 1.0) * (n * 0.5) + magic - magic
-    y = (rounded * 2.0 - n) * step
-    target = quantized_ptr + channel * row_length + column
-    tl.store(target, y.to(quantized_ptr.dtype.element_ty), mask=inside)
+        step = scale / N
+    s = tl.where(s < -1.0, -1.0, s).to(scale.dtype)
+    s = tl.where(s > 1.0, 1.0, s).to(scale.dtype)
+    half = tl.zeros_like(s) + N * 0.5
+    rounded = product(s + 1.0, half) + MAGIC - MAGIC
+    y = (rounded + rounded - N) * step
+    tl.store(quantized_ptr + place, y.to(quantized_ptr.dtype.element_ty), mask=inside)
 
 
 def forward(weight: Tensor, scale: Tensor, bits: int, quantized: Tensor) -> None:
     """Writes the quantized weights.
 
     Args:
-        weight: `[C * K]`, channel after channel.
+        weight: `C * K` numbers in memory, channel after channel; any shape.
         scale: `[C]`, `S` of every channel, in the compute dtype.
         bits: 1 to 8.
-        quantized: `[C * K]`, dtype of `weight`.
+        quantized: as many in the same order, dtype of `weight`.
     """
     if weight.numel() == 0:
         return
-    n, channels = 2**bits - 1, scale.numel()
+    channels = scale.numel()
     row_length = weight.numel() // channels
-    single = scale.dtype == torch.float32
-    _kernel[(channels, triton.cdiv(row_length, _TILE))](
-        weight,
-        quantized,
-        torch.where(scale == 0, 1.0, scale),
-        scale / n,
-        float(n),
-        1.5 * 2.0 ** (23 if single else 52),
-        row_length,
-        TILE=_TILE,
-        enable_fp_fusion=False,
-    )
+    magic = 1.5 * 2.0 ** (23 if scale.dtype == torch.float32 else 52)
+    grid = channels, -(-row_length // _TILE)
+    launch(_kernel, grid, weight, quantized, scale, row_length, N=2**bits - 1, MAGIC=magic, TILE=_TILE)

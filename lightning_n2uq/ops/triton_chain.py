@@ -1,0 +1,140 @@
+"""`packed_activation` and `residual_activation` by Triton, as operators that a compiler sees through.
+
+`torch.compile` then launches the kernels itself and fuses what stands between them, instead of calling back
+into Python for every operator. Maps are channels-last. Arguments are those of the operators of the same name
+in `packed` and `residual`, which choose; gradients too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_n2uq.ops.kernels import block_cuda, packed_cuda
+
+
+def _given(*parameters: Tensor | None) -> tuple[Tensor, ...]:
+    return tuple(p for p in parameters if p is not None)
+
+
+@torch.library.triton_op("lightning_n2uq::packed_activation_triton", mutates_args=())
+def packed_activation(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    bias_in: Tensor | None,
+    slope: Tensor | None,
+    bias_out: Tensor | None,
+    start: Tensor,
+    widths: Tensor,
+    scale_in: Tensor,
+    scale_out: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The quantized map, its packed codes, and the batch's statistics."""
+    norm, act = _given(gamma, beta), _given(bias_in, slope, bias_out)
+    return packed_cuda.forward(x, norm, eps, act, (start, widths, scale_in, scale_out), dtype)
+
+
+@torch.library.triton_op("lightning_n2uq::packed_activation_triton_backward", mutates_args=())
+def packed_activation_backward(
+    grad: Tensor,
+    x: Tensor,
+    packed: Tensor,
+    stats: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    bias_in: Tensor | None,
+    slope: Tensor | None,
+    bias_out: Tensor | None,
+    start: Tensor,
+    widths: Tensor,
+    scale_in: Tensor,
+    scale_out: Tensor,
+) -> list[Tensor]:
+    """Gradients of `x` and of those parameters that there are, in the order of the arguments."""
+    norm, act = _given(gamma, beta), _given(bias_in, slope, bias_out)
+    quantizer = start, widths, scale_in, scale_out
+    return packed_cuda.backward(grad, x, packed, stats, norm, eps, act, quantizer)
+
+
+def _keep_chain(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401
+    x, gamma, beta, ctx.eps, *parameters, _ = inputs
+    ctx.save_for_backward(x, output[1], output[2], gamma, beta, *parameters)
+
+
+def _chain_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    x, packed, stats, gamma, beta, *parameters = ctx.saved_tensors
+    found = packed_activation_backward(grad, x, packed, stats, gamma, beta, ctx.eps, *parameters)
+    grads = iter(found)
+    dx, dgamma, dbeta, *rest = (next(grads) if p is not None else None for p in (x, gamma, beta, *parameters))
+    return dx, dgamma, dbeta, None, *rest, None
+
+
+packed_activation.register_autograd(_chain_backward, setup_context=_keep_chain)
+
+
+@torch.library.triton_op("lightning_n2uq::residual_activation_triton", mutates_args=())
+def residual_activation(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    other: Tensor,
+    other_gamma: Tensor | None,
+    other_beta: Tensor | None,
+    other_eps: float,
+    bias_in: Tensor,
+    slope: Tensor,
+    bias_out: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The value and the statistics of both branches."""
+    second = _norm(other_gamma, other_beta, other_eps)
+    return block_cuda.residual(x, (gamma, beta, eps), other, second, (bias_in, slope, bias_out))
+
+
+@torch.library.triton_op("lightning_n2uq::residual_activation_triton_backward", mutates_args=())
+def residual_activation_backward(
+    grad: Tensor,
+    x: Tensor,
+    stats: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    other: Tensor,
+    other_stats: Tensor,
+    other_gamma: Tensor | None,
+    other_beta: Tensor | None,
+    other_eps: float,
+    bias_in: Tensor,
+    slope: Tensor,
+    bias_out: Tensor,
+) -> list[Tensor]:
+    """Gradients of `x, other, gamma, beta, bias_in, slope, bias_out` and of the shortcut's norm, if any."""
+    second, act = _norm(other_gamma, other_beta, other_eps), (bias_in, slope, bias_out)
+    return block_cuda.residual_gradient(grad, x, stats, (gamma, beta, eps), other, other_stats, second, act)
+
+
+def _norm(gamma: Tensor | None, beta: Tensor | None, eps: float) -> tuple[Tensor, Tensor, float] | None:
+    return None if gamma is None or beta is None else (gamma, beta, eps)
+
+
+def _keep_block(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401
+    x, gamma, beta, ctx.eps, other, other_gamma, other_beta, ctx.other_eps, *act = inputs
+    ctx.save_for_backward(x, output[1], gamma, beta, other, output[2], other_gamma, other_beta, *act)
+
+
+def _block_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    x, stats, gamma, beta, other, other_stats, other_gamma, other_beta, *act = ctx.saved_tensors
+    first, second = (gamma, beta, ctx.eps), (other_gamma, other_beta, ctx.other_eps)
+    found = residual_activation_backward(grad, x, stats, *first, other, other_stats, *second, *act)
+    dx, dother, dgamma, dbeta, *rest = found
+    dact, dnorm = rest[:3], rest[3:] or [None, None]
+    return dx, dgamma, dbeta, None, dother, *dnorm, None, *dact
+
+
+residual_activation.register_autograd(_block_backward, setup_context=_keep_block)
