@@ -24,7 +24,7 @@ _OPS: dict[str, tuple[str, ...]] = {
     "quantize_weight": ("reference", "numba", "triton"),
     "packed_activation": ("reference", "numba", "triton"),
     "residual_block": ("reference", "numba", "triton"),
-    "stem": ("reference", "numba"),
+    "stem": ("reference", "numba", "triton"),
     "nuq": ("reference", "numba", "triton"),
 }
 _forced: str | None = None

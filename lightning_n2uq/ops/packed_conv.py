@@ -70,8 +70,9 @@ def packed_conv2d(
     which the convolution's backward pass has left that of the quantized weight.
     """
     known = weight.weight is not None
-    triton = kernels.compiled("triton_conv", OP, source.y.device.type)
-    operator = _packed_conv2d if triton is None else triton.packed_conv2d
+    operator: Any = _packed_conv2d
+    if kernels.seen_through("triton_conv", OP, source.y.device.type):
+        operator = torch.ops.lightning_n2uq.packed_conv2d_triton
     result: Tensor = operator(
         source.y,
         source.packed,

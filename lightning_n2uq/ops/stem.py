@@ -26,9 +26,13 @@ def norm_relu_pool(
         window: kernel (up to 15), stride, padding (at most half the kernel).
 
     Returns:
-        The pooled map, contiguous, dtype of `x`; mean and biased variance, `[2, C]` float32, no gradient.
+        The pooled map, contiguous (channels-last by Triton's kernels), dtype of `x`; mean and biased
+        variance, `[2, C]` float32, no gradient.
     """
-    y, _, stats = _norm_relu_pool(x, *norm, *window)
+    operator: Any = _norm_relu_pool
+    if kernels.seen_through("triton_chain", OP, x.device.type):
+        operator = torch.ops.lightning_n2uq.norm_relu_pool_triton
+    y, _, stats = operator(x, *norm, *window)
     return y, stats
 
 

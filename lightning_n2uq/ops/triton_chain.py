@@ -1,8 +1,8 @@
-"""`packed_activation` and `residual_activation` by Triton, as operators that a compiler sees through.
+"""The fused chain, a block's end and the stem by Triton, as operators that a compiler sees through.
 
 `torch.compile` then launches the kernels itself and fuses what stands between them, instead of calling back
 into Python for every operator. Maps are channels-last. Arguments are those of the operators of the same name
-in `packed` and `residual`, which choose; gradients too.
+in `packed`, `residual` and `stem`, which choose; gradients too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_n2uq.ops.kernels import block_cuda, packed_cuda
+from lightning_n2uq.ops.kernels import block_cuda, packed_cuda, stem_cuda
 
 
 def _given(*parameters: Tensor | None) -> tuple[Tensor, ...]:
@@ -138,3 +138,41 @@ def _block_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, 
 
 
 residual_activation.register_autograd(_block_backward, setup_context=_keep_block)
+
+
+@torch.library.triton_op("lightning_n2uq::norm_relu_pool_triton", mutates_args=())
+def norm_relu_pool(
+    x: Tensor, gamma: Tensor, beta: Tensor, eps: float, kernel: int, stride: int, padding: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The pooled map, the places of the maxima, the statistics."""
+    return stem_cuda.pool(x, (gamma, beta, eps), (kernel, stride, padding))
+
+
+@torch.library.triton_op("lightning_n2uq::norm_relu_pool_triton_backward", mutates_args=())
+def norm_relu_pool_backward(
+    grad: Tensor,
+    taps: Tensor,
+    x: Tensor,
+    stats: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    kernel: int,
+    stride: int,
+    padding: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `x`, `gamma`, `beta`."""
+    return stem_cuda.pool_gradient(grad, taps, x, stats, (gamma, beta, eps), (kernel, stride, padding))
+
+
+def _keep_stem(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401
+    x, gamma, beta, ctx.eps, *ctx.window = inputs
+    ctx.save_for_backward(output[1], x, output[2], gamma, beta)
+
+
+def _stem_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    dx, dgamma, dbeta = norm_relu_pool_backward(grad, *ctx.saved_tensors, ctx.eps, *ctx.window)
+    return dx, dgamma, dbeta, None, None, None, None
+
+
+norm_relu_pool.register_autograd(_stem_backward, setup_context=_keep_stem)

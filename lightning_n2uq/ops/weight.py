@@ -49,8 +49,9 @@ def quantize_weight_with_scale(weight: Tensor, bits: int, gradient: str = "scale
         raise ValueError(f"bits: got {bits!r}, allowed is 1 to 8")
     if gradient not in GRADIENTS:
         raise ValueError(f"gradient: got {gradient!r}, allowed are {', '.join(GRADIENTS)}")
-    triton = kernels.compiled("triton_conv", "quantize_weight", weight.device.type)
-    operator = _quantize_weight if triton is None else triton.quantize_weight
+    operator: Any = _quantize_weight
+    if kernels.seen_through("triton_conv", "quantize_weight", weight.device.type):
+        operator = torch.ops.lightning_n2uq.quantize_weight_triton
     quantized, scale = operator(weight, bits, gradient == "straight_through")
     return quantized, scale.detach()
 

@@ -15,6 +15,7 @@ from lightning_n2uq.ops.packed import packed_activation
 from lightning_n2uq.ops.packed_conv import Geometry, PackedInput, QuantizedWeight, packed_conv2d
 from lightning_n2uq.ops.packed_format import Activation
 from lightning_n2uq.ops.residual import residual_activation
+from lightning_n2uq.ops.stem import norm_relu_pool
 
 EPS = 1e-5
 
@@ -163,6 +164,19 @@ def check_residual(shape: tuple[int, ...], device: str, *, both_norms: bool) -> 
         close(a, b, 1 if i < 5 else x.numel(), 2e-5)
 
 
+def check_stem(size: tuple[int, int], window: tuple[int, int, int], device: str) -> None:
+    x, affine = leaf(torch.randn(2, 6, *size).to(device)), norm(6, device)
+    grad = torch.randn_like(norm_relu_pool(x, (*affine, EPS), window)[0])
+
+    def call() -> list[Tensor]:
+        y, stats = norm_relu_pool(x, (*affine, EPS), window)
+        return [y, stats, *torch.autograd.grad(y, [x, *affine], grad)]
+
+    slow, fast = both(call)
+    for i, (a, b) in enumerate(zip(slow, fast, strict=True)):
+        close(a, b, 1 if i < 3 else x.numel(), 2e-5)
+
+
 def check_fakes(device: str) -> None:
     """Shapes, dtypes and strides that a compiler is told are those that come out."""
     from lightning_n2uq.ops import triton_chain, triton_conv
@@ -205,6 +219,11 @@ def check_fakes(device: str) -> None:
         *plain[2:5],
     )
     check(triton_chain.residual_activation_backward, *given)
+    given = (x, *affine, EPS, 3, 2, 1)
+    check(triton_chain.norm_relu_pool, *given)
+    y, taps, stats = (t.detach() for t in triton_chain.norm_relu_pool(*given))
+    given = (torch.randn_like(y), taps, x.detach(), stats, *plain[:2], EPS, 3, 2, 1)
+    check(triton_chain.norm_relu_pool_backward, *given)
 
 
 def check_layer(device: str) -> None:
@@ -213,8 +232,8 @@ def check_layer(device: str) -> None:
     x = torch.randn(2, 6, 7, 7).to(device)
     results = []
     with force("triton"):
-        calls = [conv, torch.compile(conv, fullgraph=True)] if device == "cuda" else [conv]
-        for call in calls:
+        backend = "inductor" if device == "cuda" else "eager"
+        for call in (conv, torch.compile(conv, fullgraph=True, backend=backend)):
             conv.zero_grad()
             y = call(x)
             y.square().sum().backward()
@@ -236,6 +255,13 @@ def check_all(device: str) -> None:
     check_nan(device)
     for bits in (2, 3):
         check_packed_conv(device, bits)
+    for size, window in (
+        ((9, 12), (3, 2, 1)),
+        ((8, 8), (2, 2, 0)),
+        ((7, 7), (3, 1, 1)),
+        ((11, 5), (4, 3, 2)),
+    ):
+        check_stem(size, window, device)
     for both_norms in (False, True):
         check_residual((3, 70, 6, 6), device, both_norms=both_norms)
     check_fakes(device)

@@ -30,8 +30,8 @@ def load(op: str, device: torch.device) -> ModuleType | None:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def compiled(module: str, op: str, device_type: str) -> ModuleType | None:
-    """The module of operators that a compiler sees through, if Triton runs `op` there; None if it does not.
+def seen_through(module: str, op: str, device_type: str) -> bool:
+    """Whether Triton runs `op` there; its operators, which a compiler sees through, are then in `torch.ops`.
 
     Args:
         module: `triton_chain` or `triton_conv`.
@@ -39,5 +39,6 @@ def compiled(module: str, op: str, device_type: str) -> ModuleType | None:
         device_type: where it runs.
     """
     if kernel_for(op, torch.device(device_type)) != "triton":
-        return None
-    return importlib.import_module(f"lightning_n2uq.ops.{module}")
+        return False
+    importlib.import_module(f"lightning_n2uq.ops.{module}")
+    return True

@@ -4,7 +4,7 @@
 """Triton kernels of a residual block's end on channels-last maps: norms, sum, bias, PReLU, bias.
 
 Forward: a pass for the statistics of every norm and one for the value. Backward: one pass for all sums, one
-for both gradients. The stem (norm, ReLU, pooling) has no kernel here: a compiler fuses it as well.
+for both gradients.
 """
 
 import torch

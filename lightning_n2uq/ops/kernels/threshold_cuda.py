@@ -31,7 +31,8 @@ from lightning_n2uq.ops.kernels.positions_cuda import (
 from lightning_n2uq.ops.tables import ThresholdTables, output_step
 
 _TILE = LANES * GROUP
-_PROGRAMS = 2112  # 16 for each of 132 multiprocessors; a fixed number keeps the order of additions
+_PROGRAMS = 1056  # 8 for each of 132 multiprocessors; a fixed number keeps the order of additions
+_FEWER_PROGRAMS = 528  # 4, as many as fit with sixteen segments in registers
 
 
 @triton.jit
@@ -167,7 +168,8 @@ def backward(
         sums = torch.zeros(n + 2, 2, dtype=torch.float64, device=x.device)
         return sums, sums[0, 0]
     held = held_bounds(n)
-    tiles = triton.cdiv(x.numel(), _TILE * _PROGRAMS)
+    wanted = _FEWER_PROGRAMS if held > 8 else _PROGRAMS
+    tiles = triton.cdiv(x.numel(), _TILE * wanted)
     programs = triton.cdiv(x.numel(), _TILE * tiles)
     partial = torch.empty(programs, n + 2, 2, dtype=torch.float64, device=x.device)
     for first in range(0, n + 1, held):
