@@ -55,7 +55,7 @@ def packed_activation(
     gamma, beta = norm or (None, None)
     bias_in, slope, bias_out = act or (None, None, None)
     operator: Any = _packed_activation
-    if kernels.seen_through("triton_chain", OP, x.device.type):
+    if kernels.has_triton_operators("triton_chain", OP, x.device.type):
         operator = torch.ops.lightning_n2uq.packed_activation_triton
     result: tuple[Tensor, Tensor, Tensor] = operator(
         x, gamma, beta, eps, bias_in, slope, bias_out, *quantizer, dtype

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_n2uq.ops import kernels
 from lightning_n2uq.ops.packed import OP, kernel
-from lightning_n2uq.ops.tables import output_step
+from lightning_n2uq.ops.packed_format import output_table
 from lightning_n2uq.ops.weight import apply_scale
 
 
@@ -71,7 +71,7 @@ def packed_conv2d(
     """
     known = weight.weight is not None
     operator: Any = _packed_conv2d
-    if kernels.seen_through("triton_conv", OP, source.y.device.type):
+    if kernels.has_triton_operators("triton_conv", OP, source.y.device.type):
         operator = torch.ops.lightning_n2uq.packed_conv2d_triton
     result: Tensor = operator(
         source.y,
@@ -87,13 +87,6 @@ def packed_conv2d(
         *geometry,
     )
     return result
-
-
-def output_table(scale_out: Tensor, bits: int) -> Tensor:
-    """`beta * D * q` `[2^b]` float32: the `outputs` of `threshold_tables`."""
-    n = 2**bits - 1
-    levels = torch.arange(n + 1, dtype=torch.float64, device=scale_out.device) * output_step(n)
-    return (levels * scale_out.detach().double().reshape(())).float()
 
 
 @torch.library.custom_op("lightning_n2uq::packed_conv2d", mutates_args=())

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from lightning_n2uq.ops.tables import output_step
 
 
 class Norm(NamedTuple):
@@ -54,3 +57,10 @@ def packed_bytes(pixels: int, bits: int) -> int:
 def planes(x: Tensor) -> Tensor:
     """`[N, C, ...]` as contiguous `[N, C, P]` float32."""
     return x.detach().float().reshape(*x.shape[:2], -1).contiguous()
+
+
+def output_table(scale_out: Tensor, bits: int) -> Tensor:
+    """`beta * D * q` `[2^b]` float32: the `outputs` of `threshold_tables`."""
+    n = 2**bits - 1
+    levels = torch.arange(n + 1, dtype=torch.float64, device=scale_out.device) * output_step(n)
+    return (levels * scale_out.detach().double().reshape(())).float()

@@ -42,7 +42,7 @@ def residual_activation(
     gamma, beta, eps = norm
     other_gamma, other_beta, other_eps = other_norm or (None, None, 0.0)
     operator: Any = _residual_activation
-    if kernels.seen_through("triton_chain", OP, x.device.type):
+    if kernels.has_triton_operators("triton_chain", OP, x.device.type):
         operator = torch.ops.lightning_n2uq.residual_activation_triton
     result: tuple[Tensor, Tensor, Tensor] = operator(
         x, gamma, beta, eps, other, other_gamma, other_beta, other_eps, *act

@@ -30,7 +30,7 @@ def norm_relu_pool(
         variance, `[2, C]` float32, no gradient.
     """
     operator: Any = _norm_relu_pool
-    if kernels.seen_through("triton_chain", OP, x.device.type):
+    if kernels.has_triton_operators("triton_chain", OP, x.device.type):
         operator = torch.ops.lightning_n2uq.norm_relu_pool_triton
     y, _, stats = operator(x, *norm, *window)
     return y, stats

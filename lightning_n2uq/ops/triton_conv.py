@@ -1,7 +1,7 @@
-"""`packed_conv2d` and `quantize_weight` by Triton, as operators that a compiler sees through.
+"""`packed_conv2d` and `quantize_weight` by Triton, as operators on channels-last maps.
 
-The convolutions are plain ones of torch, so that a compiler chooses their layout. Arguments are those of the
-operators of the same name in `packed_conv` and `weight`, which choose; gradients too.
+Arguments are those of the operators of the same name in `packed_conv` and `weight`, which choose; so are
+gradients.
 """
 
 from __future__ import annotations
@@ -14,26 +14,39 @@ from torch import Tensor
 
 from lightning_n2uq.ops import reference
 from lightning_n2uq.ops.kernels import packed_cuda, weight_cuda
+from lightning_n2uq.ops.kernels.channels_cuda import channels_last, empty_map
 from lightning_n2uq.ops.layout import channels_outermost
-from lightning_n2uq.ops.tables import output_step
+from lightning_n2uq.ops.packed_format import output_table
+from lightning_n2uq.ops.tables import compute_dtype
+
+
+def _empty_weight(weight: Tensor) -> Tensor:
+    quantized = torch.empty_like(weight)
+    if channels_outermost(quantized):
+        return quantized
+    return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
 def _scaled(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     """The quantized weight for a scale, in the layout of the weight; strided weights become contiguous."""
-    quantized, source = torch.empty_like(weight), weight.detach()
-    if not channels_outermost(quantized):
-        quantized = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    quantized, source = _empty_weight(weight), weight.detach()
     if source.stride() != quantized.stride():
         source = torch.empty_like(quantized).copy_(source)
     weight_cuda.forward(source, scale.reshape(-1), bits, quantized)
     return quantized
 
 
-@torch.library.triton_op("lightning_n2uq::quantize_weight_triton", mutates_args=())
+@torch.library.custom_op("lightning_n2uq::quantize_weight_triton", mutates_args=())
 def quantize_weight(weight: Tensor, bits: int, straight_through: bool) -> tuple[Tensor, Tensor]:
     """The quantized weight and its scale `[C, 1, ..]`."""
     scale = reference.weight_scale(weight, bits)
     return _scaled(weight, scale, bits), scale
+
+
+@quantize_weight.register_fake
+def _(weight: Tensor, bits: int, straight_through: bool) -> tuple[Tensor, Tensor]:
+    shape = (weight.shape[0],) + (1,) * (weight.dim() - 1)
+    return _empty_weight(weight), weight.new_empty(shape, dtype=compute_dtype(weight.dtype))
 
 
 def _keep_scale(ctx: Any, inputs: tuple[Tensor, int, bool], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
@@ -56,14 +69,7 @@ def through_scale(grad: Tensor, scale: Tensor, straight_through: bool, dtype: to
 quantize_weight.register_autograd(_weight_backward, setup_context=_keep_scale)
 
 
-def output_table(scale_out: Tensor, bits: int) -> Tensor:
-    """`beta * D * q` `[2^b]` float32: the `outputs` of `threshold_tables`."""
-    n = 2**bits - 1
-    levels = torch.arange(n + 1, dtype=torch.float64, device=scale_out.device) * output_step(n)
-    return (levels * scale_out.detach().double().reshape(())).float()
-
-
-@torch.library.triton_op("lightning_n2uq::packed_conv2d_triton", mutates_args=())
+@torch.library.custom_op("lightning_n2uq::packed_conv2d_triton", mutates_args=())
 def packed_conv2d(
     y: Tensor,
     packed: Tensor,
@@ -80,11 +86,32 @@ def packed_conv2d(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    """`conv2d(y, quantized)`."""
-    return F.conv2d(y, quantized, bias, stride, padding, dilation, groups)
+    """`conv2d(y, quantized)`, channels-last."""
+    return channels_last(F.conv2d(y, quantized, bias, stride, padding, dilation, groups))
 
 
-@torch.library.triton_op("lightning_n2uq::packed_conv2d_triton_backward", mutates_args=())
+@packed_conv2d.register_fake
+def _(
+    y: Tensor,
+    packed: Tensor,
+    scale_out: Tensor,
+    bits: int,
+    quantized: Tensor,
+    weight: Tensor | None,
+    weight_scale: Tensor | None,
+    weight_bits: int,
+    straight_through: bool,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    out = F.conv2d(y, quantized, bias, stride, padding, dilation, groups)
+    return empty_map(out, out.dtype)
+
+
+@torch.library.custom_op("lightning_n2uq::packed_conv2d_triton_backward", mutates_args=())
 def packed_conv2d_backward(
     grad: Tensor,
     packed: Tensor,
@@ -110,7 +137,7 @@ def packed_conv2d_backward(
     )  # fmt: skip
     result = []
     if needed[0]:
-        result.append(grads[0].contiguous(memory_format=torch.channels_last))
+        result.append(channels_last(grads[0]))
     if needed[1]:
         dweight = grads[1]
         if weight_scale is not None:
@@ -119,6 +146,29 @@ def packed_conv2d_backward(
     if needed[2]:
         result.append(grads[2])
     return result
+
+
+@packed_conv2d_backward.register_fake
+def _(
+    grad: Tensor,
+    packed: Tensor,
+    scale_out: Tensor,
+    bits: int,
+    weight: Tensor,
+    weight_scale: Tensor | None,
+    weight_bits: int,
+    straight_through: bool,
+    size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    needed: list[bool],
+) -> list[Tensor]:
+    dy = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+    dweight = torch.empty_like(weight, dtype=grad.dtype if weight_scale is None else weight.dtype)
+    grads = dy, dweight, grad.new_empty(weight.shape[0])
+    return [g for g, wanted in zip(grads, needed, strict=True) if wanted]
 
 
 def _keep_conv(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401

@@ -50,7 +50,7 @@ def quantize_weight_with_scale(weight: Tensor, bits: int, gradient: str = "scale
     if gradient not in GRADIENTS:
         raise ValueError(f"gradient: got {gradient!r}, allowed are {', '.join(GRADIENTS)}")
     operator: Any = _quantize_weight
-    if kernels.seen_through("triton_conv", "quantize_weight", weight.device.type):
+    if kernels.has_triton_operators("triton_conv", "quantize_weight", weight.device.type):
         operator = torch.ops.lightning_n2uq.quantize_weight_triton
     quantized, scale = operator(weight, bits, gradient == "straight_through")
     return quantized, scale.detach()

@@ -11,8 +11,7 @@ from lightning_n2uq.ops import packed_reference, threshold_quantize
 from lightning_n2uq.ops.dispatch import force
 from lightning_n2uq.ops.kernels import load
 from lightning_n2uq.ops.packed import packed_activation
-from lightning_n2uq.ops.packed_conv import output_table
-from lightning_n2uq.ops.packed_format import Activation, packed_bytes
+from lightning_n2uq.ops.packed_format import Activation, output_table, packed_bytes
 
 pytest.importorskip("numba")
 CPU = torch.device("cpu")

@@ -93,7 +93,7 @@ def check_chain(shape: tuple[int, ...], bits: int, device: str, *, with_norm: bo
 
 def check_rebuild(y: Tensor, packed: Tensor, scale_out: Tensor, bits: int) -> None:
     from lightning_n2uq.ops.kernels import packed_cuda
-    from lightning_n2uq.ops.packed_conv import output_table
+    from lightning_n2uq.ops.packed_format import output_table
 
     again = packed_cuda.rebuild(packed, output_table(scale_out, bits), list(y.shape), torch.float32)
     assert torch.equal(y, again)
@@ -101,7 +101,7 @@ def check_rebuild(y: Tensor, packed: Tensor, scale_out: Tensor, bits: int) -> No
 
 def check_nan(device: str) -> None:
     from lightning_n2uq.ops.kernels import packed_cuda
-    from lightning_n2uq.ops.packed_conv import output_table
+    from lightning_n2uq.ops.packed_format import output_table
 
     x = torch.randn(2, 8, 3, 3).to(device)
     x[0, 0, 0, 0], x[1, 0, 0, 0] = torch.nan, torch.inf

@@ -30,8 +30,8 @@ def load(op: str, device: torch.device) -> ModuleType | None:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def seen_through(module: str, op: str, device_type: str) -> bool:
-    """Whether Triton runs `op` there; its operators, which a compiler sees through, are then in `torch.ops`.
+def has_triton_operators(module: str, op: str, device_type: str) -> bool:
+    """Whether Triton runs `op` there; the operators of `module` are then in `torch.ops.lightning_n2uq`.
 
     Args:
         module: `triton_chain` or `triton_conv`.

@@ -26,7 +26,6 @@ from lightning_n2uq.ops.kernels.channels_cuda import (
     prelu,
     store_column_sums,
 )
-from lightning_n2uq.ops.kernels.launch_cuda import launch
 from lightning_n2uq.ops.kernels.positions_cuda import LANES
 
 _NormParameters = tuple[Tensor, Tensor, float]
@@ -145,8 +144,7 @@ def residual(
     if other_norm is not None:
         other_stats, other_first = measured_norm(second, *other_norm)
     y, form = empty_map(x, x.dtype), layout(source)
-    launch(
-        _forward_kernel, form.grid, source, second, y, first, other_first, *(p.detach() for p in act),
+    _forward_kernel[form.grid](source, second, y, first, other_first, *(p.detach() for p in act),
         form.rows, form.channels, form.tiles, OTHER=other_norm is not None, COLUMNS=form.columns, LANES=LANES,
     )  # fmt: skip
     return y, stats, other_stats
@@ -172,15 +170,14 @@ def residual_gradient(
     tables = first, other_first, act[0].detach(), act[1].detach()
     sizes = form.rows, form.channels, form.tiles
     shape = {"OTHER": other_norm is not None, "COLUMNS": form.columns, "LANES": LANES}
-    launch(_sums_kernel, form.grid, grad, source, second, sums, other_sums, *tables, *sizes, **shape)
+    _sums_kernel[form.grid](grad, source, second, sums, other_sums, *tables, *sizes, **shape)
     correction, grads = channel_gradients(sums, first, norm[:2], act, form.rows)
     other_correction: Tensor = correction
     other_grads: list[Tensor] = []
     if other_norm is not None:
         found = channel_gradients(other_sums, other_first, other_norm[:2], (), form.rows)
         other_correction, other_grads = found
-    launch(
-        _input_kernel, form.grid, grad, source, second, dx, dother, correction, other_correction, *tables,
+    _input_kernel[form.grid](grad, source, second, dx, dother, correction, other_correction, *tables,
         *sizes, **shape,
     )  # fmt: skip
     return [dx, dother, *grads, *other_grads]

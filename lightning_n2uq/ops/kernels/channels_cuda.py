@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_n2uq.ops.kernels.launch_cuda import launch, product
 from lightning_n2uq.ops.kernels.positions_cuda import GROUP, LANES
+from lightning_n2uq.ops.kernels.product_cuda import product
 
 _MOST_COLUMNS = 64
 _PROGRAMS = 1056  # 8 for each of 132 multiprocessors; a fixed number keeps the order of additions
@@ -163,7 +163,7 @@ def measured_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[T
     form = layout(x)
     partial = torch.empty(form.grid[0], 2, form.channels, dtype=torch.float64, device=x.device)
     sizes = form.rows, form.channels, form.tiles
-    launch(_moments_kernel, form.grid, x, partial, *sizes, COLUMNS=form.columns, LANES=LANES)
+    _moments_kernel[form.grid](x, partial, *sizes, COLUMNS=form.columns, LANES=LANES)
     stats = torch.empty(2, form.channels, dtype=torch.float32, device=x.device)
     return stats, _norm(x, partial.sum(0), stats, (gamma, beta, eps), from_sums=True)
 
@@ -179,8 +179,7 @@ def _norm(
     channels = stats.shape[1]
     norm = torch.empty(4, channels, dtype=torch.float32, device=stats.device)
     gamma, beta, eps = parameters
-    launch(
-        _norm_kernel, (-(-channels // LANES),), x, sums, gamma.detach(), beta.detach(), stats, norm,
+    _norm_kernel[(-(-channels // LANES),)](x, sums, gamma.detach(), beta.detach(), stats, norm,
         x.numel() // channels, channels, eps, FROM_SUMS=from_sums, LANES=LANES,
     )  # fmt: skip
     return norm
@@ -234,8 +233,7 @@ def channel_gradients(
         return correction, grads
     norm_grads = grads[:2] if norm is not None else [correction] * 2
     act_grads = grads[-3:] if act else [correction] * 3
-    launch(
-        _channels_kernel, (-(-channels // LANES),), sums.sum(0), correction if norm is None else norm,
+    _channels_kernel[(-(-channels // LANES),)](sums.sum(0), correction if norm is None else norm,
         correction, *norm_grads, *act_grads, rows, channels,
         NORM=norm is not None, ACT=len(act) > 0, LANES=LANES,
     )  # fmt: skip

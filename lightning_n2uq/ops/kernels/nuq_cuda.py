@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_n2uq.ops.kernels.launch_cuda import INTERPRETED, product
+from lightning_n2uq.ops.kernels.product_cuda import INTERPRETED, product
 from lightning_n2uq.ops.kernels.rng import GOLDEN, M1, M2, message_key
 from lightning_n2uq.ops.nuq_format import NUQFormat
 

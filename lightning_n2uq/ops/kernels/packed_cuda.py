@@ -33,7 +33,6 @@ from lightning_n2uq.ops.kernels.channels_cuda import (
     prelu,
     store_column_sums,
 )
-from lightning_n2uq.ops.kernels.launch_cuda import launch
 from lightning_n2uq.ops.kernels.positions_cuda import (
     LANES,
     add_group,
@@ -306,8 +305,7 @@ def forward(
     form, rows = layout(source), table_rows(*quantizer, torch.float32)
     y = empty_map(x, dtype)
     packed = torch.empty(packed_size(x, n), dtype=torch.uint8, device=x.device)
-    launch(
-        _forward_kernel, form.grid, source, y, packed, *_channel_tables(norm, act, source), rows,
+    _forward_kernel[form.grid](source, y, packed, *_channel_tables(norm, act, source), rows,
         form.rows, form.channels, form.tiles, _row_bytes(form, n), NORM=norm is not None, ACT=len(act) > 0,
         N=n, HELD=held_bounds(n), BITS=stored_bits(n), COLUMNS=form.columns, LANES=LANES,
     )  # fmt: skip
@@ -324,8 +322,7 @@ def rebuild(packed: Tensor, outputs: Tensor, size: list[int], dtype: torch.dtype
     n = outputs.numel() - 1
     y = torch.empty(size, dtype=dtype, device=packed.device, memory_format=torch.channels_last)
     form = layout(y)
-    launch(
-        _rebuild_kernel, form.grid, packed, outputs, y, form.rows, form.channels, form.tiles,
+    _rebuild_kernel[form.grid](packed, outputs, y, form.rows, form.channels, form.tiles,
         _row_bytes(form, n), BITS=stored_bits(n), COLUMNS=form.columns, LANES=LANES,
     )  # fmt: skip
     return y
@@ -350,14 +347,12 @@ def backward(
     tables = *_channel_tables(norm, act, source), table_rows(*quantizer, torch.float32)
     sizes = form.rows, form.channels, form.tiles, _row_bytes(form, n)
     bits, columns, has_act = stored_bits(n), form.columns, len(act) > 0
-    launch(
-        _sums_kernel, form.grid, grad, source, packed, dx, sums, segments, *tables, *sizes,
+    _sums_kernel[form.grid](grad, source, packed, dx, sums, segments, *tables, *sizes,
         NORM=norm is not None, ACT=has_act, N=n, HELD=held_bounds(n), BITS=bits, COLUMNS=columns, LANES=LANES,
     )  # fmt: skip
     correction, grads = channel_gradients(sums, norm, norm_parameters, act, form.rows)
     if norm is not None:
-        launch(
-            _input_kernel, form.grid, grad, source, packed, dx, correction, *tables, *sizes,
+        _input_kernel[form.grid](grad, source, packed, dx, correction, *tables, *sizes,
             ACT=has_act, N=n, BITS=bits, COLUMNS=columns, LANES=LANES,
         )  # fmt: skip
     return [dx, *grads, *parameter_gradients(segments.sum(0), *quantizer)]

@@ -26,7 +26,6 @@ from lightning_n2uq.ops.kernels.channels_cuda import (
     place,
     store_column_sums,
 )
-from lightning_n2uq.ops.kernels.launch_cuda import launch
 from lightning_n2uq.ops.kernels.positions_cuda import LANES
 
 _MOST_ROWS = 2**31 - 1
@@ -156,18 +155,22 @@ def _window(window: tuple[int, int, int]) -> dict[str, int]:
     return dict(zip(("KERNEL", "STRIDE", "PADDING"), window, strict=True))
 
 
+def pooled(x: Tensor, window: tuple[int, int, int]) -> list[int]:
+    """Height and width of the pooled map."""
+    kernel, stride, padding = window
+    return [(length + 2 * padding - kernel) // stride + 1 for length in x.shape[2:]]
+
+
 def pool(
     x: Tensor, norm_parameters: tuple[Tensor, Tensor, float], window: tuple[int, int, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The pooled map, the place of each maximum in its window (uint8), and mean and variance `[2, C]`."""
     source = channels_last(x)
     stats, norm = measured_norm(source, *norm_parameters)
-    kernel, stride, padding = window
-    size = [(length + 2 * padding - kernel) // stride + 1 for length in x.shape[2:]]
+    size = pooled(x, window)
     y = torch.empty([*x.shape[:2], *size], dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     taps, form = empty_map(y, torch.uint8), layout(y)
-    launch(
-        _forward_kernel, form.grid, source, y, taps, norm, form.rows, form.channels, form.tiles,
+    _forward_kernel[form.grid](source, y, taps, norm, form.rows, form.channels, form.tiles,
         *x.shape[2:], *size, **_window(window), WIDE=source.numel() // form.channels > _MOST_ROWS,
         COLUMNS=form.columns, LANES=LANES,
     )  # fmt: skip
@@ -189,7 +192,7 @@ def pool_gradient(
     sizes = form.rows, form.channels, form.tiles, *x.shape[2:], *grad.shape[2:]
     wide = form.rows > _MOST_ROWS
     shape = {**_window(window), "WIDE": wide, "COLUMNS": form.columns, "LANES": LANES}
-    launch(_sums_kernel, form.grid, grad, taps, source, sums, norm, *sizes, **shape)
+    _sums_kernel[form.grid](grad, taps, source, sums, norm, *sizes, **shape)
     correction, grads = channel_gradients(sums, norm, norm_parameters[:2], (), form.rows)
-    launch(_input_kernel, form.grid, grad, taps, source, dx, correction, norm, *sizes, **shape)
+    _input_kernel[form.grid](grad, taps, source, dx, correction, norm, *sizes, **shape)
     return dx, grads[0], grads[1]

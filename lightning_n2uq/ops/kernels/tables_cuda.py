@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_n2uq.ops.kernels.launch_cuda import launch, product
+from lightning_n2uq.ops.kernels.product_cuda import product
 from lightning_n2uq.ops.tables import OUTPUT_RANGE, WIDTH_FLOOR, ThresholdTables
 
 _FLOOR, _RANGE = tl.constexpr(WIDTH_FLOOR), tl.constexpr(OUTPUT_RANGE)
@@ -107,9 +107,7 @@ def table_rows(
     n = widths.numel()
     out = torch.empty(8, n + 2, dtype=dtype, device=widths.device)
     (ramp_bits,) = struct.unpack("<q", struct.pack("<d", ramp))  # a plain float would travel as float32
-    launch(
-        _tables_kernel,
-        (1,),
+    _tables_kernel[(1,)](
         *(p.detach().contiguous() for p in (start, widths, scale_in, scale_out)),
         out,
         ramp_bits,
@@ -145,5 +143,5 @@ def parameter_gradients(
     grads = [torch.empty_like(p) for p in parameters]
     n = widths.numel()
     lanes = int(triton.next_power_of_2(n))
-    launch(_gradients_kernel, (1,), sums, *parameters, *grads, N=n, LANES=lanes)
+    _gradients_kernel[(1,)](sums, *parameters, *grads, N=n, LANES=lanes)
     return grads[0], grads[1], grads[2], grads[3]

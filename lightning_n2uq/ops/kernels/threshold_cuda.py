@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_n2uq.ops.kernels.launch_cuda import product
 from lightning_n2uq.ops.kernels.positions_cuda import (
     GROUP,
     LANES,
@@ -28,6 +27,7 @@ from lightning_n2uq.ops.kernels.positions_cuda import (
     split4,
     store_segments,
 )
+from lightning_n2uq.ops.kernels.product_cuda import product
 from lightning_n2uq.ops.tables import ThresholdTables, output_step
 
 _TILE = LANES * GROUP

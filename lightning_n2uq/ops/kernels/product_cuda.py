@@ -1,0 +1,32 @@
+# Compiled functions take no annotations: Triton infers the types of their arguments.
+# ruff: noqa: ANN001, ANN201
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
+"""Triton: products that the compiler does not fuse with a sum.
+
+A fused multiply-add rounds once where the oracle rounds twice. Where that matters, a product is written as
+one of its own; elsewhere fusing is welcome, and switching it off for a whole kernel (`enable_fp_fusion`) makes
+LLVM turn the counting of comparisons into slower integer code.
+"""
+
+import os
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def product(a, b):
+    """`a * b` of equal shapes, float32 or float64, rounded on its own."""
+    if INTERPRETED:
+        result = a * b
+    elif a.dtype == tl.float64:
+        result = tl.inline_asm_elementwise(
+            "mul.rn.f64 $0, $1, $2;", "=d,d,d", [a, b], dtype=tl.float64, is_pure=True, pack=1
+        )
+    else:
+        result = tl.inline_asm_elementwise(
+            "mul.rn.f32 $0, $1, $2;", "=f,f,f", [a, b], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return result
