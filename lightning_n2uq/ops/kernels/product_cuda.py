@@ -4,8 +4,8 @@
 """Triton: products that the compiler does not fuse with a sum.
 
 A fused multiply-add rounds once where the oracle rounds twice. Where that matters, a product is written as
-one of its own; elsewhere fusing is welcome, and switching it off for a whole kernel (`enable_fp_fusion`) makes
-LLVM turn the counting of comparisons into slower integer code.
+one of its own; elsewhere fusing is welcome, and switching it off for a whole kernel (`enable_fp_fusion`)
+makes LLVM turn the counting of comparisons into slower integer code.
 """
 
 import os
