@@ -155,56 +155,65 @@ def _peak(run: Callable[[], object]) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
-def steps(rate: float, batch: int = 256, compiled: bool = True, profile: bool = False) -> dict[str, object]:
-    """A ResNet-18 training step, bf16-mixed, channels-last, against torchvision's float network."""
-    del rate
-    x = torch.randn(batch, 3, 224, 224, device=DEVICE).contiguous(memory_format=torch.channels_last)
-    target = torch.randint(1000, (batch,), device=DEVICE)
-    result: dict[str, object] = {"batch": batch}
-    makers = {
-        "float": torchvision.models.resnet18,
-        "W2A2": lambda: resnet18(2, 2),
-        "W4A4": lambda: resnet18(4, 4),
-    }
-    for kind, mode in KINDS.items() if compiled else (("eager", None),):
-        runs, rows = {}, {}
-        for name, make in makers.items():
-            model = make().to(DEVICE, memory_format=torch.channels_last).train()
-            began = time.perf_counter()
-            call = model if mode is None else torch.compile(model, mode=mode)
-            runs[name] = _step(model, call, x, target)
-            runs[name]()
-            torch.cuda.synchronize()
-            first = time.perf_counter() - began
-            rows[name] = {"peak_megabytes": round(_peak(runs[name]), 1), "first_call_s": round(first, 1)}
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(4):  # in turns
-            for name, run in runs.items():
-                times[name].append(milliseconds(run, 6))
-        for name, row in rows.items():
-            row["ms"] = round(statistics.median(times[name]), 3)
-            row["ratio"] = round(row["ms"] / statistics.median(times["float"]), 3)
-            row["peak_ratio"] = round(row["peak_megabytes"] / rows["float"]["peak_megabytes"], 3)
-            print(f"  {kind} {name}: {row}")
-        result[kind] = rows
-        if profile and kind == "compile":
-            for name, run in runs.items():
-                _profile(f"{kind} {name}", run)
-    return result
-
-
-def _profile(title: str, run: Callable[[], object]) -> None:
+def _kernels(run: Callable[[], object]) -> list[tuple[str, int, float]]:
+    """Name, calls and milliseconds of a step's kernels, the longest first."""
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         run()
         torch.cuda.synchronize()
-    print(f"== {title}")
-    events = sorted(seen.key_averages(), key=lambda e: -e.device_time_total)
-    print(f"  all kernels: {sum(e.device_time_total for e in events) / 1e3:.3f} ms")
-    for event in events[:40]:
-        print(f"  {event.device_time_total / 1e3:9.3f} ms {event.count:5d}  {event.key[:90]}")
+    rows = [(e.key, e.count, e.device_time_total / 1e3) for e in seen.key_averages()]
+    return sorted(rows, key=lambda row: -row[2])
+
+
+def steps(rate: float, batch: int = 256, compiled: bool = True, profile: bool = False) -> dict[str, object]:
+    """A ResNet-18 training step, bf16-mixed, channels-last, against torchvision's float network."""
+    del rate
+    x = torch.randn(batch, 3, 224, 224, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    target = torch.randint(1000, (batch,), device=DEVICE)
+    result: dict[str, object] = {"batch": batch}
+    for kind, mode in KINDS.items() if compiled else (("eager", None),):
+        result[kind] = _compare(mode, x, target, f"{kind} " if profile else None)
+        for name, row in result[kind].items():  # type: ignore[attr-defined]
+            print(f"  {kind} {name}: {row}", flush=True)
+    return result
+
+
+def _compare(mode: str | None, x: Tensor, target: Tensor, title: str | None) -> dict[str, dict[str, float]]:
+    """Time, kernel time and memory of every network, in one way of running them."""
+    makers = {
+        "float": torchvision.models.resnet18,
+        "W2A2": lambda: resnet18(2, 2),
+        "W4A4": lambda: resnet18(4, 4),
+    }
+    runs: dict[str, Callable[[], object]] = {}
+    rows: dict[str, dict[str, float]] = {}
+    for name, make in makers.items():
+        model = make().to(DEVICE, memory_format=torch.channels_last).train()
+        began = time.perf_counter()
+        runs[name] = _step(model, model if mode is None else torch.compile(model, mode=mode), x, target)
+        runs[name]()
+        torch.cuda.synchronize()
+        rows[name] = {"first_call_s": round(time.perf_counter() - began, 1)}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(4):  # in turns
+        for name, run in runs.items():
+            times[name].append(milliseconds(run, 6))
+    for name, row in rows.items():
+        kernels = _kernels(runs[name])
+        row["ms"] = round(statistics.median(times[name]), 3)
+        row["kernels_ms"] = round(sum(ms for *_, ms in kernels), 3)
+        for figure in ("ms", "kernels_ms"):
+            row[f"{figure}_ratio"] = round(row[figure] / rows["float"][figure], 3)
+        if mode != "reduce-overhead":  # graphs keep their memory
+            row["peak_megabytes"] = round(_peak(runs[name]), 1)
+            row["peak_ratio"] = round(row["peak_megabytes"] / rows["float"]["peak_megabytes"], 3)
+        if title is not None:
+            print(f"== {title}{name}: kernels {row['kernels_ms']} ms")
+            for key, count, ms in kernels[:30]:
+                print(f"  {ms:9.3f} ms {count:5d}  {key[:90]}")
+    return rows
 
 
 def main(argv: list[str] | None = None) -> int:

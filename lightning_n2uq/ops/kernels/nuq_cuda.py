@@ -100,7 +100,7 @@ def _quotient(pattern, norm):
     """`|x| / norm`, the IEEE division, faster since all share the divisor: two corrections of an estimate.
 
     Both are scaled by a power of two first, so that no step leaves the range of normal numbers unless the
-    quotient is below 2**-100, where no level is.
+    quotient is below 2**-100, where exponential levels round to zero anyway.
     """
     magnitude = (pattern & _ABS).to(tl.float32, bitcast=True)
     if INTERPRETED:
@@ -277,7 +277,8 @@ def encode(x: Tensor, form: NUQFormat, seed: int, out: Tensor) -> None:
         x.view(torch.int32), out, _levels(form, x.device), numel, lo, hi, form.inverse_lowest,
         form.norm_bytes(numel), SIZE=form.bucket_size, TILE=_tile(form), L2=form.norm == "l2", BITS=form.bits,
         FAMILY=_FAMILIES[form.family], MANTISSA=form.mantissa_bits, GROUP=group, GROUP_BYTES=group_bytes,
-        FAST=form.inverse_lowest <= _MOST_INVERSE, num_warps=_ENCODE_WARPS, enable_fp_fusion=False,
+        FAST=form.family == "float" and form.inverse_lowest <= _MOST_INVERSE, num_warps=_ENCODE_WARPS,
+        enable_fp_fusion=False,
     )  # fmt: skip
 
 
