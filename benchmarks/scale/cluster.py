@@ -46,6 +46,8 @@ class Cluster:
         intra: Link of a rank inside its node.
         framing: Bytes on the wire per byte handed to the collective: headers, acknowledgements.
         slowdown: How much slower a rank computes than measured alone, for ranks that share cores.
+        one_by_one: Whether a rank handles the messages of an all-to-all one after the other, as ranks that
+            share cores do, and not all at once.
 
     Raises:
         ValueError: If a count is impossible.
@@ -57,6 +59,7 @@ class Cluster:
     intra: Link = Link(100.0, 5e-6)
     framing: float = 1.06
     slowdown: float = 1.0
+    one_by_one: bool = False
 
     def __post_init__(self) -> None:
         _positive("ranks", self.ranks)

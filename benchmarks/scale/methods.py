@@ -71,11 +71,13 @@ def _two_phase(
 ) -> float:
     """Return the time of the exchange among ``ranks``, ``sharing`` of which use one link at once.
 
-    The all-to-all starts all its messages together; the all-gather is a ring of ``ranks - 1`` steps.
+    The all-to-all starts all its messages together (unless ranks share cores); the all-gather is a ring of
+    ``ranks - 1`` steps.
     """
     first, second, units = two_phase_bytes(math.ceil(numel), bits, ranks)
     wire = link.seconds(cluster.framing * sharing * (first + second))
-    network = wire + units * link.latency_s * (1 + (ranks - 1))
+    waits = (ranks - 1 if cluster.one_by_one else 1) + (ranks - 1)
+    network = wire + units * link.latency_s * waits
     encoded, decoded = numel * (1 + 1 / ranks), 2 * numel
     processor = _compute_s(encoded, speeds.encode[bits], cluster)
     processor += _compute_s(decoded, speeds.decode[bits], cluster)

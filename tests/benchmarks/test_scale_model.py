@@ -100,18 +100,11 @@ def test_impossible_clusters_are_refused(make, message):
         make()
 
 
-EIGHT = pytest.mark.xfail(strict=True, reason="too fast by 24 to 36 % at 2 to 4 bits: see docs/scaling.md")
-
-
-@pytest.mark.parametrize("hosts", [2, 4, pytest.param(8, marks=EIGHT)])
+@pytest.mark.parametrize("hosts", [2, 4, 8])
 def test_model_meets_the_measurements_within_a_fifth(hosts):
-    """Where the network dominates: at 100 Mbit/s, everything but PowerSGD, which is all processor time."""
-    points = [
-        p
-        for p in validate.points(SAVED, NETLAB)
-        if p["mbit"] == 100 and p["hosts"] == hosts and p["method"] != "ddp_powersgd"
-    ]
-    assert len(points) >= 5
+    """Every method and every link that was timed."""
+    points = [p for p in validate.points(SAVED, NETLAB) if p["hosts"] == hosts]
+    assert len(points) >= 6
     worst = max(points, key=lambda p: abs(p["error"]))
     assert abs(worst["error"]) < 0.2, worst
 

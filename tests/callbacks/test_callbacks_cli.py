@@ -32,7 +32,8 @@ def test_the_annealed_config_trains_with_all_three_callbacks(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     options = ["--wandb", "disabled", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
     small = ["--model.init_args.backbone_args={width: 4}", "--trainer.limit_val_batches", "1"]
-    assert main(["fit", "--config", "digits/n2uq_w2a2_annealed", *options, *small]) == 0
+    penalty = ["--trainer.callbacks+=EntropyRegularizer", "--trainer.callbacks.weight", "10"]
+    assert main(["fit", "--config", "digits/n2uq_w2a2_annealed", *options, *small, *penalty]) == 0
     (folder,) = (tmp_path / "runs" / "digits" / "n2uq_w2a2_annealed").iterdir()
     names = {path.name for path in folder.iterdir()}
     assert {"metrics.csv", "quantization.jsonl", "confusion.json", "config.yaml"} <= names
