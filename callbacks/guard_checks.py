@@ -43,12 +43,14 @@ def batch_flags(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 def broken_flag(tensors: Sequence[Tensor]) -> Tensor:
     """Whether any of the tensors holds NaN or inf, as a 0-dim bool tensor; at least one tensor is needed."""
-    return ~torch.isfinite(get_total_norm(tensors, norm_type=float("inf")))
+    full = [tensor.detach() for tensor in tensors if tensor.numel()]  # an empty one has no largest value
+    return ~torch.isfinite(get_total_norm(full, norm_type=float("inf")))
 
 
 def suspect_flag(tensors: Sequence[Tensor]) -> Tensor:
     """`broken_flag` in a third of the time, but also set where the sum of squares overflows."""
-    return ~torch.isfinite(get_total_norm(tensors, norm_type=2.0))
+    with torch.no_grad():
+        return ~torch.isfinite(get_total_norm(tensors, norm_type=2.0))
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:

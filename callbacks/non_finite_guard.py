@@ -96,7 +96,9 @@ class NonFiniteGuard(Callback):
         self._warned: set[str] = set()
         self._skips_in_a_row = 0
         self._flags: dict[str, Tensor] = {}
-        self._statistics: list[tuple[Tensor, Tensor]] = []  # of batch norms: in the model, before the step
+        # Of batch norms, where a step may be skipped: those in the model, and what they were before the step.
+        self._statistics: list[Tensor] = []
+        self._before: list[Tensor] = []
         self._fresh, self._last_look = True, -1
 
     def state_dict(self) -> dict[str, Any]:
@@ -112,6 +114,9 @@ class NonFiniteGuard(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judges the weights that training starts from."""
         self._fresh, self._last_look = True, -1
+        skips = "skip" in self.actions.values()
+        self._statistics = guard_checks.norm_statistics(pl_module) if skips else []
+        self._before = [buffer.clone() for buffer in self._statistics]
         self._judge_state(trainer, pl_module)
 
     def on_train_batch_start(
@@ -120,9 +125,8 @@ class NonFiniteGuard(Callback):
         """Remembers running statistics where a step may be skipped, and looks at the batch."""
         if self._fresh:
             self._fresh, self._flags = False, {}
-            skips = "skip" in self.actions.values()
-            buffers = guard_checks.norm_statistics(pl_module) if skips else []
-            self._statistics = [(buffer, buffer.clone()) for buffer in buffers]
+            if self._statistics:
+                torch._foreach_copy_(self._before, self._statistics)
         tensors = guard_checks.floating_tensors(batch)
         if tensors and (self._wants("input") or self._wants("constant_batch")):
             broken, constant = guard_checks.batch_flags(tensors)
@@ -137,8 +141,8 @@ class NonFiniteGuard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Decides, on all ranks alike, whether the step is taken."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad.detach() for p in parameters if p.grad is not None and p.grad.numel()]
+        groups = optimizer.param_groups
+        gradients = [g for group in groups for p in group["params"] if (g := p.grad) is not None]
         if (
             gradients
             and self._wants("gradient")
@@ -262,7 +266,7 @@ class NonFiniteGuard(Callback):
     def _skip(self, trainer: Trainer, pl_module: LightningModule, found: list[str]) -> None:
         for parameter in pl_module.parameters():
             parameter.grad = None
-        for current, before in self._statistics:
+        for current, before in zip(self._statistics, self._before, strict=True):
             current.copy_(before)
         self.counts["skipped_steps"] += 1
         self._skips_in_a_row += 1
