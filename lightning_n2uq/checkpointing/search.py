@@ -22,13 +22,14 @@ class Found:
     rejected: list[str] = field(default_factory=list)
 
 
-def newest_checkpoint(folder: str | Path) -> Found:
-    """The newest whole training checkpoint in the runs below a folder (`folder/<run>/*.ckpt`).
+def newest_checkpoint(folder: str | Path, own: str | Path | None = None) -> Found:
+    """The newest whole training checkpoint in the runs below a folder (`folder/<run>/*.ckpt`) and in `own`.
 
     Newest is by the time of writing. Files that are damaged, refused, or hold weights only are passed over.
     """
     found = Found(None)
-    files = [path for path in Path(folder).glob("*/*.ckpt") if path.is_file()]
+    patterns = [(folder, "*/*.ckpt"), *([] if own is None else [(own, "*.ckpt")])]
+    files = {path for place, pattern in patterns for path in Path(place).glob(pattern) if path.is_file()}
     for path in sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True):
         try:
             content = read_file(str(path), "resume")

@@ -33,10 +33,20 @@ def is_user_error(error: BaseException) -> bool:
         return True
     if isinstance(error, RuntimeError) and "Error(s) in loading state_dict" in str(error):
         return True
+    if is_out_of_memory(error):
+        return True
     names = {cls.__name__ for cls in type(error).__mro__}  # by name: lightning may not be imported yet
     return isinstance(error, (ValueError, argparse.ArgumentError, OSError)) or not names.isdisjoint(
         {"MisconfigurationException", "NonFiniteError"}
     )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory of a device or of the machine ran out."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    phrases = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)
 
 
 def one_line(error: BaseException) -> str:
@@ -48,6 +58,8 @@ def one_line(error: BaseException) -> str:
         text = (
             f"ckpt_path: refused, the file holds more than tensors and plain values ({_shorten(text, 200)})"
         )
+    if is_out_of_memory(error):
+        return _shorten(f"out of memory; a smaller data.batch_size needs less ({_shorten(text, 200)})")
     if "Error(s) in loading state_dict" in text:
         text = "ckpt_path: the checkpoint does not fit this model (other backbone, bits or method?): " + text
     for rule in (_unknown_option, _wrong_class, _wrong_value, _own_error, _required, _unknown_key):

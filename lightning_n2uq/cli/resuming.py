@@ -29,18 +29,28 @@ def check_mode(mode: str | None, ckpt_path: str | None) -> None:
         raise ValueError(f"resume: got 'auto' together with ckpt_path {ckpt_path!r}, allowed is one of them")
 
 
-def find_checkpoint(root: str, name: str) -> str | None:
-    """The newest whole checkpoint of the runs in ``root/name``; says what was found and what was not."""
+def find_checkpoint(root: str, name: str, chosen: str | None = None) -> str | None:
+    """The newest whole checkpoint of the runs in ``root/name``; says what was found and what was not.
+
+    Args:
+        root: Where runs lie.
+        name: Of the config.
+        chosen: Folder that the config gives to checkpoints (``checkpoint.dirpath``), searched as well; what
+            an interruption saves is in the run's folder all the same.
+    """
     rank = getattr(rank_zero_only, "rank", 0)
     if rank and _SHARED_VARIABLE in os.environ:
         return os.environ[_SHARED_VARIABLE] or None
-    found = newest_checkpoint(Path(root, name))
+    found = newest_checkpoint(Path(root, name), chosen)
     for reason in found.rejected:
         rank_zero_warn(f"{reason}; an earlier checkpoint is used if there is one")
     path = None if found.path is None else str(found.path)
     os.environ[_SHARED_VARIABLE] = path or ""
     if not rank:
-        where = f"going on from {path}" if path else f"no checkpoint in {Path(root, name)}, starting afresh"
+        places = [str(Path(root, name)), *([] if chosen is None else [chosen])]
+        where = (
+            f"going on from {path}" if path else f"no checkpoint in {' or '.join(places)}, starting afresh"
+        )
         print(f"resume: {where}", file=sys.stderr)
     return path
 

@@ -33,7 +33,7 @@ from lightning_n2uq.checkpointing import (
 )
 from lightning_n2uq.cli import resuming, run_files
 from lightning_n2uq.cli.configs import check_config, resolve_arguments, run_name
-from lightning_n2uq.cli.errors import is_user_error
+from lightning_n2uq.cli.errors import is_out_of_memory, is_user_error
 from lightning_n2uq.cli.quiet import quiet_lightning
 
 WANDB_VARIABLE = "WANDB_MODE"
@@ -238,12 +238,16 @@ class N2UQCLI(LightningCLI):
         """With ``--resume auto``, the folder of the run to go on with, its checkpoint put into the config."""
         mode = config.get("resume")
         resuming.check_mode(mode, config.get("ckpt_path"))
-        path = resuming.find_checkpoint(self.root, self.name) if mode else None
+        chosen = config.checkpoint.dirpath
+        path = resuming.find_checkpoint(self.root, self.name, chosen) if mode else None
         if path is None:
             return None
         config.ckpt_path = path
+        folder = os.path.dirname(path)
+        if chosen is not None and os.path.samefile(folder, chosen):  # the run's other files are elsewhere
+            return None
         self.resumes = True
-        return os.path.dirname(path)
+        return folder
 
     def instantiate_classes(self) -> None:
         """Leave no empty folder behind when a value in the config is impossible."""
@@ -306,6 +310,8 @@ class N2UQCLI(LightningCLI):
         except Exception as error:
             if full := _write_error(error):
                 raise full  # noqa: B904  # the error's own cause
+            if is_out_of_memory(error):
+                raise
             if self.trainer.global_step and subcommand == "fit":
                 where = f"training failed at step {self.trainer.global_step}, its files are in {self.run_dir}"
                 raise TrainingFailedError(where) from error

@@ -144,6 +144,12 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
     assert found.path == tmp_path / "two/last.ckpt"
     assert ["damaged" in found.rejected[0], "weights only" in found.rejected[1]] == [True, True]
     assert newest_checkpoint(tmp_path / "none").path is None
+    own = save(tmp_path / "own.ckpt")
+    os.utime(own, (1e9, 1e9))
+    assert newest_checkpoint(tmp_path, tmp_path).path == own
+    os.utime(own, (1e9 - 90, 1e9 - 90))
+    assert newest_checkpoint(tmp_path, tmp_path).path == tmp_path / "two/last.ckpt"
+    assert newest_checkpoint(tmp_path / "none", tmp_path).path == own
 
 
 def test_another_version_is_named_and_a_foreign_file_refused(tmp_path):

@@ -136,3 +136,27 @@ def test_an_error_in_training_is_not_taken_for_a_mistake(in_empty_folder, monkey
     monkeypatch.setattr(QuantizedClassifier, "training_step", failing_step)
     with pytest.raises(TrainingFailedError, match="failed at step 1"):
         main(["fit", "--config", "digits/n2uq_w2a2", "--trainer.logger", "false", "--wandb", "disabled"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_memory_that_runs_out_in_a_step_is_one_line(error, in_empty_folder, monkeypatch, capsys):
+    from lightning_n2uq.modules import QuantizedClassifier
+
+    taken = []
+
+    def step(self, batch, batch_idx):
+        taken.append(batch_idx)
+        if len(taken) > 2:
+            raise error
+        return self(batch[0]).square().mean()
+
+    monkeypatch.setattr(QuantizedClassifier, "training_step", step)
+    assert main(["fit", "--config", "digits/n2uq_w2a2.yaml", "--model.backbone_args", "{width: 4}"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "n2uq: error" in line]
+    assert lines == [f"n2uq: error: out of memory; a smaller data.batch_size needs less ({error})"]

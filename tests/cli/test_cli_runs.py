@@ -161,3 +161,15 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(in_empty_folde
         strict=True,
     ):
         assert torch.equal(left["exp_avg_sq"], right["exp_avg_sq"])
+
+
+def test_resume_auto_finds_checkpoints_in_a_folder_of_their_own(in_empty_folder, capsys):
+    own = ["--checkpoint.dirpath", "elsewhere", "--config", "digits/n2uq_w2a2.yaml", *SMALL]
+    first = run("fit", *own, "--trainer.max_epochs", "1", "--resume", "auto")
+    nothing = f"resume: no checkpoint in {first.parent} or elsewhere, starting afresh"
+    assert nothing in capsys.readouterr().err
+    second = run("fit", *own, "--trainer.max_epochs", "2", "--resume", "auto")
+    assert "resume: going on from elsewhere/last.ckpt" in capsys.readouterr().err
+    assert second != first
+    saved = torch.load("elsewhere/last.ckpt", weights_only=True)
+    assert (saved["epoch"], saved["global_step"]) == (1, 8)
