@@ -20,7 +20,6 @@ CHOICES = ("auto", "reference", "numba", "triton")
 
 _OPS: dict[str, tuple[str, ...]] = {
     "threshold_quantize": ("reference", "numba", "triton"),
-    "threshold_tables": ("reference", "triton"),
     "quantize_weight": ("reference", "numba", "triton"),
     "packed_activation": ("reference", "numba", "triton"),
     "residual_block": ("reference", "numba", "triton"),

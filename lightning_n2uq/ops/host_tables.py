@@ -29,7 +29,7 @@ def operator_tables(
 ) -> ThresholdTables:
     """`threshold_tables`, the same bits: by numpy on CPU, in one launch where Triton runs."""
     if widths.device.type != "cpu":
-        fast = kernels.load("threshold_tables", widths.device)
+        fast = kernels.load_tables(widths.device)
         make = threshold_tables if fast is None else fast.tables
         return make(start, widths, scale_in, scale_out, dtype, ramp)
     arrays = _arrays(start.item(), _double(widths), scale_in.item(), scale_out.item(), ramp)

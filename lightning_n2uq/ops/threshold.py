@@ -159,7 +159,7 @@ def parameter_gradients(
     """
     if widths.device.type == "cpu":
         return host_parameter_gradients(sums, value_sum, start, widths, scale_in, scale_out)
-    fast = kernels.load("threshold_tables", widths.device)
+    fast = kernels.load_tables(widths.device)
     if fast is not None:
         if value_sum.data_ptr() != sums.data_ptr():  # the Triton kernel has left it in the first place
             sums[0, 0] = value_sum

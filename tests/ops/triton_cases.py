@@ -5,6 +5,8 @@ from torch import Tensor
 
 from lightning_n2uq.ops import quantize_weight, threshold_quantize
 from lightning_n2uq.ops.dispatch import force
+from lightning_n2uq.ops.host_tables import host_parameter_gradients, operator_tables
+from lightning_n2uq.ops.kernels import tables_cuda
 
 
 def assert_equal(slow: Tensor, fast: Tensor) -> None:
@@ -32,6 +34,20 @@ def check_threshold(x: Tensor, n: int, ramp: float) -> None:
             torch.testing.assert_close(slow, fast, rtol=1e-6, atol=2e-6 * terms, equal_nan=True)
 
 
+def check_tables(n: int, ramp: float, dtype: torch.dtype) -> None:
+    """Tables have the bits of those made on the CPU; a width at the floor has no gradient."""
+    widths = (0.2 + torch.rand(n)) * 2 / n
+    widths[0] = 1e-4
+    values = torch.tensor([0.1]), widths, torch.tensor([1.3]), torch.tensor([0.7])
+    slow = operator_tables(*values, dtype, ramp)
+    for row, table in zip(slow, tables_cuda.tables(*values, dtype, ramp), strict=True):
+        assert_equal(row, table)
+    sums = torch.randn(n + 2, 2, dtype=torch.float64)
+    expected = host_parameter_gradients(sums, sums[0, 0], *values)
+    for gradient, found in zip(expected, tables_cuda.parameter_gradients(sums, *values), strict=True):
+        torch.testing.assert_close(found, gradient, rtol=1e-5, atol=1e-5)
+
+
 def check_weight(weight: Tensor, bits: int) -> None:
     results = []
     for kernels in ("reference", "triton"):
@@ -49,6 +65,9 @@ if __name__ == "__main__":
     cases = ((0, 3, 0.0), (1, 3, 0.0), (300, 15, 0.5), (257, 3, 1.0), (1100, 15, 0.0), (200, 40, 0.0))
     for numel, n, ramp in cases:
         check_threshold(torch.randn(numel) + 0.5, n, ramp)
+    for n, ramp in ((1, 0.0), (3, 0.0), (15, 0.3), (40, 1.0)):
+        for dtype in (torch.float32, torch.float64):
+            check_tables(n, ramp, dtype)
     special = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, 1e38, 0.4])
     check_threshold(special, 3, 0.0)
     check_threshold(special, 3, 0.5)

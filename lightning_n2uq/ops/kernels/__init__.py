@@ -12,7 +12,6 @@ from lightning_n2uq.ops.dispatch import kernel_for
 _SUFFIX = {"numba": "cpu", "triton": "cuda"}
 _PREFIX = {
     "threshold_quantize": "threshold",
-    "threshold_tables": "tables",
     "quantize_weight": "weight",
     "packed_activation": "packed",
     "residual_block": "block",
@@ -29,7 +28,13 @@ def load(op: str, device: torch.device) -> ModuleType | None:
     return importlib.import_module(f"{__name__}.{_PREFIX[op]}_{_SUFFIX[kernel]}")
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def load_tables(device: torch.device) -> ModuleType | None:
+    """Tables and parameter gradients in one launch each, where Triton runs the quantizer."""
+    if kernel_for("threshold_quantize", device) != "triton":
+        return None
+    return importlib.import_module(f"{__name__}.tables_cuda")
+
+
 def has_triton_operators(module: str, op: str, device_type: str) -> bool:
     """Whether Triton runs `op` there; the operators of `module` are then in `torch.ops.lightning_n2uq`.
 
@@ -42,3 +47,7 @@ def has_triton_operators(module: str, op: str, device_type: str) -> bool:
         return False
     importlib.import_module(f"lightning_n2uq.ops.{module}")
     return True
+
+
+# What torch.compiler.assume_constant_result does; the decorator itself would import the compiler, and Triton.
+has_triton_operators._dynamo_marked_constant = True  # type: ignore[attr-defined]
