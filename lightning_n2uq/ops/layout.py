@@ -19,8 +19,3 @@ def flat_like(x: Tensor, like: Tensor) -> Tensor:
     if x.stride() != like.stride():
         x = torch.empty_like(like, dtype=x.dtype).copy_(x)
     return flat(x)
-
-
-def channels_outermost(x: Tensor) -> bool:
-    """Whether every channel (dim 0) is one run in memory; so for contiguous and channels-last weights."""
-    return x.stride(0) * x.shape[0] == x.numel()

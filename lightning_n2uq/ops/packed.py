@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops import kernels, packed_reference
+from lightning_n2uq.ops.dispatch import kernel_for
 from lightning_n2uq.ops.host_tables import operator_tables
 from lightning_n2uq.ops.packed_format import Activation, Norm, batch_norm, packed_bytes, planes
 from lightning_n2uq.ops.threshold import parameter_gradients
@@ -24,6 +25,27 @@ OP = "packed_activation"
 def kernel(x: Tensor) -> ModuleType:
     """The kernels for `x`, or the oracle, which has the same functions."""
     return kernels.load(OP, x.device) or packed_reference
+
+
+def channels_last_kernels(device: torch.device, op: str = OP) -> Any:  # noqa: ANN401
+    """The Triton kernels, which take maps in channels-last order as they are, or None where others run."""
+    return kernels.load(op, device) if kernel_for(op, device) == "triton" else None
+
+
+def kernels_of(packed: Tensor | None) -> Any:  # noqa: ANN401
+    """The Triton kernels if it is they that have packed the codes, into one run of bytes; else None."""
+    if packed is None or packed.dim() > 1:
+        return None
+    from lightning_n2uq.ops.kernels import packed_cuda
+
+    return packed_cuda
+
+
+def empty_gradient(x: Tensor, op: str = OP) -> Tensor:
+    """An empty map in the order in which the kernels of an operator leave the gradient of `x`."""
+    if channels_last_kernels(x.device, op) is not None:
+        return torch.empty_like(x, memory_format=torch.channels_last)
+    return x.new_empty(x.shape)
 
 
 def packed_activation(
@@ -49,15 +71,12 @@ def packed_activation(
 
     Returns:
         The quantized chain in `dtype`, contiguous (channels-last by Triton's kernels); its packed codes,
-        uint8, in a layout that `packed_conv2d` knows; mean and biased variance of the batch, `[2, C]` float32
+        uint8 `[N, C, bytes]` (`[bytes]` by Triton's); mean and biased variance of the batch, `[2, C]` float32
         (`[2, 0]` without a norm). Only the first has a gradient.
     """
     gamma, beta = norm or (None, None)
     bias_in, slope, bias_out = act or (None, None, None)
-    operator: Any = _packed_activation
-    if kernels.has_triton_operators("triton_chain", OP, x.device.type):
-        operator = torch.ops.lightning_n2uq.packed_activation_triton
-    result: tuple[Tensor, Tensor, Tensor] = operator(
+    result: tuple[Tensor, Tensor, Tensor] = _packed_activation(
         x, gamma, beta, eps, bias_in, slope, bias_out, *quantizer, dtype
     )
     return result
@@ -66,6 +85,10 @@ def packed_activation(
 def norm_of(stats: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> Norm | None:
     """`batch_norm`, or None where there is no norm."""
     return None if gamma is None or beta is None else batch_norm(stats, gamma, beta, eps)
+
+
+def _given(*parameters: Tensor | None) -> tuple[Tensor, ...]:
+    return tuple(p for p in parameters if p is not None)
 
 
 def _act_of(bias_in: Tensor | None, slope: Tensor | None, bias_out: Tensor | None) -> Activation | None:
@@ -89,6 +112,13 @@ def _packed_activation(
     scale_out: Tensor,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    triton = channels_last_kernels(x.device)
+    if triton is not None:
+        act, quantizer = _given(bias_in, slope, bias_out), (start, widths, scale_in, scale_out)
+        found: tuple[Tensor, Tensor, Tensor] = triton.forward(
+            x, _given(gamma, beta), eps, act, quantizer, dtype
+        )
+        return found
     fast, source = kernel(x), planes(x)
     stats = torch.stack(fast.statistics(source)).float() if gamma is not None else source.new_empty(2, 0)
     tables = operator_tables(start, widths, scale_in, scale_out, torch.float32)
@@ -112,9 +142,13 @@ def _(
     scale_out: Tensor,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    stats = x.new_empty(2, 0 if gamma is None else x.shape[1], dtype=torch.float32)
+    triton = channels_last_kernels(x.device)
+    if triton is not None:
+        packed = x.new_empty(triton.packed_size(x, widths.numel()), dtype=torch.uint8)
+        return torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last), packed, stats
     size = packed_bytes(x.shape[2:].numel(), widths.numel().bit_length())
     packed = x.new_empty(x.shape[0], x.shape[1], size, dtype=torch.uint8)
-    stats = x.new_empty(2, 0 if gamma is None else x.shape[1], dtype=torch.float32)
     return x.new_empty(x.shape, dtype=dtype), packed, stats
 
 
@@ -122,6 +156,7 @@ def _(
 def _packed_activation_backward(
     grad: Tensor,
     x: Tensor,
+    packed: Tensor | None,
     stats: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
@@ -134,7 +169,17 @@ def _packed_activation_backward(
     scale_in: Tensor,
     scale_out: Tensor,
 ) -> list[Tensor]:
-    """Gradients of `x`, `gamma`, `beta`, the activation's three and the quantizer's four, those that are."""
+    """Gradients of `x`, `gamma`, `beta`, the activation's three and the quantizer's four, those that are.
+
+    Triton's kernels read the codes, which save them a search; others are given none.
+    """
+    triton = kernels_of(packed)
+    if triton is not None:
+        given, quantizer = _given(bias_in, slope, bias_out), (start, widths, scale_in, scale_out)
+        found: list[Tensor] = triton.backward(
+            grad, x, packed, stats, _given(gamma, beta), eps, given, quantizer
+        )
+        return found
     tables = operator_tables(start, widths, scale_in, scale_out, torch.float32)
     norm, act = norm_of(stats, gamma, beta, eps), _act_of(bias_in, slope, bias_out)
     dx, sums, (segments, value_sum) = kernel(x).backward(
@@ -156,6 +201,7 @@ def _like(grads: tuple[Tensor, ...], parameters: tuple[Tensor | None, ...]) -> l
 def _(
     grad: Tensor,
     x: Tensor,
+    packed: Tensor | None,
     stats: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
@@ -169,17 +215,18 @@ def _(
     scale_out: Tensor,
 ) -> list[Tensor]:
     parameters = (gamma, beta, bias_in, slope, bias_out, start, widths, scale_in, scale_out)
-    return [x.new_empty(x.shape), *(p.new_empty(p.shape) for p in parameters if p is not None)]
+    return [empty_gradient(x), *(p.new_empty(p.shape) for p in parameters if p is not None)]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401
     x, gamma, beta, ctx.eps, *parameters, _ = inputs
-    ctx.save_for_backward(x, output[2], gamma, beta, *parameters)
+    packed = None if kernels_of(output[1]) is None else output[1]  # a convolution keeps them too
+    ctx.save_for_backward(x, packed, output[2], gamma, beta, *parameters)
 
 
 def _backward(ctx: Any, grad: Tensor, packed_grad: Tensor, stats_grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-    x, stats, gamma, beta, *parameters = ctx.saved_tensors
-    grads = iter(_packed_activation_backward(grad, x, stats, gamma, beta, ctx.eps, *parameters))
+    x, packed, stats, gamma, beta, *parameters = ctx.saved_tensors
+    grads = iter(_packed_activation_backward(grad, x, packed, stats, gamma, beta, ctx.eps, *parameters))
     dx, dgamma, dbeta, *rest = (next(grads) if p is not None else None for p in (x, gamma, beta, *parameters))
     return dx, dgamma, dbeta, None, *rest, None
 

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_n2uq.ops import kernels
-from lightning_n2uq.ops.packed import OP, kernel
+from lightning_n2uq.ops.packed import kernel, kernels_of
 from lightning_n2uq.ops.packed_format import output_table
 from lightning_n2uq.ops.weight import apply_scale
 
@@ -70,10 +69,7 @@ def packed_conv2d(
     which the convolution's backward pass has left that of the quantized weight.
     """
     known = weight.weight is not None
-    operator: Any = _packed_conv2d
-    if kernels.has_triton_operators("triton_conv", OP, source.y.device.type):
-        operator = torch.ops.lightning_n2uq.packed_conv2d_triton
-    result: Tensor = operator(
+    result: Tensor = _packed_conv2d(
         source.y,
         source.packed,
         source.scale_out.detach(),
@@ -106,7 +102,7 @@ def _packed_conv2d(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    return F.conv2d(y, quantized, bias, stride, padding, dilation, groups)
+    return _ordered(F.conv2d(y, quantized, bias, stride, padding, dilation, groups), packed)
 
 
 @_packed_conv2d.register_fake
@@ -126,7 +122,7 @@ def _(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    return F.conv2d(y, quantized, bias, stride, padding, dilation, groups)
+    return _ordered(F.conv2d(y, quantized, bias, stride, padding, dilation, groups), packed)
 
 
 @torch.library.custom_op("lightning_n2uq::packed_conv2d_backward", mutates_args=())
@@ -147,16 +143,21 @@ def _packed_conv2d_backward(
     needed: list[bool],
 ) -> list[Tensor]:
     """Those gradients of input, weight and bias that are `needed`; without a scale, `weight` is quantized."""
-    dtype = weight.dtype
-    if weight_scale is not None:
-        weight = apply_scale(weight, weight_scale, weight_bits)
-    weight = weight.to(grad.dtype)
-    y = kernel(packed).rebuild(packed, output_table(scale_out, bits), size[2] * size[3])
-    y = y.reshape(size).to(grad.dtype)
-    grads = _gradients(grad, y, weight, [stride, padding, dilation], groups, needed)
+    quantized = weight if weight_scale is None else apply_scale(weight, weight_scale, weight_bits)
+    triton, table = kernels_of(packed), output_table(scale_out, bits)
+    if triton is not None:
+        y = triton.rebuild(packed, table, size, grad.dtype)
+    else:
+        y = kernel(packed).rebuild(packed, table, size[2] * size[3]).reshape(size).to(grad.dtype)
+    geometry = [stride, padding, dilation]
+    grads = _gradients(grad, y, quantized.to(grad.dtype), geometry, groups, needed)
+    place = int(needed[0])
     if weight_scale is not None and needed[1]:
-        place = int(needed[0])
-        grads[place] = _through_scale(grads[place], weight_scale, straight_through, dtype)
+        grads[place] = _through_scale(grads[place], weight_scale, straight_through, weight.dtype)
+    if needed[0]:
+        grads[0] = _ordered(grads[0], packed)
+    if triton is not None and needed[1] and grads[place].stride() != weight.stride():
+        grads[place] = torch.empty_like(weight, dtype=grads[place].dtype).copy_(grads[place])
     return grads
 
 
@@ -177,11 +178,21 @@ def _(
     groups: int,
     needed: list[bool],
 ) -> list[Tensor]:
+    if kernels_of(packed) is not None:
+        dy = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+        dweight = torch.empty_like(weight, dtype=grad.dtype if weight_scale is None else weight.dtype)
+        known = dy, dweight, grad.new_empty(weight.shape[0])
+        return [g for g, wanted in zip(known, needed, strict=True) if wanted]
     y = grad.new_empty(size)
     grads = _gradients(grad, y, weight.to(grad.dtype), [stride, padding, dilation], groups, needed)
     if weight_scale is not None and needed[1]:
         grads[int(needed[0])] = torch.empty_like(grads[int(needed[0])], dtype=weight.dtype)
     return grads
+
+
+def _ordered(x: Tensor, packed: Tensor) -> Tensor:
+    """Channels-last where Triton's kernels are at work, whatever the convolution has chosen."""
+    return x if kernels_of(packed) is None else x.contiguous(memory_format=torch.channels_last)
 
 
 def _gradients(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops import block_reference, kernels
-from lightning_n2uq.ops.packed import norm_of
+from lightning_n2uq.ops.packed import channels_last_kernels, empty_gradient, norm_of
 from lightning_n2uq.ops.packed_format import Activation, batch_norm, planes
 
 OP = "residual_block"
@@ -41,10 +41,7 @@ def residual_activation(
     """
     gamma, beta, eps = norm
     other_gamma, other_beta, other_eps = other_norm or (None, None, 0.0)
-    operator: Any = _residual_activation
-    if kernels.has_triton_operators("triton_chain", OP, x.device.type):
-        operator = torch.ops.lightning_n2uq.residual_activation_triton
-    result: tuple[Tensor, Tensor, Tensor] = operator(
+    result: tuple[Tensor, Tensor, Tensor] = _residual_activation(
         x, gamma, beta, eps, other, other_gamma, other_beta, other_eps, *act
     )
     return result
@@ -64,6 +61,11 @@ def _residual_activation(
     slope: Tensor,
     bias_out: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    triton, act = channels_last_kernels(x.device, OP), Activation(bias_in, slope, bias_out)
+    if triton is not None:
+        second_norm = _given(other_gamma, other_beta, other_eps)
+        found: tuple[Tensor, Tensor, Tensor] = triton.residual(x, (gamma, beta, eps), other, second_norm, act)
+        return found
     fast = kernels.load(OP, x.device) or block_reference
     source, second = planes(x), planes(other)
     stats = torch.stack(fast.statistics(source)).float()
@@ -72,7 +74,7 @@ def _residual_activation(
         other_stats = torch.stack(fast.statistics(second)).float()
     norm = batch_norm(stats, gamma, beta, eps)
     other_norm = norm_of(other_stats, other_gamma, other_beta, other_eps)
-    y = fast.residual(source, norm, second, other_norm, Activation(bias_in, slope, bias_out))
+    y = fast.residual(source, norm, second, other_norm, act)
     return y.reshape(x.shape).to(x.dtype), stats, other_stats
 
 
@@ -92,7 +94,11 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     stats = x.new_empty(2, x.shape[1], dtype=torch.float32)
     other_stats = x.new_empty(2, 0 if other_gamma is None else x.shape[1], dtype=torch.float32)
-    return x.new_empty(x.shape), stats, other_stats
+    return empty_gradient(x, OP), stats, other_stats
+
+
+def _given(gamma: Tensor | None, beta: Tensor | None, eps: float) -> tuple[Tensor, Tensor, float] | None:
+    return None if gamma is None or beta is None else (gamma, beta, eps)
 
 
 @torch.library.custom_op("lightning_n2uq::residual_activation_backward", mutates_args=())
@@ -113,10 +119,16 @@ def _residual_activation_backward(
     bias_out: Tensor,
 ) -> list[Tensor]:
     """Gradients of `x, other, gamma, beta, bias_in, slope, bias_out` and of the shortcut's norm, if any."""
+    triton, act = channels_last_kernels(x.device, OP), Activation(bias_in, slope, bias_out)
+    if triton is not None:
+        second_norm = _given(other_gamma, other_beta, other_eps)
+        found: list[Tensor] = triton.residual_gradient(
+            grad, x, stats, (gamma, beta, eps), other, other_stats, second_norm, act
+        )
+        return found
     fast = kernels.load(OP, x.device) or block_reference
     norm = batch_norm(stats, gamma, beta, eps)
     other_norm = norm_of(other_stats, other_gamma, other_beta, other_eps)
-    act = Activation(bias_in, slope, bias_out)
     dx, dother, sums, other_sums = fast.residual_gradient(
         planes(grad), planes(x), norm, planes(other), other_norm, act
     )
@@ -146,8 +158,9 @@ def _(
     slope: Tensor,
     bias_out: Tensor,
 ) -> list[Tensor]:
-    parameters = (x, other, gamma, beta, bias_in, slope, bias_out, other_gamma, other_beta)
-    return [p.new_empty(p.shape) for p in parameters if p is not None]
+    parameters = (gamma, beta, bias_in, slope, bias_out, other_gamma, other_beta)
+    gradients = [p.new_empty(p.shape) for p in parameters if p is not None]
+    return [empty_gradient(x, OP), empty_gradient(other, OP), *gradients]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops import block_reference, kernels
+from lightning_n2uq.ops.packed import channels_last_kernels, empty_gradient
 from lightning_n2uq.ops.packed_format import batch_norm
 
 OP = "stem"
@@ -29,10 +30,7 @@ def norm_relu_pool(
         The pooled map, contiguous (channels-last by Triton's kernels), dtype of `x`; mean and biased
         variance, `[2, C]` float32, no gradient.
     """
-    operator: Any = _norm_relu_pool
-    if kernels.has_triton_operators("triton_chain", OP, x.device.type):
-        operator = torch.ops.lightning_n2uq.norm_relu_pool_triton
-    y, _, stats = operator(x, *norm, *window)
+    y, _, stats = _norm_relu_pool(x, *norm, *window)
     return y, stats
 
 
@@ -44,6 +42,10 @@ def _pooled(size: int, kernel: int, stride: int, padding: int) -> int:
 def _norm_relu_pool(
     x: Tensor, gamma: Tensor, beta: Tensor, eps: float, kernel: int, stride: int, padding: int
 ) -> tuple[Tensor, Tensor, Tensor]:
+    triton = channels_last_kernels(x.device, OP)
+    if triton is not None:
+        found: tuple[Tensor, Tensor, Tensor] = triton.pool(x, (gamma, beta, eps), (kernel, stride, padding))
+        return found
     fast = kernels.load(OP, x.device) or block_reference
     source, window = x.detach().float().contiguous(), (kernel, stride, padding)
     stats = torch.stack(fast.statistics(source.flatten(2))).float()
@@ -58,8 +60,10 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     window = kernel, stride, padding
     shape = (*x.shape[:2], _pooled(x.shape[2], *window), _pooled(x.shape[3], *window))
-    taps = x.new_empty(shape, dtype=torch.uint8)
-    return x.new_empty(shape), taps, x.new_empty(2, x.shape[1], dtype=torch.float32)
+    y = x.new_empty(shape)
+    if channels_last_kernels(x.device, OP) is not None:
+        y = torch.empty_like(y, memory_format=torch.channels_last)
+    return y, torch.empty_like(y, dtype=torch.uint8), x.new_empty(2, x.shape[1], dtype=torch.float32)
 
 
 @torch.library.custom_op("lightning_n2uq::norm_relu_pool_backward", mutates_args=())
@@ -75,6 +79,13 @@ def _norm_relu_pool_backward(
     stride: int,
     padding: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    triton = channels_last_kernels(x.device, OP)
+    if triton is not None:
+        window = kernel, stride, padding
+        found: tuple[Tensor, Tensor, Tensor] = triton.pool_gradient(
+            grad, taps, x, stats, (gamma, beta, eps), window
+        )
+        return found
     fast = kernels.load(OP, x.device) or block_reference
     norm = batch_norm(stats, gamma, beta, eps)
     source = x.detach().float().contiguous()
@@ -97,7 +108,7 @@ def _(
     stride: int,
     padding: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), gamma.new_empty(gamma.shape), beta.new_empty(beta.shape)
+    return empty_gradient(x, OP), gamma.new_empty(gamma.shape), beta.new_empty(beta.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops import kernels, reference
-from lightning_n2uq.ops.layout import channels_outermost, flat, flat_like
+from lightning_n2uq.ops.layout import flat, flat_like
 from lightning_n2uq.ops.tables import compute_dtype
 from lightning_n2uq.ops.threshold import _FLOATS
 
@@ -49,10 +49,7 @@ def quantize_weight_with_scale(weight: Tensor, bits: int, gradient: str = "scale
         raise ValueError(f"bits: got {bits!r}, allowed is 1 to 8")
     if gradient not in GRADIENTS:
         raise ValueError(f"gradient: got {gradient!r}, allowed are {', '.join(GRADIENTS)}")
-    operator: Any = _quantize_weight
-    if kernels.has_triton_operators("triton_conv", "quantize_weight", weight.device.type):
-        operator = torch.ops.lightning_n2uq.quantize_weight_triton
-    quantized, scale = operator(weight, bits, gradient == "straight_through")
+    quantized, scale = _quantize_weight(weight, bits, gradient == "straight_through")
     return quantized, scale.detach()
 
 
@@ -60,7 +57,7 @@ def apply_scale(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     """The quantized weight for a scale that is known already: the same bits, no gradient."""
     quantized = torch.empty_like(weight)
     fast = kernels.load("quantize_weight", weight.device)
-    if fast is None or not channels_outermost(quantized):
+    if fast is None or not _channels_outermost(quantized):
         return quantized.copy_(reference.quantize_weight(weight, bits))
     fast.forward(flat_like(weight.detach(), quantized), scale.reshape(-1), bits, flat(quantized))
     return quantized
@@ -78,6 +75,11 @@ def _(weight: Tensor, bits: int, straight_through: bool) -> tuple[Tensor, Tensor
         (weight.shape[0],) + (1,) * (weight.dim() - 1), dtype=compute_dtype(weight.dtype)
     )
     return torch.empty_like(weight), scale
+
+
+def _channels_outermost(x: Tensor) -> bool:
+    """Whether every channel (dim 0) is one run in memory; so for contiguous and channels-last weights."""
+    return x.stride(0) * x.shape[0] == x.numel()
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, int, bool], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401

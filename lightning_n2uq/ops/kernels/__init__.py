@@ -33,21 +33,3 @@ def load_tables(device: torch.device) -> ModuleType | None:
     if kernel_for("threshold_quantize", device) != "triton":
         return None
     return importlib.import_module(f"{__name__}.tables_cuda")
-
-
-def has_triton_operators(module: str, op: str, device_type: str) -> bool:
-    """Whether Triton runs `op` there; the operators of `module` are then in `torch.ops.lightning_n2uq`.
-
-    Args:
-        module: `triton_chain` or `triton_conv`.
-        op: name of the operator, as given to `kernel_for`.
-        device_type: where it runs.
-    """
-    if kernel_for(op, torch.device(device_type)) != "triton":
-        return False
-    importlib.import_module(f"lightning_n2uq.ops.{module}")
-    return True
-
-
-# What torch.compiler.assume_constant_result does; the decorator itself would import the compiler, and Triton.
-has_triton_operators._dynamo_marked_constant = True  # type: ignore[attr-defined]

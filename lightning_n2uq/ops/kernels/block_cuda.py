@@ -27,6 +27,9 @@ from lightning_n2uq.ops.kernels.channels_cuda import (
     store_column_sums,
 )
 from lightning_n2uq.ops.kernels.positions_cuda import LANES
+from lightning_n2uq.ops.kernels.stem_cuda import pool, pool_gradient
+
+__all__ = ["pool", "pool_gradient", "residual", "residual_gradient"]
 
 _NormParameters = tuple[Tensor, Tensor, float]
 

@@ -155,19 +155,14 @@ def _window(window: tuple[int, int, int]) -> dict[str, int]:
     return dict(zip(("KERNEL", "STRIDE", "PADDING"), window, strict=True))
 
 
-def pooled(x: Tensor, window: tuple[int, int, int]) -> list[int]:
-    """Height and width of the pooled map."""
-    kernel, stride, padding = window
-    return [(length + 2 * padding - kernel) // stride + 1 for length in x.shape[2:]]
-
-
 def pool(
     x: Tensor, norm_parameters: tuple[Tensor, Tensor, float], window: tuple[int, int, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The pooled map, the place of each maximum in its window (uint8), and mean and variance `[2, C]`."""
     source = channels_last(x)
     stats, norm = measured_norm(source, *norm_parameters)
-    size = pooled(x, window)
+    kernel, stride, padding = window
+    size = [(length + 2 * padding - kernel) // stride + 1 for length in x.shape[2:]]
     y = torch.empty([*x.shape[:2], *size], dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     taps, form = empty_map(y, torch.uint8), layout(y)
     _forward_kernel[form.grid](source, y, taps, norm, form.rows, form.channels, form.tiles,
