@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 
 from lightning_n2uq.convert.policy import Policy
@@ -75,6 +74,9 @@ def build_converted(
         raise ValueError(
             f"pretrained: weights of {name!r} could not be read or downloaded ({error})"
         ) from error
+    # Lightning's, not that of its utilities: it knows the rank without a trainer, too.
+    from lightning.fabric.utilities.rank_zero import rank_zero_info
+
     rank_zero_info(f"{name} by the policy:\n{quantize_model(model, checked)}")
     return model
 

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -57,3 +60,9 @@ def test_unknown_timm_models_are_user_errors():
     pytest.importorskip("timm", reason="timm is an extra")
     with pytest.raises(ValueError, match="timm has no model 'nope'"):
         build_converted("timm/nope")
+
+
+def test_a_network_is_built_where_no_trainer_was_ever_imported() -> None:
+    code = "from lightning_n2uq.backbones import build; build('torchvision/squeezenet1_1', num_classes=2)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
