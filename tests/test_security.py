@@ -157,9 +157,7 @@ def test_two_ranks_on_one_machine_listen_on_loopback_only(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = os.environ | {"WANDB_MODE": "disabled", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    # Gloo listens where this machine's own name leads to, unless told otherwise.
-    if not socket.gethostbyname(socket.gethostname()).startswith("127."):
-        environment["GLOO_SOCKET_IFNAME"] = "lo"
+    environment.pop("GLOO_SOCKET_IFNAME", None)
     options = [
         "--model.backbone_args",
         "{width: 2}",
@@ -181,10 +179,35 @@ def test_two_ranks_on_one_machine_listen_on_loopback_only(tmp_path):
         job.kill()
     assert job.returncode == 0, output.read_text()
     assert len({process for process, _, _ in seen}) == 2  # both ranks were seen
-    # torch's TCPStore, the meeting point of the ranks in rank 0, listens on every address, and torch has no
-    # setting for that; it is on MASTER_PORT.
-    elsewhere = {(p, number) for p, address, number in seen if not address.is_loopback}
-    assert elsewhere == {(job.pid, port)}
+    assert (job.pid, port) in {(process, number) for process, _, number in seen}  # the store in rank 0
+    assert {(p, str(address), number) for p, address, number in seen if not address.is_loopback} == set()
+
+
+def test_a_port_that_is_taken_leaves_the_store_to_torch():
+    from lightning.fabric.plugins.environments import LightningEnvironment
+
+    from lightning_n2uq.strategies.rendezvous import own_store
+
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASTER_ADDR", "127.0.0.1")
+        patch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        patch.setenv("GLOO_SOCKET_IFNAME", "mine")
+        environment = LightningEnvironment()
+        environment.set_world_size(2)
+        assert own_store(environment) is None
+        assert os.environ["GLOO_SOCKET_IFNAME"] == "mine"  # a choice of the user stays
+
+
+def test_ranks_on_several_machines_meet_as_torch_has_them_meet():
+    from lightning.fabric.plugins.environments import LightningEnvironment
+
+    from lightning_n2uq.strategies.rendezvous import own_store
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASTER_ADDR", "10.1.2.3")
+        patch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+        assert own_store(LightningEnvironment()) is None
+        assert "GLOO_SOCKET_IFNAME" not in os.environ
 
 
 @pytest.mark.parametrize(

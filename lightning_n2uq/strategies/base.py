@@ -12,7 +12,7 @@ from torch.distributed.constants import default_pg_timeout
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
-from lightning_n2uq.strategies.restart import store_after_restart
+from lightning_n2uq.strategies.rendezvous import own_store
 
 
 class HookedDDPStrategy(DDPStrategy):
@@ -58,12 +58,14 @@ class HookedDDPStrategy(DDPStrategy):
 
     @override
     def setup_distributed(self) -> None:
-        """Join the process group; also after torchrun restarted the processes."""
-        store = store_after_restart()
-        if store is not None and self.cluster_environment is not None:
+        """Join the process group: on one machine over loopback only, and also after a restart by torchrun."""
+        environment = self.cluster_environment
+        if environment is not None:
             self.set_world_ranks()
-            backend = self._get_process_group_backend()
-            _init_dist_connection(self.cluster_environment, backend, store=store, timeout=self._timeout)
+            store = own_store(environment, self._timeout)
+            if store is not None:
+                backend = self._get_process_group_backend()
+                _init_dist_connection(environment, backend, store=store, timeout=self._timeout)
         super().setup_distributed()
 
     @override

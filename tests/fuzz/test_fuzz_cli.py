@@ -165,6 +165,11 @@ def cases(draw, known):
 
 @pytest.fixture(scope="module")
 def known(folder):
+    """Every key; kernels are compiled before, which a bound on the time of a run does not mean."""
+    for precision in ("32", "bf16-mixed"):
+        options = ["--model.backbone_args", "{width: 2}", "--trainer.precision", precision]
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            assert main(["fit", "--config", "digits/n2uq_w2a2", *options, *BOUND]) == 0
     return paths(every_key())
 
 
