@@ -65,15 +65,20 @@ def norm_statistics(module: nn.Module) -> list[Tensor]:
     return [buffer for norm in norms for buffer in norm.buffers()]
 
 
+def parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters that are not empty, by name."""
+    return {n: p.detach() for n, p in module.named_parameters() if p.is_floating_point() and p.numel()}
+
+
 def state_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and running statistics that are not empty, by name."""
     statistics = {id(buffer) for buffer in norm_statistics(module)}
-    buffers = [(name, value) for name, value in module.named_buffers() if id(value) in statistics]
-    return {
+    buffers = {
         name: value.detach()
-        for name, value in [*module.named_parameters(), *buffers]
-        if value.is_floating_point() and value.numel()
+        for name, value in module.named_buffers()
+        if id(value) in statistics and value.is_floating_point() and value.numel()
     }
+    return parameters(module) | buffers
 
 
 def broken_names(tensors: dict[str, Tensor]) -> str:

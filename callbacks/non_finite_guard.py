@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_n2uq.callbacks import guard_checks
+from lightning_n2uq.callbacks.broken_layer import first_broken_output
 
 StepAction = Literal["stop", "skip", "warn", "off"]
 StateAction = Literal["stop", "warn", "off"]
@@ -100,6 +101,7 @@ class NonFiniteGuard(Callback):
         self._statistics: list[Tensor] = []
         self._before: list[Tensor] = []
         self._fresh, self._last_look = True, -1
+        self._batch: object = None
 
     def state_dict(self) -> dict[str, Any]:
         """Counts, and what was warned of already."""
@@ -127,6 +129,7 @@ class NonFiniteGuard(Callback):
             self._fresh, self._flags = False, {}
             if self._statistics:
                 torch._foreach_copy_(self._before, self._statistics)
+        self._batch = batch
         tensors = guard_checks.floating_tensors(batch)
         if tensors and (self._wants("input") or self._wants("constant_batch")):
             broken, constant = guard_checks.batch_flags(tensors)
@@ -157,25 +160,32 @@ class NonFiniteGuard(Callback):
         if not found:
             self._skips_in_a_row = 0
             return
-        self._act(trainer, found, self._places(pl_module, found))
+        self._act(trainer, found, self._places(trainer, pl_module, found))
         if any(self.actions[kind] == "skip" for kind in found):
             self._skip(trainer, pl_module, found)
         else:
             self._skips_in_a_row = 0
 
-    @staticmethod
-    def _places(pl_module: LightningModule, found: list[str]) -> dict[str, str]:
+    def _places(self, trainer: Trainer, pl_module: LightningModule, found: list[str]) -> dict[str, str]:
         """Where it is, by kind, as far as this rank sees it.
 
-        A loss is broken by what came before it: by parameters, or by activations, which the running
-        statistics of the next batch norm have kept, or which show in the gradients of the layers around.
+        A loss is broken by what came before it: by parameters or running statistics, or by a layer, which the
+        forward pass of the last batch, run once more, shows. A gradient breaks on the way back, so that the
+        layer nearest to the loss comes first.
         """
         details = {}
-        gradients = guard_checks.broken_names(guard_checks.gradients(pl_module))
+        gradients = guard_checks.broken_names(dict(reversed(guard_checks.gradients(pl_module).items())))
         if "gradient" in found and gradients:
             details["gradient"] = gradients
         if "loss" in found:
-            if state := guard_checks.broken_names(guard_checks.state_tensors(pl_module)):
+            layer = first_broken_output(trainer, pl_module, self._batch)
+            if state := guard_checks.broken_names(guard_checks.parameters(pl_module)):
+                details["loss"] = f"so are {state}"
+            elif layer:
+                details["loss"] = f"first in the output of {layer}"
+            elif layer is not None and trainer.world_size == trainer.accumulate_grad_batches == 1:
+                details["loss"] = "the outputs of all layers are finite"
+            elif state := guard_checks.broken_names(guard_checks.state_tensors(pl_module)):
                 details["loss"] = f"so are {state}"
             elif gradients:
                 details["loss"] = f"so are the gradients of {gradients}"
@@ -185,6 +195,7 @@ class NonFiniteGuard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Judges the network now and then."""
+        self._batch = None
         if self._fresh and trainer.global_step % self.every_n_steps == 0:
             self._judge_state(trainer, pl_module)
 

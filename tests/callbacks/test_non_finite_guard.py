@@ -4,8 +4,9 @@ import pytest
 import torch
 from guarded_training import STEP_KINDS, Frozen, GuardedModule
 from tiny_training import trainer
+from torch import nn
 
-from lightning_n2uq.callbacks import NonFiniteError, NonFiniteGuard
+from lightning_n2uq.callbacks import NonFiniteError, NonFiniteGuard, non_finite_guard
 
 
 def fit(tmp_path, module, guard, **options):
@@ -41,6 +42,67 @@ def test_stop_names_step_and_kind_before_the_step(tmp_path, kind):
     if kind == "gradient":
         assert "net.2.weight" in str(error.value)
     assert all(torch.isfinite(p).all() for p in module.parameters())
+
+
+class Overflowing(GuardedModule):
+    """A network that takes one tensor; a layer in its middle overflows at batch 2, and drops values out."""
+
+    def __init__(self, where="net.1"):
+        super().__init__()
+        self.where, self.norm2, self.dropout = where, nn.BatchNorm1d(16), nn.Dropout(0.1)
+        self.net[1].register_forward_hook(self.overflow("net.1"))
+
+    def overflow(self, name):
+        def hook(module, args, output):
+            broken = self.where == name and self.trainer.fit_loop.batch_idx == 2
+            return output * torch.tensor(1e38) * 1e38 if broken else None
+
+        return hook
+
+    def forward(self, x):
+        first, activation, last = self.net
+        return last(self.dropout(self.norm2(activation(first(self.norm(x))))))
+
+    def training_step(self, batch, batch_idx):
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        return loss * float("inf") if self.where == "loss" and batch_idx == 2 else loss
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [("net.1", "first in the output of net.1 "), ("loss", "the outputs of all layers are finite ")],
+)
+def test_a_broken_loss_names_the_layer_where_it_began(tmp_path, where, words):
+    with pytest.raises(NonFiniteError, match=r"step 2: the loss is NaN or inf") as error:
+        fit(tmp_path, Overflowing(where), NonFiniteGuard())
+    assert words in str(error.value)
+
+
+def test_looking_for_the_layer_changes_no_random_number_and_no_statistic(tmp_path, monkeypatch):
+    def run(folder):
+        torch.manual_seed(5)
+        module = Overflowing()
+        frozen, messages = fit(folder, module, quiet(loss="skip"))
+        return frozen.after[-1], torch.get_rng_state(), messages
+
+    state, random, messages = run(tmp_path / "looked")
+    assert any("first in the output of net.1" in message for message in messages)
+    monkeypatch.setattr(non_finite_guard, "first_broken_output", lambda *_: None)
+    plain, plain_random, _ = run(tmp_path / "not")
+    assert torch.equal(random, plain_random)
+    for name, value in plain.items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_the_gradient_nearest_to_the_loss_is_named_first(tmp_path):
+    class Broken(GuardedModule):
+        def on_after_backward(self):
+            for parameter in self.parameters():
+                parameter.grad.fill_(float("nan"))
+
+    with pytest.raises(NonFiniteError, match=r"gradient: net\.2\.") as error:
+        fit(tmp_path, Broken(), NonFiniteGuard())
+    assert " more (" in str(error.value)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
