@@ -5,6 +5,7 @@ from lightning_n2uq.callbacks.entropy_regularizer import EntropyRegularizer
 from lightning_n2uq.callbacks.non_finite_guard import NonFiniteError, NonFiniteGuard
 from lightning_n2uq.callbacks.quantization_monitor import QuantizationMonitor
 from lightning_n2uq.callbacks.threshold_annealing import ThresholdAnnealing
+from lightning_n2uq.callbacks.torch_compile import TorchCompile
 
 __all__ = [
     "CommunicationMonitor",
@@ -13,4 +14,5 @@ __all__ = [
     "NonFiniteGuard",
     "QuantizationMonitor",
     "ThresholdAnnealing",
+    "TorchCompile",
 ]

@@ -36,7 +36,7 @@ def first_broken_output(trainer: Trainer, pl_module: LightningModule, batch: obj
     try:
         with torch.random.fork_rng(devices), trainer.precision_plugin.forward_context():
             pl_module(tensors[0])
-    except Exception:  # noqa: BLE001 -- whatever a network does with one tensor: a better message is not to be had
+    except Exception:  # whatever a network does with one tensor
         return found[0] if found else None
     finally:
         for hook in hooks:

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from tiny_training import TinyModule, data, loader, trainer
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_n2uq.callbacks import EntropyRegularizer, QuantizationMonitor, ThresholdAnnealing
+from lightning_n2uq.callbacks import EntropyRegularizer, QuantizationMonitor, ThresholdAnnealing, TorchCompile
 from lightning_n2uq.callbacks.quantized_layers import quantized_layers
 
 
@@ -36,17 +36,18 @@ class Outcome(Callback):
         values = torch.cat([p.detach().flatten() for p in pl_module.parameters()]).tolist()
         bits = [layer.activation_quantizer.bits for layer in quantized_layers(pl_module)]
         path = Path(self.folder, f"rank{trainer.global_rank}.json")
-        path.write_text(json.dumps({"parameters": values, "bits": bits}))
+        calls = [c.calls for c in trainer.callbacks if isinstance(c, TorchCompile)]
+        path.write_text(json.dumps({"parameters": values, "bits": bits, "calls": calls}))
 
 
-def train(folder, ranks, bits=None, strategy="ddp_fork"):
-    """Two epochs over 64 samples in global batches of 16, with all three callbacks."""
+def train(folder, ranks, bits=None, strategy="ddp_fork", instead=None):
+    """Two epochs over 64 samples in global batches of 16, three callbacks; another instead of the penalty."""
     os.makedirs(folder, exist_ok=True)
     seed_everything(0, verbose=False)
     schedule = {} if bits is None else {"bits": bits, "bits_at": [0.5 * i for i in range(len(bits))]}
     callbacks = [
-        ThresholdAnnealing(0.0, 0.9, **schedule),
-        EntropyRegularizer(0.1, log_every_n_steps=2),
+        ThresholdAnnealing(0.0, 0.9 if instead is None else 0.4, **schedule),
+        EntropyRegularizer(0.1, log_every_n_steps=2) if instead is None else instead,
         QuantizationMonitor(every_n_steps=2),
         Outcome(folder),
     ]

@@ -3,8 +3,10 @@ import json
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from ranked_training import train
 
+from lightning_n2uq.callbacks import TorchCompile
 from lightning_n2uq.strategies import NUQSGDStrategy
 
 
@@ -57,3 +59,18 @@ def test_penalty_annealing_and_bit_widths_work_with_compressed_gradients(tmp_pat
     assert outcome(tmp_path / "two", 1) == two
     difference = (torch.tensor(two["parameters"]) - torch.tensor(one["parameters"])).norm()
     assert 0 < difference < 0.05 * torch.tensor(one["parameters"]).norm()
+
+
+@pytest.mark.parametrize("kind", ["ddp_fork", "nuqsgd"])
+def test_ranks_compile_what_is_free_of_hooks_and_ramps(tmp_path, kind):
+    """Monitor, ramp and a change of width step in and out; only the order of DDP's buckets may differ."""
+    ways = {"compiled": TorchCompile(modules=["net"], backend="aot_eager"), "plain": Callback()}
+    for name, callback in ways.items():
+        nuqsgd = NUQSGDStrategy(bits=8, min_numel=1, bucket_size=16, start_method="fork")
+        train(tmp_path / name, 2, (4, 2), "ddp_fork" if kind == "ddp_fork" else nuqsgd, callback)
+    compiled, plain = outcome(tmp_path / "compiled"), outcome(tmp_path / "plain")
+    assert compiled == outcome(tmp_path / "compiled", 1)  # replicas are equal
+    assert compiled["calls"] == [{"compiled": 2, "uncompiled": 6}]
+    got, expected = torch.tensor(compiled["parameters"]), torch.tensor(plain["parameters"])
+    # Compiled gradients become ready in another order: other buckets, other random numbers.
+    assert (got - expected).norm() <= (0 if kind == "ddp_fork" else 0.05) * expected.norm()
