@@ -41,7 +41,7 @@ class ImageDataModule(LightningDataModule, ABC):
         in_channels: channels of an image.
         image_size: height and width of an image in pixels.
         batch_size: images per step and process.
-        num_workers: loader processes; None chooses from the available CPUs.
+        num_workers: loader processes, at most 8 per processor (or 64); None chooses from the available CPUs.
         seed: seed of splits, order and augmentation.
         drop_last: leave out the last, smaller batch of a training epoch.
 
@@ -65,6 +65,8 @@ class ImageDataModule(LightningDataModule, ABC):
         for name, value in {**positive, "batch_size": batch_size}.items():
             check_at_least(name, value, 1)
         check_at_least("num_workers", 0 if num_workers is None else num_workers, 0)
+        if num_workers is not None and num_workers > (most := max(64, 8 * (os.cpu_count() or 1))):
+            raise ValueError(f"num_workers: got {num_workers}, allowed 0..{most} on this machine")
         check_at_least("seed", seed, 0)
         self.num_classes = num_classes
         self.in_channels = in_channels

@@ -86,6 +86,7 @@ def test_an_epoch_of_digits_loads_in_milliseconds(digits):
         ({"val_fraction": 0.5, "test_fraction": 0.6}, "val_fraction: got 0.5"),
         ({"shift": 5}, "shift: got 5, allowed 0..4"),
         ({"num_workers": -1}, "num_workers: got -1"),
+        ({"num_workers": 100_000}, "num_workers: got 100000, allowed 0.."),
         ({"seed": -1}, "seed: got -1"),
     ],
 )
