@@ -107,7 +107,8 @@ def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Tenso
         try:
             content = torch.load(source, map_location="cpu", weights_only=True)
         except Exception as error:  # unpickling a damaged file raises almost anything
-            raise ValueError(f"source: cannot read {os.fspath(source)!r} ({error})") from error
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"source: cannot read {os.fspath(source)!r} ({reason})") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not content or not all(map(torch.is_tensor, content.values())):

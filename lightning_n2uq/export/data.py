@@ -89,7 +89,8 @@ def _archive(path: str) -> Iterator[Batch]:
             images = archive["images"].astype(np.float32)
             labels = archive["labels"].astype(np.int64) if "labels" in archive else None
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"verify: cannot read {path!r} as a .npz file with 'images' ({error})") from error
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"verify: cannot read {path!r} as a .npz file with 'images' ({reason})") from error
     yield images, labels
 
 

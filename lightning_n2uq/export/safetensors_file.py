@@ -55,7 +55,8 @@ def load_safetensors(path: str | Path) -> Description:
             _check_header(metadata, path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"path: cannot read {str(path)!r} as safetensors ({error})") from error
+        reason = " ".join(str(error).split())[:300]  # it may quote the file
+        raise ValueError(f"path: cannot read {str(path)!r} as safetensors ({reason})") from error
     try:
         steps = tuple(_step(entry, tensors) for entry in json.loads(metadata["steps"]))
         notes = {key.removeprefix(_META): text for key, text in metadata.items() if key.startswith(_META)}

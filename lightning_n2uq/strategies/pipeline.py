@@ -8,11 +8,15 @@ from completion callbacks do not: callbacks run whenever a rank's message happen
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+import weakref
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Protocol
 
 import torch
+
+_ENDING_S = 2.0  # a thread that waits for a broken network longer than that is left behind
 
 
 class Task(Protocol):
@@ -56,6 +60,8 @@ class Pipeline:
         ]
         for thread in self._threads:
             thread.start()
+        # At the interpreter's end, too: a thread that frees a tensor then would abort the process.
+        self._end = weakref.finalize(self, _end_threads, self._queues[0], self._threads)
 
     def submit(self, task: Task) -> None:
         """Append a task. After a failure it fails at once."""
@@ -69,8 +75,8 @@ class Pipeline:
             self._queues[0].put(task)
 
     def close(self) -> None:
-        """Let the threads end after what is queued."""
-        self._queues[0].put(None)
+        """Wait a moment for the threads, which end after what is queued."""
+        self._end()
 
     def _loop(self, index: int, stages: range) -> None:
         with torch.cuda.stream(self._stream):  # no effect with None
@@ -82,6 +88,7 @@ class Pipeline:
                     self._queues[index + 1].put(task)
                 if task is None:
                     return
+                del task  # and the gradients it holds, before waiting for the next
 
     def _advance(self, task: Task, stages: range, last: bool) -> None:
         try:
@@ -105,3 +112,10 @@ class Pipeline:
             live, self._live = self._live, []
         for task in live:
             task.fail(explained)
+
+
+def _end_threads(queue: SimpleQueue[Task | None], threads: Sequence[threading.Thread]) -> None:
+    queue.put(None)
+    deadline = time.monotonic() + _ENDING_S
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))

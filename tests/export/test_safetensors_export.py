@@ -111,3 +111,15 @@ def test_cut_short_and_missing_files_are_refused(small_network, tmp_path):
             load_safetensors(path)
     with pytest.raises(ValueError, match="path: cannot read"):
         load_safetensors(tmp_path / "nowhere.safetensors")
+
+
+def test_a_header_that_the_library_would_quote_whole_is_one_short_line(tmp_path):
+    text = json.dumps({"__metadata__": 3, "x" * 5000 + "\n": "y"}).encode()
+    wrong = json.dumps({"weight": "long\n" * 2000}).encode()
+    for header in (text, wrong):
+        path = tmp_path / "net.safetensors"
+        path.write_bytes(struct.pack("<Q", len(header)) + header)
+        with pytest.raises(ValueError, match="path: cannot read") as error:
+            load_safetensors(path)
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 800

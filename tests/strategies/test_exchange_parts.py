@@ -1,5 +1,9 @@
 import socket
+import subprocess
+import sys
+import time
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -262,6 +266,39 @@ def test_pipeline_keeps_the_order_in_every_stage_and_reports_errors():
     with pytest.raises(RuntimeError, match="explained: broken"):
         late.done.wait()
     pipeline.close()
+
+
+def test_pipeline_holds_no_task_that_is_done_and_ends_its_threads():
+    pipeline = Pipeline(3, torch.device("cpu"), lambda error: error)
+    task = Recorder([], "one")
+    pipeline.submit(task)
+    done, alive = task.done, weakref.ref(task)
+    done.wait()
+    del task
+    deadline = time.monotonic() + 5
+    while alive() is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert alive() is None
+    pipeline.close()
+    assert not any(thread.is_alive() for thread in pipeline._threads)
+
+
+def test_a_process_that_ends_lets_its_exchange_finish():
+    """A thread that frees a tensor while the interpreter ends would abort the process."""
+    code = """
+import time, torch
+from lightning_n2uq.strategies.pipeline import Pipeline
+class Task:
+    def run(self, stage):
+        time.sleep(0.3)
+        self.tensor = torch.zeros(3)
+        print("stage", stage, flush=True)
+    def fail(self, error): print(error, flush=True)
+kept = Pipeline(2, torch.device("cpu"), lambda error: error)
+kept.submit(Task())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "stage 0\nstage 1\n"), done.stderr
 
 
 def test_second_codec():
