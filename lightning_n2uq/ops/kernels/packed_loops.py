@@ -23,10 +23,9 @@ from lightning_n2uq.ops.kernels.threshold_loops import (
     Grid,
     add_lanes,
     add_to_bins,
-    count,
+    count_and_select,
     locate,
     mark_nans,
-    select,
 )
 
 PACKED_TOGETHER = 128  # larger planes are packed faster one by one
@@ -88,11 +87,11 @@ def pack(codes: Array, bits: int, packed: Array) -> None:
     """Packs the codes of a plane, `[8 Q]` uint8, into `bits * Q` bytes."""
     row = codes.size // 8
     for bit in range(bits):
+        target = packed[bit * row : (bit + 1) * row]
         for j in range(row):
-            packed[bit * row + j] = (codes[j] >> bit) & 1
+            target[j] = (codes[j] >> bit) & 1
         for i in range(1, 8):
             part = codes[i * row : (i + 1) * row]
-            target = packed[bit * row : (bit + 1) * row]
             for j in range(row):
                 target[j] |= np.uint8(np.uint8((part[j] >> bit) & 1) << i)
 
@@ -109,6 +108,28 @@ def unpack(packed: Array, bits: int, codes: Array) -> None:
             part = packed[bit * row : (bit + 1) * row]
             for j in range(row):
                 target[j] |= np.uint8(np.uint8((part[j] >> i) & 1) << bit)
+
+
+@compiled
+def narrow(counts: Array, codes: Array) -> None:
+    """Codes of one byte each."""
+    for i in range(counts.size):
+        codes[i] = counts[i]
+
+
+@compiled
+def look_up(codes: Array, values: Array, y: Array) -> None:
+    """`y` of its codes, of which there may be more; where values are few, by comparing."""
+    if values.size == 4:
+        v0, v1, v2, v3 = values[0], values[1], values[2], values[3]
+        for i in range(y.size):
+            code = codes[i]
+            low = v1 if code == 1 else v0
+            high = v3 if code == 3 else v2
+            y[i] = high if code >= 2 else low
+    else:
+        for i in range(y.size):
+            y[i] = values[codes[i]]
 
 
 @compiled
@@ -129,8 +150,9 @@ def gather(x: Array, channel: int, first: int, planes: int, block: Array) -> Non
     """Copies a channel of `planes` images from `first` on into `block`, one plane after the other."""
     pixels = x.shape[2]
     for k in range(planes):
+        source, target = x[first + k, channel], block[k * pixels : (k + 1) * pixels]
         for i in range(pixels):
-            block[k * pixels + i] = x[first + k, channel, i]
+            target[i] = source[i]
 
 
 @compiled
@@ -138,8 +160,19 @@ def scatter(block: Array, channel: int, first: int, planes: int, y: Array) -> No
     """Undoes `gather`."""
     pixels = y.shape[2]
     for k in range(planes):
+        source, target = block[k * pixels : (k + 1) * pixels], y[first + k, channel]
         for i in range(pixels):
-            y[first + k, channel, i] = block[k * pixels + i]
+            target[i] = source[i]
+
+
+@compiled
+def has_nan(v: Array, alpha: Number) -> bool:
+    """Whether an input of the quantizer is NaN."""
+    found = np.int32(0)
+    for i in range(v.size):
+        s = v[i] * alpha
+        found |= np.int32(s != s)
+    return found != 0
 
 
 @compiled
@@ -158,8 +191,7 @@ def forward_block(
     """Output `y`, codes `counts` and the activation's output `v` of one block of one channel."""
     normalize(x, norm, u)
     activate(u, act, v)
-    count(v, alpha, bounds, counts)
-    select(v, alpha, bounds, values, y)
+    count_and_select(v, alpha, bounds, values, counts, y)
 
 
 @compiled
@@ -204,7 +236,7 @@ def forward_channels(
     for c in range(first, last):
         if together == 1:
             for n in range(batch):
-                nans = 0
+                nan = False
                 for begin in range(0, pixels, BLOCK):
                     end = min(begin + BLOCK, pixels)
                     size = end - begin
@@ -212,12 +244,10 @@ def forward_channels(
                     forward_block(
                         source, norm[c], act[c], alpha, bounds, values, u[:size], v[:size], c32[:size], target
                     )
-                    for i in range(size):
-                        s = v[i] * alpha
-                        nans += 1 if s != s else 0
-                        codes[begin + i] = c32[i]
+                    nan |= has_nan(v[:size], alpha)
+                    narrow(c32[:size], codes[begin:end])
                 pack(codes, bits, packed[n, c])
-                packed[n, c, flag] = nans > 0
+                packed[n, c, flag] = nan
             continue
         for n in range(0, batch, together):
             planes = min(together, batch - n)
@@ -232,14 +262,10 @@ def forward_channels(
                 part[:] = 0
             pack_planes(c32, pixels, planes, bits, part, spare)
             for k in range(planes):
-                nans = 0
-                for i in range(k * pixels, (k + 1) * pixels):
-                    s = v[i] * alpha
-                    nans += 1 if s != s else 0
                 for bit in range(bits):
                     for j in range(row):
                         packed[n + k, c, bit * row + j] = spare[(bit * planes + k) * row + j]
-                packed[n + k, c, flag] = nans > 0
+                packed[n + k, c, flag] = has_nan(v[k * pixels : (k + 1) * pixels], alpha)
             if planes < together:
                 codes[:] = 0
 
@@ -265,9 +291,7 @@ def rebuild_channels(first: int, last: int, packed: Array, values: Array, bits: 
                             spare[(bit * planes + k) * row + j] = packed[n + k, c, bit * row + j]
                 unpack(spare, bits, part)
             if planes == 1:
-                target = y[n, c]
-                for i in range(pixels):
-                    target[i] = values[part[i]]
+                look_up(part, values, y[n, c])
             else:
                 for i in range(8):
                     for k in range(planes):

@@ -43,15 +43,60 @@ def select(x: Array, alpha: Number, bounds: Array, values: Array, y: Array) -> N
 
 
 @compiled
-def count(x: Array, alpha: Number, bounds: Array, counts: Array) -> None:
-    """`counts[i]` = number of bounds below `alpha * x[i]`; `bounds` padded to fours."""
+def count_and_select(x: Array, alpha: Number, bounds: Array, values: Array, counts: Array, y: Array) -> None:
+    """`counts[i]` = number of bounds below `alpha * x[i]`, and `y` as in `select`, by the same comparisons.
+
+    Eight bounds at a time, whose values stay in registers; `bounds` is padded to fours.
+    """
+    first = values[0]
     for i in range(x.size):
+        s = x[i] * alpha
+        y[i] = first if s == s else s
         counts[i] = 0
-    for k in range(0, bounds.size, 4):
-        a, b, c, d = bounds[k], bounds[k + 1], bounds[k + 2], bounds[k + 3]
-        for i in range(x.size):
-            s = x[i] * alpha
-            counts[i] += np.int32(s > a) + np.int32(s > b) + np.int32(s > c) + np.int32(s > d)
+    eights = bounds.size // 8 * 8
+    for k in range(0, eights, 8):
+        _pass_eight(x, alpha, bounds[k : k + 8], values[k + 1 : k + 9], np.int32(k), counts, y)
+    if eights < bounds.size:
+        _pass_four(x, alpha, bounds[eights:], values[eights + 1 :], np.int32(eights), counts, y)
+
+
+@compiled
+def _pass_four(
+    x: Array, alpha: Number, bounds: Array, values: Array, before: np.int32, counts: Array, y: Array
+) -> None:
+    a, b, c, d = bounds[0], bounds[1], bounds[2], bounds[3]
+    v1, v2, v3, v4 = values[0], values[1], values[2], values[3]
+    n1, n2, n3, n4 = np.int32(before + 1), np.int32(before + 2), np.int32(before + 3), np.int32(before + 4)
+    for i in range(x.size):
+        s = x[i] * alpha
+        v, n = (v1, n1) if s > a else (y[i], counts[i])
+        v, n = (v2, n2) if s > b else (v, n)
+        v, n = (v3, n3) if s > c else (v, n)
+        y[i], counts[i] = (v4, n4) if s > d else (v, n)
+
+
+@compiled
+def _pass_eight(
+    x: Array, alpha: Number, bounds: Array, values: Array, before: np.int32, counts: Array, y: Array
+) -> None:
+    a, b, c, d, e, f, g, h = (
+        bounds[0], bounds[1], bounds[2], bounds[3], bounds[4], bounds[5], bounds[6], bounds[7]
+    )  # fmt: skip
+    v1, v2, v3, v4, v5, v6, v7, v8 = (
+        values[0], values[1], values[2], values[3], values[4], values[5], values[6], values[7]
+    )  # fmt: skip
+    n1, n2, n3, n4 = np.int32(before + 1), np.int32(before + 2), np.int32(before + 3), np.int32(before + 4)
+    n5, n6, n7, n8 = np.int32(before + 5), np.int32(before + 6), np.int32(before + 7), np.int32(before + 8)
+    for i in range(x.size):
+        s = x[i] * alpha
+        v, n = (v1, n1) if s > a else (y[i], counts[i])
+        v, n = (v2, n2) if s > b else (v, n)
+        v, n = (v3, n3) if s > c else (v, n)
+        v, n = (v4, n4) if s > d else (v, n)
+        v, n = (v5, n5) if s > e else (v, n)
+        v, n = (v6, n6) if s > f else (v, n)
+        v, n = (v7, n7) if s > g else (v, n)
+        y[i], counts[i] = (v8, n8) if s > h else (v, n)
 
 
 @compiled
@@ -89,7 +134,7 @@ def search(
     most: int,
     counts: Array,
 ) -> None:
-    """`count` by the grid: start from the bounds of earlier cells, then step over those of the own one."""
+    """The counts of `count_and_select` by the grid: bounds of earlier cells first, then those of the own."""
     last = x.dtype.type(cells.size - 1)
     for i in range(x.size):
         counts[i] = cells[_cell(x[i] * alpha, origin, per_unit, last)]
@@ -102,11 +147,10 @@ def search(
 def locate(
     x: Array, alpha: Number, bounds: Array, values: Array, grid: Grid, counts: Array, y: Array
 ) -> None:
-    """`count` and `select` in one, by the grid where there is one."""
+    """`count_and_select`, by the grid where there is one."""
     origin, per_unit, cells, most = grid
     if cells.size == 0:
-        count(x, alpha, bounds, counts)
-        select(x, alpha, bounds, values, y)
+        count_and_select(x, alpha, bounds, values, counts, y)
         return
     search(x, alpha, bounds, origin, per_unit, cells, most, counts)
     for i in range(x.size):
@@ -148,13 +192,18 @@ def mark_nans(x: Array, alpha: Number, nan_bin: int, counts: Array) -> int:
 
 @compiled
 def add_to_bins(grad: Array, x: Array, counts: Array, bins: Array) -> None:
-    """Adds `g` and `g x` to the bin of every element, lane by lane: `bins` is `[LANES, bins, 2]`."""
+    """Adds `g` and `g x` to the bin of every element, lane by lane: `bins` is `[LANES, bins, 2]`.
+
+    Places are unsigned: a signed one would be looked at for being counted from the end.
+    """
+    flat, row = bins.reshape(bins.size), np.uint64(2 * bins.shape[1])
     full = x.size // LANES * LANES
     for i in range(0, full, LANES):
         for lane in range(LANES):
+            place = np.uint64(lane) * row + np.uint64(2) * np.uint64(np.uint32(counts[i + lane]))
             g = np.float64(grad[i + lane])
-            bins[lane, counts[i + lane], 0] += g
-            bins[lane, counts[i + lane], 1] += g * np.float64(x[i + lane])
+            flat[place] += g
+            flat[place + np.uint64(1)] += g * np.float64(x[i + lane])
     for i in range(full, x.size):
         g = np.float64(grad[i])
         bins[0, counts[i], 0] += g
