@@ -116,13 +116,19 @@ def _report_line(op: str, device_type: str) -> KernelChoice:
 
 
 def _choose(op: str, device_type: str) -> tuple[Kernel, str]:
-    wanted, source = _wanted()
     available = _OPS.get(op, ("reference", "numba", "triton"))
+    return _choose_from(available, op, device_type, *_wanted(), os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@functools.cache
+def _choose_from(
+    available: tuple[str, ...], op: str, device_type: str, wanted: str, source: str, interpreted: bool
+) -> tuple[Kernel, str]:
     if wanted == "auto":
-        return _automatic(available, device_type)
+        return _automatic(available, device_type, interpreted)
     if wanted not in available:
         return "reference", f"{source} asks for {wanted}, but {op} has no such kernel"
-    obstacle = _obstacle(wanted, device_type)
+    obstacle = _obstacle(wanted, device_type, interpreted)
     if obstacle:
         raise ValueError(f"{source}={wanted!r} cannot run {op} on {device_type}: {obstacle}.")
     return cast("Kernel", wanted), f"forced by {source}"
@@ -136,19 +142,19 @@ def _wanted() -> tuple[str, str]:
     return value, ENVIRONMENT_VARIABLE
 
 
-def _automatic(available: tuple[str, ...], device_type: str) -> tuple[Kernel, str]:
+def _automatic(available: tuple[str, ...], device_type: str, interpreted: bool) -> tuple[Kernel, str]:
     preferred = {"cpu": "numba", "cuda": "triton"}.get(device_type)
     if preferred is None:
         return "reference", f"no fast kernels for {device_type} devices"
     if preferred not in available:
         return "reference", f"the operator has no {preferred} kernel"
-    obstacle = _obstacle(preferred, device_type)
+    obstacle = _obstacle(preferred, device_type, interpreted)
     if obstacle:
         return "reference", obstacle
     return cast("Kernel", preferred), f"fastest on {device_type}"
 
 
-def _obstacle(kernel: str, device_type: str) -> str | None:
+def _obstacle(kernel: str, device_type: str, interpreted: bool) -> str | None:
     """What keeps a kernel from running on a kind of device, or None."""
     if kernel == "reference":
         return None
@@ -156,7 +162,7 @@ def _obstacle(kernel: str, device_type: str) -> str | None:
         return f"{kernel} is not installed"
     if kernel == "numba":
         return None if device_type == "cpu" else "numba kernels run on cpu only"
-    if device_type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+    if device_type == "cuda" or interpreted:
         return None
     return "triton kernels need a cuda device (or TRITON_INTERPRET=1)"
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_n2uq.ops import kernels, packed_reference
 from lightning_n2uq.ops.dispatch import kernel_for
+from lightning_n2uq.ops.eager import differentiable, undispatched
 from lightning_n2uq.ops.host_tables import operator_tables
 from lightning_n2uq.ops.packed_format import Activation, Norm, batch_norm, packed_bytes, planes
 from lightning_n2uq.ops.threshold import parameter_gradients
@@ -76,7 +77,7 @@ def packed_activation(
     """
     gamma, beta = norm or (None, None)
     bias_in, slope, bias_out = act or (None, None, None)
-    result: tuple[Tensor, Tensor, Tensor] = _packed_activation(
+    result: tuple[Tensor, Tensor, Tensor] = _apply(
         x, gamma, beta, eps, bias_in, slope, bias_out, *quantizer, dtype
     )
     return result
@@ -194,7 +195,7 @@ def _packed_activation_backward(
 
 
 def _like(grads: tuple[Tensor, ...], parameters: tuple[Tensor | None, ...]) -> list[Tensor]:
-    return [g.to(p.dtype).clone() for g, p in zip(grads, parameters, strict=True) if p is not None]
+    return [g.to(p.dtype, copy=True) for g, p in zip(grads, parameters, strict=True) if p is not None]
 
 
 @_packed_activation_backward.register_fake
@@ -218,6 +219,9 @@ def _(
     return [empty_gradient(x), *(p.new_empty(p.shape) for p in parameters if p is not None)]
 
 
+_gradients_of = undispatched(_packed_activation_backward)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401
     x, gamma, beta, ctx.eps, *parameters, _ = inputs
     packed = None if kernels_of(output[1]) is None else output[1]  # a convolution keeps them too
@@ -226,9 +230,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad: Tensor, packed_grad: Tensor, stats_grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
     x, packed, stats, gamma, beta, *parameters = ctx.saved_tensors
-    grads = iter(_packed_activation_backward(grad, x, packed, stats, gamma, beta, ctx.eps, *parameters))
+    grads = iter(_gradients_of(grad, x, packed, stats, gamma, beta, ctx.eps, *parameters))
     dx, dgamma, dbeta, *rest = (next(grads) if p is not None else None for p in (x, gamma, beta, *parameters))
     return dx, dgamma, dbeta, None, *rest, None
 
 
-_packed_activation.register_autograd(_backward, setup_context=_setup_context)
+_apply = differentiable(_packed_activation, _setup_context, _backward)

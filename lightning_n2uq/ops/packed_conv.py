@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_n2uq.ops.eager import differentiable, undispatched
 from lightning_n2uq.ops.packed import kernel, kernels_of
 from lightning_n2uq.ops.packed_format import output_table
 from lightning_n2uq.ops.weight import apply_scale
@@ -69,7 +70,7 @@ def packed_conv2d(
     which the convolution's backward pass has left that of the quantized weight.
     """
     known = weight.weight is not None
-    result: Tensor = _packed_conv2d(
+    result: Tensor = _apply(
         source.y,
         source.packed,
         source.scale_out.detach(),
@@ -211,6 +212,9 @@ def _through_scale(grad: Tensor, scale: Tensor, straight_through: bool, dtype: t
     return grad.to(scale.dtype).div_(torch.where(scale == 0, 1.0, scale)).to(dtype)
 
 
+_gradients_of = undispatched(_packed_conv2d_backward)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
     y, packed, scale_out, ctx.bits, quantized, weight, scale, *rest = inputs
     ctx.weight_bits, ctx.straight_through, _, *ctx.geometry = rest
@@ -224,7 +228,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN
     needed = [ctx.needs_input_grad[place] for place in (0, 5 if known else 4, 9)]
     *geometry, groups = ctx.geometry
     grads = iter(
-        _packed_conv2d_backward(
+        _gradients_of(
             grad,
             packed,
             scale_out,
@@ -244,4 +248,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN
     return dy, None, None, None, *dweights, None, None, None, dbias, None, None, None, None
 
 
-_packed_conv2d.register_autograd(_backward, setup_context=_setup_context)
+_apply = differentiable(_packed_conv2d, _setup_context, _backward)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops import block_reference, kernels
+from lightning_n2uq.ops.eager import differentiable, undispatched
 from lightning_n2uq.ops.packed import channels_last_kernels, empty_gradient, norm_of
 from lightning_n2uq.ops.packed_format import Activation, batch_norm, planes
 
@@ -41,7 +42,7 @@ def residual_activation(
     """
     gamma, beta, eps = norm
     other_gamma, other_beta, other_eps = other_norm or (None, None, 0.0)
-    result: tuple[Tensor, Tensor, Tensor] = _residual_activation(
+    result: tuple[Tensor, Tensor, Tensor] = _apply(
         x, gamma, beta, eps, other, other_gamma, other_beta, other_eps, *act
     )
     return result
@@ -138,7 +139,7 @@ def _residual_activation_backward(
         grads += [other_sums[:, 3] * other_norm.inverse.double(), other_sums[:, 0]]
         parameters += [p for p in (other_gamma, other_beta) if p is not None]
     dx, dother = dx.reshape(x.shape).to(x.dtype), dother.reshape(x.shape).to(other.dtype)
-    return [dx, dother, *(g.to(p.dtype).clone() for g, p in zip(grads, parameters, strict=True))]
+    return [dx, dother, *(g.to(p.dtype, copy=True) for g, p in zip(grads, parameters, strict=True))]
 
 
 @_residual_activation_backward.register_fake
@@ -163,6 +164,9 @@ def _(
     return [empty_gradient(x, OP), empty_gradient(other, OP), *gradients]
 
 
+_gradients_of = undispatched(_residual_activation_backward)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401
     x, gamma, beta, ctx.eps, other, other_gamma, other_beta, ctx.other_eps, *act = inputs
     ctx.save_for_backward(x, output[1], gamma, beta, other, output[2], other_gamma, other_beta, *act)
@@ -170,7 +174,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
     x, stats, gamma, beta, other, other_stats, other_gamma, other_beta, *act = ctx.saved_tensors
-    dx, dother, dgamma, dbeta, *rest = _residual_activation_backward(
+    dx, dother, dgamma, dbeta, *rest = _gradients_of(
         grad,
         x,
         stats,
@@ -188,4 +192,4 @@ def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]: 
     return dx, dgamma, dbeta, None, dother, *dnorm, None, *dact
 
 
-_residual_activation.register_autograd(_backward, setup_context=_setup_context)
+_apply = differentiable(_residual_activation, _setup_context, _backward)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops import block_reference, kernels
+from lightning_n2uq.ops.eager import differentiable, undispatched
 from lightning_n2uq.ops.packed import channels_last_kernels, empty_gradient
 from lightning_n2uq.ops.packed_format import batch_norm
 
@@ -30,7 +31,7 @@ def norm_relu_pool(
         The pooled map, contiguous (channels-last by Triton's kernels), dtype of `x`; mean and biased
         variance, `[2, C]` float32, no gradient.
     """
-    y, _, stats = _norm_relu_pool(x, *norm, *window)
+    y, _, stats = _apply(x, *norm, *window)
     return y, stats
 
 
@@ -92,7 +93,7 @@ def _norm_relu_pool_backward(
     grad = grad.detach().float().contiguous()
     dx, sums = fast.pool_gradient(grad, taps, source, norm, (kernel, stride, padding))
     dgamma = (sums[:, 3] * norm.inverse.double()).to(gamma.dtype)
-    return dx.to(x.dtype), dgamma, sums[:, 0].to(beta.dtype).clone()
+    return dx.to(x.dtype), dgamma, sums[:, 0].to(beta.dtype, copy=True)
 
 
 @_norm_relu_pool_backward.register_fake
@@ -111,14 +112,17 @@ def _(
     return empty_gradient(x, OP), gamma.new_empty(gamma.shape), beta.new_empty(beta.shape)
 
 
+_gradients_of = undispatched(_norm_relu_pool_backward)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401
     x, gamma, beta, ctx.eps, *ctx.window = inputs
     ctx.save_for_backward(output[1], x, output[2], gamma, beta)
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-    dx, dgamma, dbeta = _norm_relu_pool_backward(grad, *ctx.saved_tensors, ctx.eps, *ctx.window)
+    dx, dgamma, dbeta = _gradients_of(grad, *ctx.saved_tensors, ctx.eps, *ctx.window)
     return dx, dgamma, dbeta, None, None, None, None
 
 
-_norm_relu_pool.register_autograd(_backward, setup_context=_setup_context)
+_apply = differentiable(_norm_relu_pool, _setup_context, _backward)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops import kernels, reference
+from lightning_n2uq.ops.eager import differentiable, undispatched
 from lightning_n2uq.ops.host_tables import host_parameter_gradients, operator_tables
 from lightning_n2uq.ops.layout import flat, flat_like
 from lightning_n2uq.ops.tables import (
@@ -57,7 +58,7 @@ def threshold_quantize(
         tensor([0.0000, 0.6667, 1.3333, 2.0000])
     """
     _check(x, start, widths, scale_in, scale_out, ramp)
-    y: Tensor = _threshold_quantize(x, start, widths, scale_in, scale_out, float(ramp))
+    y: Tensor = _apply(x, start, widths, scale_in, scale_out, float(ramp))
     return y
 
 
@@ -181,13 +182,16 @@ def parameter_gradients(
     return tuple(g.reshape(p.shape).to(p.dtype) for g, p in zip(grads, parameters, strict=True))  # type: ignore[return-value]
 
 
+_gradients_of = undispatched(_threshold_quantize_backward)
+
+
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
     *tensors, ctx.ramp = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_threshold_quantize_backward(grad, *ctx.saved_tensors, ctx.ramp), None
+    return *_gradients_of(grad, *ctx.saved_tensors, ctx.ramp), None
 
 
-_threshold_quantize.register_autograd(_backward, setup_context=_setup_context)
+_apply = differentiable(_threshold_quantize, _setup_context, _backward)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops import kernels, reference
+from lightning_n2uq.ops.eager import differentiable
 from lightning_n2uq.ops.layout import flat, flat_like
 from lightning_n2uq.ops.tables import compute_dtype
 from lightning_n2uq.ops.threshold import _FLOATS
@@ -49,7 +50,7 @@ def quantize_weight_with_scale(weight: Tensor, bits: int, gradient: str = "scale
         raise ValueError(f"bits: got {bits!r}, allowed is 1 to 8")
     if gradient not in GRADIENTS:
         raise ValueError(f"gradient: got {gradient!r}, allowed are {', '.join(GRADIENTS)}")
-    quantized, scale = _quantize_weight(weight, bits, gradient == "straight_through")
+    quantized, scale = _apply(weight, bits, gradient == "straight_through")
     return quantized, scale.detach()
 
 
@@ -94,4 +95,4 @@ def _backward(ctx: Any, grad: Tensor, scale_grad: Tensor) -> tuple[Tensor, None,
     return grad, None, None
 
 
-_quantize_weight.register_autograd(_backward, setup_context=_setup_context)
+_apply = differentiable(_quantize_weight, _setup_context, _backward)

@@ -12,6 +12,9 @@ CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta"
 def _clean_environment(monkeypatch):
     monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    dispatch._choose_from.cache_clear()
+    yield
+    dispatch._choose_from.cache_clear()  # what is installed changes in tests only
 
 
 def test_automatic_choice_follows_the_device(monkeypatch):

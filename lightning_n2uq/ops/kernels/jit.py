@@ -44,7 +44,7 @@ def _cached(function: Function, options: dict[str, Any]) -> Function:
 
 def array(x: Tensor) -> Array:
     """The numpy array that shares memory with a CPU tensor; bfloat16, which numpy lacks, as int16 bits."""
-    x = x.detach()
+    x = x.detach() if x.requires_grad else x
     return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
 
 

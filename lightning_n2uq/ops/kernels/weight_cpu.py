@@ -27,15 +27,14 @@ def forward(weight: Tensor, scale: Tensor, bits: int, quantized: Tensor) -> None
         return
     dtype, channels, n = scale.dtype, scale.numel(), 2**bits - 1
     target = quantized if quantized.dtype == dtype else torch.empty_like(quantized, dtype=dtype)
-    divisor = torch.where(scale == 0, 1.0, scale)
-    number = array(scale).dtype.type
+    scales = array(scale)
+    number = scales.dtype.type
     run_chunks(
         _channels,
         channels,
         max(1, SMALLEST * channels // weight.numel()),
         array(weight.to(dtype)).reshape(channels, -1),
-        array(divisor),
-        array(scale / n),
+        scales,
         number(n),
         number(1.5 * 2 ** (23 if dtype == torch.float32 else 52)),
         array(target).reshape(channels, -1),
@@ -49,8 +48,7 @@ def _channels(
     first: int,
     last: int,
     weight: Array,
-    divisor: Array,
-    steps: Array,
+    scales: Array,
     n: Number,
     magic: Number,
     quantized: Array,
@@ -60,7 +58,9 @@ def _channels(
     half = n / (one + one)
     for channel in range(first, last):
         source, target = weight[channel], quantized[channel]
-        scale, step = divisor[channel], steps[channel]
+        scale = scales[channel]
+        step = scale / n
+        scale = one if scale == 0 else scale
         for i in range(source.size):
             s = source[i] / scale
             s = -one if s < -one else s

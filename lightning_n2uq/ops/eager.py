@@ -1,0 +1,75 @@
+"""Calls of custom operators that pass by torch's dispatcher where nobody looks on.
+
+A custom operator in Python costs a tenth of a millisecond and more per call, whatever it computes: the
+dispatcher calls back into Python several times, and a network has hundreds of such calls per step. Compilers
+and tracers need the operator; plain eager execution does not, and calls the function behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Function = Callable[..., Any]
+
+
+def watched(inputs: tuple[Any, ...]) -> bool:
+    """Whether a compiler, a tracer, a mode or a subclass of tensors has to see the operator itself."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.jit.is_tracing()
+        or not all(type(x) in _PLAIN for x in inputs if isinstance(x, Tensor))
+    )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def undispatched(op: Any) -> Function:  # noqa: ANN401 -- torch.library.CustomOpDef, which is not public
+    """The operator as a function that passes by the dispatcher where nobody looks on; no gradients."""
+    function: Function = op._init_fn
+
+    def call(*inputs: Any) -> Any:  # noqa: ANN401 -- whatever the operator returns
+        return op(*inputs) if watched(inputs) else function(*inputs)
+
+    return call
+
+
+def differentiable(op: Any, setup_context: Function, backward: Function) -> Function:  # noqa: ANN401
+    """`undispatched` for an operator with a gradient, which is registered here; first order only.
+
+    Args:
+        op: a custom operator.
+        setup_context: as for `register_autograd`; called as `(ctx, inputs, output)`.
+        backward: as for `register_autograd`; called as `(ctx, *gradients)`. Gradients of outputs that have
+            none may be None.
+    """
+    op.register_autograd(backward, setup_context=setup_context)
+    function: Function = op._init_fn
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:  # noqa: ANN401
+            ctx.set_materialize_grads(False)
+            output = function(*inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:  # noqa: ANN401
+            if grads[0] is None:
+                return (None,) * len(ctx.needs_input_grad)
+            return backward(ctx, *grads)
+
+    Direct.__name__ = Direct.__qualname__ = op._name  # what profilers show
+
+    def call(*inputs: Any) -> Any:  # noqa: ANN401
+        return op(*inputs) if watched(inputs) else Direct.apply(*inputs)
+
+    return call
