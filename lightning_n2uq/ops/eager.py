@@ -52,24 +52,21 @@ def differentiable(op: Any, setup_context: Function, backward: Function) -> Func
     op.register_autograd(backward, setup_context=setup_context)
     function: Function = op._init_fn
 
-    class Direct(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:  # noqa: ANN401
-            ctx.set_materialize_grads(False)
-            output = function(*inputs)
-            setup_context(ctx, inputs, output)
-            return output
+    def forward(ctx: Any, *inputs: Any) -> Any:  # noqa: ANN401
+        ctx.set_materialize_grads(False)
+        output = function(*inputs)
+        setup_context(ctx, inputs, output)
+        return output
 
-        @staticmethod
-        @once_differentiable
-        def backward(ctx: Any, *grads: Tensor | None) -> Any:  # noqa: ANN401
-            if grads[0] is None:
-                return (None,) * len(ctx.needs_input_grad)
-            return backward(ctx, *grads)
+    def first_order(ctx: Any, *grads: Tensor | None) -> Any:  # noqa: ANN401
+        if grads[0] is None:
+            return (None,) * len(ctx.needs_input_grad)
+        return backward(ctx, *grads)
 
-    Direct.__name__ = Direct.__qualname__ = op._name  # what profilers show
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(once_differentiable(first_order))}
+    direct: Any = type(op._name, (torch.autograd.Function,), methods)  # the name that profilers show
 
     def call(*inputs: Any) -> Any:  # noqa: ANN401
-        return op(*inputs) if watched(inputs) else Direct.apply(*inputs)
+        return op(*inputs) if watched(inputs) else direct.apply(*inputs)
 
     return call
