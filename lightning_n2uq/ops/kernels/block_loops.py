@@ -196,8 +196,8 @@ def _raise_row(best: Array, tap: Array, value: Array, inner: Array, first: Numbe
 def _pool_row(phases: Array, width: int, kernel: int, padding: int, best: Array, tap: Array) -> None:
     """Maximum over the columns of every window in one row of `width` pixels; taps are float32 numbers."""
     stride = phases.shape[0]
-    best[:] = -np.inf
-    tap[:] = 0
+    for j in range(best.size):
+        best[j], tap[j] = -np.inf, 0
     for b in range(kernel):
         left = max(0, -((b - padding) // stride))
         right = min(best.size, (width - 1 - b + padding) // stride + 1)
@@ -240,8 +240,8 @@ def stem_forward(
                 _pool_row(phases, width, kernel, padding, best[i], inner[i])
             for i in range(rows):
                 target, places = y[n, c, i], taps[n, c, i]
-                target[:] = -np.inf
-                tap[:] = 0
+                for j in range(columns):
+                    target[j], tap[j] = -np.inf, 0
                 for a in range(kernel):
                     row = i * stride + a - padding
                     if 0 <= row < height:
@@ -276,7 +276,8 @@ def stem_backward(
         for n in range(x.shape[0]):
             plane = dx[n, c]
             pixels = plane.reshape(height * width)
-            pixels[:] = 0
+            for j in range(pixels.size):
+                pixels[j] = 0
             for i in range(grad.shape[2]):
                 source, places = grad[n, c, i], taps[n, c, i]
                 corner = (i * stride - padding) * width - padding

@@ -234,28 +234,26 @@ def forward_channels(
         np.empty(bits * row * together, np.uint8),
     )
     for c in range(first, last):
-        if together == 1:
-            for n in range(batch):
-                nan = False
-                for begin in range(0, pixels, BLOCK):
-                    end = min(begin + BLOCK, pixels)
-                    size = end - begin
-                    source, target = x[n, c, begin:end], y[n, c, begin:end]
-                    forward_block(
-                        source, norm[c], act[c], alpha, bounds, values, u[:size], v[:size], c32[:size], target
-                    )
-                    nan |= has_nan(v[:size], alpha)
-                    narrow(c32[:size], codes[begin:end])
-                pack(codes, bits, packed[n, c])
-                packed[n, c, flag] = nan
-            continue
         for n in range(0, batch, together):
             planes = min(together, batch - n)
-            size = planes * pixels
-            gather(x, c, n, planes, xs)
-            forward_block(
-                xs[:size], norm[c], act[c], alpha, bounds, values, u[:size], v[:size], c32[:size], ys[:size]
-            )
+            nan = False
+            for begin in range(0, pixels, BLOCK):  # one round where planes are worked on together
+                size = min(BLOCK, pixels - begin) * planes
+                if together == 1:
+                    source, target = x[n, c, begin : begin + size], y[n, c, begin : begin + size]
+                else:
+                    gather(x, c, n, planes, xs)
+                    source, target = xs[:size], ys[:size]
+                forward_block(
+                    source, norm[c], act[c], alpha, bounds, values, u[:size], v[:size], c32[:size], target
+                )
+                if together == 1:
+                    nan |= has_nan(v[:size], alpha)
+                    narrow(c32[:size], codes[begin : begin + size])
+            if together == 1:
+                pack(codes, bits, packed[n, c])
+                packed[n, c, flag] = nan
+                continue
             scatter(ys, c, n, planes, y)
             part = codes[: 8 * row * planes]
             if planes < together:  # codes of fewer planes lie elsewhere; what pads them has to be 0
@@ -406,7 +404,7 @@ def backward_channels(
     together = min(per_block(pixels, BLOCK), batch)
     u, v, counts = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype), np.empty(BLOCK, np.int32)
     xs, gs, ds = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
-    lanes = np.empty((LANES, rows - 1, 2))
+    lanes = np.empty((LANES, 2 * (rows - 1)))
     for group in range(first, last):
         lanes[:] = 0.0
         nans = 0

@@ -192,32 +192,31 @@ def mark_nans(x: Array, alpha: Number, nan_bin: int, counts: Array) -> int:
 
 @compiled
 def add_to_bins(grad: Array, x: Array, counts: Array, bins: Array) -> None:
-    """Adds `g` and `g x` to the bin of every element, lane by lane: `bins` is `[LANES, bins, 2]`.
+    """Adds `g` and `g x` to the bin of every element, lane by lane: `bins` is `[LANES, 2 * bins]`.
 
     Places are unsigned: a signed one would be looked at for being counted from the end.
     """
-    flat, row = bins.reshape(bins.size), np.uint64(2 * bins.shape[1])
     full = x.size // LANES * LANES
     for i in range(0, full, LANES):
         for lane in range(LANES):
-            place = np.uint64(lane) * row + np.uint64(2) * np.uint64(np.uint32(counts[i + lane]))
+            place = np.uint64(2) * np.uint64(np.uint32(counts[i + lane]))
             g = np.float64(grad[i + lane])
-            flat[place] += g
-            flat[place + np.uint64(1)] += g * np.float64(x[i + lane])
+            bins[lane, place] += g
+            bins[lane, place + np.uint64(1)] += g * np.float64(x[i + lane])
     for i in range(full, x.size):
         g = np.float64(grad[i])
-        bins[0, counts[i], 0] += g
-        bins[0, counts[i], 1] += g * np.float64(x[i])
+        bins[0, 2 * counts[i]] += g
+        bins[0, 2 * counts[i] + 1] += g * np.float64(x[i])
 
 
 @compiled
 def add_lanes(bins: Array, sums: Array) -> None:
     """Adds the lanes' histograms in fixed order."""
-    for row in range(bins.shape[1]):
+    for row in range(bins.shape[1] // 2):
         for column in range(2):
             total = 0.0
             for lane in range(LANES):
-                total += bins[lane, row, column]
+                total += bins[lane, 2 * row + column]
             sums[row, column] = total
 
 
@@ -277,7 +276,7 @@ def gradient_chunks(
     rows = sums.shape[1]
     counts = np.empty(BLOCK, np.int32)
     value, spare = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
-    bins = np.empty((LANES, rows - 1, 2))
+    bins = np.empty((LANES, 2 * (rows - 1)))
     for chunk in range(first, last):
         bins[:] = 0.0
         nans, dot = 0, 0.0
