@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_n2uq.ops.kernels.jit import Array, Number, compiled, summing
+from lightning_n2uq.ops.kernels.jit import Array, Number, compiled, helper, summing
 from lightning_n2uq.ops.kernels.packed_loops import (
     activate,
     activation_gradient,
@@ -20,7 +20,7 @@ from lightning_n2uq.ops.kernels.packed_loops import (
 from lightning_n2uq.ops.kernels.threshold_loops import BLOCK
 
 
-@compiled
+@helper
 def _branch_sum(x: Array, norm: Array, other: Array, other_norm: Array, u: Array, spare: Array) -> None:
     """`u` = norm of `x` plus `other` (normed where `other_norm` has columns)."""
     normalize(x, norm, u)
@@ -67,7 +67,7 @@ def _centred_product(d: Array, x: Array, mean: float) -> float:
     return total
 
 
-@compiled
+@helper
 def _residual_gradient(
     g: Array,
     x: Array,
@@ -159,7 +159,7 @@ def residual_backward(
             norm_gradient(dother, other, other_moments[c], x.shape[0] * pixels, other_sums[c], c)
 
 
-@compiled
+@helper
 def _by_phase(z: Array, phases: Array) -> None:
     """Column `j` goes to `phases[j % stride, j // stride]`: equal columns of all windows lie side by side."""
     stride = phases.shape[0]
@@ -174,7 +174,7 @@ def _by_phase(z: Array, phases: Array) -> None:
             phases[j % stride, j // stride] = z[j]
 
 
-@compiled
+@helper
 def _raise(best: Array, tap: Array, value: Array, number: Number) -> None:
     """Puts larger values, and NaN, into `best`, and their number into `tap`."""
     for j in range(best.size):
@@ -183,7 +183,7 @@ def _raise(best: Array, tap: Array, value: Array, number: Number) -> None:
         tap[j] = number if better else tap[j]
 
 
-@compiled
+@helper
 def _raise_row(best: Array, tap: Array, value: Array, inner: Array, first: Number) -> None:
     """`_raise` by a row of windows, whose own taps are `inner`."""
     for j in range(best.size):
@@ -192,7 +192,7 @@ def _raise_row(best: Array, tap: Array, value: Array, inner: Array, first: Numbe
         tap[j] = inner[j] + first if better else tap[j]
 
 
-@compiled
+@helper
 def _pool_row(phases: Array, width: int, kernel: int, padding: int, best: Array, tap: Array) -> None:
     """Maximum over the columns of every window in one row of `width` pixels; taps are float32 numbers."""
     stride = phases.shape[0]

@@ -18,28 +18,32 @@ Number: TypeAlias = "np.floating[Any]"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+_NO_ENTRY: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
 
 def compiled(function: Function) -> Function:
-    """Compiles at first use for the argument types given; strict IEEE arithmetic, no lock, cached on disk.
+    """A kernel, called from Python: compiled at first use for the argument types given.
 
-    Where neither the package's folder nor the user's cache folder can be written, every process compiles
-    anew. A cached function is renewed when its own file changes, not when a file it calls into does: keep a
-    kernel and its helpers in one file.
+    Strict IEEE arithmetic, no interpreter lock, cached on disk. Where neither the package's folder nor the
+    user's cache folder can be written, every process compiles anew. A cached kernel is renewed when its own
+    file changes, not when a file it calls into does.
     """
-    return _cached(function, {"nogil": True, "error_model": "numpy"})
-
-
-def summing(function: Function) -> Function:
-    """`compiled`, with leave to reorder sums, so that they use the vector units; NaN and infinity keep."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc"}}
-    return _cached(function, options)
-
-
-def _cached(function: Function, options: dict[str, Any]) -> Function:
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
     try:
         return cast("Function", numba.njit(cache=True, **options)(function))
     except RuntimeError:  # numba found no place for its cache
         return cast("Function", numba.njit(cache=False, **options)(function))
+
+
+def helper(function: Function) -> Function:
+    """What only kernels call: without an entry from Python, and cached as a part of them."""
+    return cast("Function", numba.njit(error_model="numpy", **_NO_ENTRY)(function))
+
+
+def summing(function: Function) -> Function:
+    """`helper`, with leave to reorder sums, so that they use the vector units; NaN and infinity keep."""
+    options: dict[str, Any] = {"error_model": "numpy", "fastmath": {"reassoc"}, **_NO_ENTRY}
+    return cast("Function", numba.njit(**options)(function))
 
 
 def array(x: Tensor) -> Array:

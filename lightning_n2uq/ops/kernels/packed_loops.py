@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_n2uq.ops.kernels.jit import Array, Number, compiled, summing
+from lightning_n2uq.ops.kernels.jit import Array, Number, compiled, helper, summing
 from lightning_n2uq.ops.kernels.threshold_loops import (
     BLOCK,
     LANES,
@@ -42,7 +42,7 @@ def plane_sums(x: Array) -> tuple[float, float]:
     return total, squares
 
 
-@compiled
+@helper
 def statistics(x: Array, channel: int) -> tuple[float, float]:
     """Mean and (biased) variance of a channel, float64."""
     total, squares = 0.0, 0.0
@@ -56,7 +56,7 @@ def statistics(x: Array, channel: int) -> tuple[float, float]:
     return mean, variance if not variance < 0.0 else 0.0
 
 
-@compiled
+@helper
 def normalize(x: Array, norm: Array, z: Array) -> None:
     """`z = x * scale + shift` for one channel's row of `norm`, or a copy."""
     if norm.size == 0:
@@ -68,7 +68,7 @@ def normalize(x: Array, norm: Array, z: Array) -> None:
             z[i] = x[i] * scale + shift
 
 
-@compiled
+@helper
 def activate(u: Array, act: Array, v: Array) -> None:
     """`v = prelu(u + bias) + bias`, leaving `u + bias` in `u`; a copy without `act`."""
     if act.size == 0:
@@ -82,7 +82,7 @@ def activate(u: Array, act: Array, v: Array) -> None:
         v[i] = (t if t > 0 else slope * t) + bias_out
 
 
-@compiled
+@helper
 def pack(codes: Array, bits: int, packed: Array) -> None:
     """Packs the codes of a plane, `[8 Q]` uint8, into `bits * Q` bytes."""
     row = codes.size // 8
@@ -96,7 +96,7 @@ def pack(codes: Array, bits: int, packed: Array) -> None:
                 target[j] |= np.uint8(np.uint8((part[j] >> bit) & 1) << i)
 
 
-@compiled
+@helper
 def unpack(packed: Array, bits: int, codes: Array) -> None:
     """Undoes `pack`."""
     row = codes.size // 8
@@ -110,14 +110,14 @@ def unpack(packed: Array, bits: int, codes: Array) -> None:
                 target[j] |= np.uint8(np.uint8((part[j] >> i) & 1) << bit)
 
 
-@compiled
+@helper
 def narrow(counts: Array, codes: Array) -> None:
     """Codes of one byte each."""
     for i in range(counts.size):
         codes[i] = counts[i]
 
 
-@compiled
+@helper
 def look_up(codes: Array, values: Array, y: Array) -> None:
     """`y` of its codes, of which there may be more; where values are few, by comparing."""
     if values.size == 4:
@@ -139,13 +139,13 @@ def statistics_channels(first: int, last: int, x: Array, stats: Array) -> None:
         stats[0, c], stats[1, c] = statistics(x, c)
 
 
-@compiled
+@helper
 def per_block(pixels: int, largest: int) -> int:
     """How many planes of up to `largest` pixels are worked on as one block; 1 for larger ones."""
     return BLOCK // pixels if 0 < pixels <= largest else 1
 
 
-@compiled
+@helper
 def gather(x: Array, channel: int, first: int, planes: int, block: Array) -> None:
     """Copies a channel of `planes` images from `first` on into `block`, one plane after the other."""
     pixels = x.shape[2]
@@ -155,7 +155,7 @@ def gather(x: Array, channel: int, first: int, planes: int, block: Array) -> Non
             target[i] = source[i]
 
 
-@compiled
+@helper
 def scatter(block: Array, channel: int, first: int, planes: int, y: Array) -> None:
     """Undoes `gather`."""
     pixels = y.shape[2]
@@ -165,7 +165,7 @@ def scatter(block: Array, channel: int, first: int, planes: int, y: Array) -> No
             target[i] = source[i]
 
 
-@compiled
+@helper
 def has_nan(v: Array, alpha: Number) -> bool:
     """Whether an input of the quantizer is NaN."""
     found = np.int32(0)
@@ -175,7 +175,7 @@ def has_nan(v: Array, alpha: Number) -> bool:
     return found != 0
 
 
-@compiled
+@helper
 def forward_block(
     x: Array,
     norm: Array,
@@ -194,7 +194,7 @@ def forward_block(
     count_and_select(v, alpha, bounds, values, counts, y)
 
 
-@compiled
+@helper
 def pack_planes(counts: Array, pixels: int, planes: int, bits: int, codes: Array, spare: Array) -> None:
     """Packs a block of whole planes into `spare`, `[bits, planes * Q]`: their bit planes side by side.
 
@@ -327,7 +327,7 @@ def activation_gradient(d: Array, u: Array, x: Array, act: Array, mean: Number, 
     sums[3] += product
 
 
-@compiled
+@helper
 def norm_gradient(d: Array, x: Array, moments: Array, number: int, sums: Array, channel: int) -> None:
     """Turns the gradient of a norm's output into that of its input, in place, for a whole channel.
 
@@ -342,7 +342,7 @@ def norm_gradient(d: Array, x: Array, moments: Array, number: int, sums: Array, 
             row[i] = (row[i] - offset - (source[i] - mean) * tilt) * scale
 
 
-@compiled
+@helper
 def backward_block(
     g: Array,
     x: Array,

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from lightning_n2uq.ops.kernels.jit import Array, Number, compiled
+from lightning_n2uq.ops.kernels.jit import Array, Number, compiled, helper
 
 Grid: TypeAlias = "tuple[Number, Number, Array, int]"  # origin, cells per unit, cells, most bounds in a cell
 Ramps: TypeAlias = "tuple[Array, Array, Number]"  # where ramps begin, their slopes, output step
@@ -19,7 +19,7 @@ BLOCK = 512  # elements worked on at a time: a handful of such buffers stay in t
 LANES = 8  # histograms side by side: neighbours in one bin would wait for each other's addition
 
 
-@compiled
+@helper
 def select(x: Array, alpha: Number, bounds: Array, values: Array, y: Array) -> None:
     """`y[i] = values[number of bounds below alpha * x[i]]`, NaN for NaN; `bounds` padded to fours."""
     a, b, c, d = bounds[0], bounds[1], bounds[2], bounds[3]
@@ -42,7 +42,7 @@ def select(x: Array, alpha: Number, bounds: Array, values: Array, y: Array) -> N
             y[i] = v4 if s > d else v
 
 
-@compiled
+@helper
 def count_and_select(x: Array, alpha: Number, bounds: Array, values: Array, counts: Array, y: Array) -> None:
     """`counts[i]` = number of bounds below `alpha * x[i]`, and `y` as in `select`, by the same comparisons.
 
@@ -60,7 +60,7 @@ def count_and_select(x: Array, alpha: Number, bounds: Array, values: Array, coun
         _pass_four(x, alpha, bounds[eights:], values[eights + 1 :], np.int32(eights), counts, y)
 
 
-@compiled
+@helper
 def _pass_four(
     x: Array, alpha: Number, bounds: Array, values: Array, before: np.int32, counts: Array, y: Array
 ) -> None:
@@ -75,7 +75,7 @@ def _pass_four(
         y[i], counts[i] = (v4, n4) if s > d else (v, n)
 
 
-@compiled
+@helper
 def _pass_eight(
     x: Array, alpha: Number, bounds: Array, values: Array, before: np.int32, counts: Array, y: Array
 ) -> None:
@@ -99,7 +99,7 @@ def _pass_eight(
         y[i], counts[i] = (v8, n8) if s > h else (v, n)
 
 
-@compiled
+@helper
 def _cell(s: Number, origin: Number, per_unit: Number, last: Number) -> np.int32:
     """Cell of `s`; never decreases with `s`: bounds in earlier cells are below `s`, rounding or not."""
     cell = (s - origin) * per_unit
@@ -123,7 +123,7 @@ def fill_grid(bounds: Array, origin: Number, per_unit: Number, cells: Array) -> 
     return most
 
 
-@compiled
+@helper
 def search(
     x: Array,
     alpha: Number,
@@ -143,7 +143,7 @@ def search(
             counts[i] += np.int32(x[i] * alpha > bounds[counts[i]])
 
 
-@compiled
+@helper
 def locate(
     x: Array, alpha: Number, bounds: Array, values: Array, grid: Grid, counts: Array, y: Array
 ) -> None:
@@ -158,7 +158,7 @@ def locate(
         y[i] = values[counts[i]] if s == s else s
 
 
-@compiled
+@helper
 def ramp_values(x: Array, alpha: Number, ramps: Ramps, spare: Array, y: Array) -> None:
     """`reference.ramp_staircase` of one block: finished ramps are counted in `y`, the open one in `spare`."""
     begins, slopes, step = ramps
@@ -176,7 +176,7 @@ def ramp_values(x: Array, alpha: Number, ramps: Ramps, spare: Array, y: Array) -
         y[i] = (y[i] + spare[i]) * step if s == s else s
 
 
-@compiled
+@helper
 def mark_nans(x: Array, alpha: Number, nan_bin: int, counts: Array) -> int:
     """Moves NaN inputs to their own bin and returns their number."""
     nans = 0
@@ -190,7 +190,7 @@ def mark_nans(x: Array, alpha: Number, nan_bin: int, counts: Array) -> int:
     return nans
 
 
-@compiled
+@helper
 def add_to_bins(grad: Array, x: Array, counts: Array, bins: Array) -> None:
     """Adds `g` and `g x` to the bin of every element, lane by lane: `bins` is `[LANES, 2 * bins]`.
 
@@ -209,7 +209,7 @@ def add_to_bins(grad: Array, x: Array, counts: Array, bins: Array) -> None:
         bins[0, 2 * counts[i] + 1] += g * np.float64(x[i])
 
 
-@compiled
+@helper
 def add_lanes(bins: Array, sums: Array) -> None:
     """Adds the lanes' histograms in fixed order."""
     for row in range(bins.shape[1] // 2):
