@@ -16,10 +16,16 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     mpl.rcParams["svg.hashsalt"] = "lightning_n2uq"  # the same figures give the same file
     drawn = []
-    for topic, plot in (("quantizers", _quantizers), ("scaling", _scaling), ("steps", _steps)):
+    # `scaling.svg` is the picture of benchmarks.scale.
+    plots = (
+        ("quantizers", _quantizers, "quantizers"),
+        ("scaling", _scaling, "cost"),
+        ("steps", _steps, "steps"),
+    )
+    for topic, plot, name in plots:
         if topic in results:
             figure = plot(results[topic])
-            path = folder / f"{topic}.svg"
+            path = folder / f"{name}.svg"
             figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
             drawn.append(path)
     return drawn
@@ -38,7 +44,7 @@ def _quantizers(results: dict[str, Any]) -> Any:
     axes.set_xticks(range(len(keys)), keys)
     axes.set_ylabel("time, torch's fused LSQ = 1")
     axes.set_title("activation quantizer, forward + backward")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
@@ -55,9 +61,9 @@ def _scaling(results: dict[str, Any]) -> Any:
         for name in next(iter(points.values())):
             axes.plot([int(x) for x in points], [points[x][name] for x in points], marker="o", label=name)
         axes.set_xlabel(label)
-        axes.set_ylabel("ns per value")
         axes.set_yscale("log")
         axes.set_xscale("log" if key == "numel" else "linear")
+    row[0].set_ylabel("ns per value")
     row[0].legend(fontsize=7)
     return figure
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_n2uq.ops.kernels.pages import advise_large_pages
-
 
 class Codec(abc.ABC):
     """Turns a flat fp32 gradient into bytes and back.
@@ -135,9 +133,7 @@ def gradient_buffer(out: Tensor | None, numel: int, device: torch.device) -> Ten
         ValueError: If `out` is no contiguous fp32 tensor `[numel]` on `device`.
     """
     if out is None:
-        fresh = torch.empty(numel, dtype=torch.float32, device=device)
-        advise_large_pages(fresh)
-        return fresh
+        return torch.empty(numel, dtype=torch.float32, device=device)
     usable = isinstance(out, Tensor) and out.dtype == torch.float32 and out.is_contiguous()
     if not usable or out.shape != (numel,) or out.device != device:
         raise ValueError(f"out must be a contiguous float32 tensor [{numel}] on {device}, got {_what(out)}.")

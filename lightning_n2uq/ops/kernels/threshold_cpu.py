@@ -31,7 +31,7 @@ from lightning_n2uq.ops.tables import ThresholdTables, output_step
 CHUNK = 32 * BLOCK  # elements per unit of parallel work
 SMALLEST = 4  # chunks per thread below which waking a thread costs more than it saves
 MAX_CHUNKS = 4096  # bounds the memory of the per-chunk histograms
-GRID_FROM = 40  # number of bounds from which the grid beats comparing with every one
+GRID_FROM = 136  # number of bounds from which the grid beats comparing with every one
 
 
 def forward(x: Tensor, tables: ThresholdTables, scale_out: Tensor, y: Tensor, ramped: bool) -> None:
