@@ -43,7 +43,7 @@ lint: $(STAMP)
 # mypy does not follow the package-dir mapping of an editable install: check a plain one.
 types: $(STAMP)
 	$(PYTHON) -m venv $(VENV)-types
-	$(VENV)-types/bin/python -m pip install --quiet '.[dev]'
+	$(VENV)-types/bin/python -m pip install --quiet '.[dev,figures,dashboards,export]'
 	cd $(VENV)-types && bin/mypy --config-file ../pyproject.toml -p lightning_n2uq
 
 bench: $(STAMP)

@@ -112,19 +112,20 @@ class TorchCompile(Callback):
 
     def _chosen(self, name: str, module: nn.Module) -> Callable[..., Any]:
         """`module`'s call: compiled where that is allowed."""
-        options = {} if self.mode == "default" else {"mode": self.mode}
+        options: dict[str, Any] = {} if self.mode == "default" else {"mode": self.mode}
         # Sizes are compiled each on its own: a last, smaller batch must not make every size a variable.
-        compiled = torch.compile(module._call_impl, backend=self.backend, dynamic=False, **options)
+        uncompiled: Callable[..., Any] = module._call_impl
+        compiled = torch.compile(uncompiled, backend=self.backend, dynamic=False, **options)
         parts = {f"{name}.{inner}" if inner else name: part for inner, part in module.named_modules()}
 
         def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- whatever the module takes
             if not (module.training or self.evaluation):
-                return module._call_impl(*args, **kwargs)
+                return uncompiled(*args, **kwargs)
             why = next(_obstacles(parts), "")
             if module.training:
                 self.calls["uncompiled" if why else "compiled"] += 1
                 self._why = why
-            return (module._call_impl if why else compiled)(*args, **kwargs)
+            return (uncompiled if why else compiled)(*args, **kwargs)
 
         return call
 

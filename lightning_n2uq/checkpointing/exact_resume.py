@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
-from lightning.fabric.utilities.rank_zero import rank_zero_warn
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
+from lightning.fabric.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import convert_tensors_to_scalars
 
 from lightning_n2uq.checkpointing import epoch_metrics, metrics_file, randomness, slurm
 from lightning_n2uq.checkpointing.signals import StopSignals, name_of
@@ -125,7 +125,7 @@ class ExactResume(Checkpoint):
         return os.path.join(self.dirpath or first or trainer.default_root_dir, FILE_NAME)
 
     def _save(self, trainer: Trainer) -> None:
-        if trainer.fast_dev_run:
+        if getattr(trainer, "fast_dev_run", False):
             self._saved = ""
             return
         path = self._path(trainer)
@@ -207,7 +207,7 @@ def _restore_rank(trainer: Trainer, pl_module: LightningModule, ranks: list[dict
 def _epoch_ended(trainer: Trainer) -> bool:
     """Whether we are in `on_train_epoch_end`: a resumed run begins with the next epoch."""
     progress = trainer.fit_loop.epoch_progress.total
-    return bool(trainer.training and progress.processed == progress.completed + 1)
+    return bool(trainer.training and progress.processed == progress.completed + 1)  # type: ignore[attr-defined]
 
 
 def _pending_row(trainer: Trainer) -> dict[str, Any] | None:
@@ -217,7 +217,8 @@ def _pending_row(trainer: Trainer) -> dict[str, Any] | None:
     if trainer.state.fn != "fit" or not trainer.training:
         return None
     step = loop._batches_that_stepped
-    if batches.processed == batches.completed + 1:  # in `on_train_batch_end`
+    processed = batches.processed  # type: ignore[attr-defined]
+    if processed == batches.completed + 1:  # in `on_train_batch_end`
         if loop._should_accumulate() or not connector.should_update_logs:
             return None
     elif _epoch_ended(trainer):

@@ -75,7 +75,7 @@ def build_converted(
             f"pretrained: weights of {name!r} could not be read or downloaded ({error})"
         ) from error
     # Lightning's, not that of its utilities: it knows the rank without a trainer, too.
-    from lightning.fabric.utilities.rank_zero import rank_zero_info
+    from lightning.fabric.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 
     rank_zero_info(f"{name} by the policy:\n{quantize_model(model, checked)}")
     return model

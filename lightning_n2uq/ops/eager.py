@@ -22,7 +22,7 @@ def watched(inputs: tuple[Any, ...]) -> bool:
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch.jit.is_tracing()
+        or torch._C._get_tracing_state() is not None
         or not all(type(x) in _PLAIN for x in inputs if isinstance(x, Tensor))
     )
 

@@ -115,9 +115,9 @@ def _packed_activation(
 ) -> tuple[Tensor, Tensor, Tensor]:
     triton = channels_last_kernels(x.device)
     if triton is not None:
-        act, quantizer = _given(bias_in, slope, bias_out), (start, widths, scale_in, scale_out)
+        given, quantizer = _given(bias_in, slope, bias_out), (start, widths, scale_in, scale_out)
         found: tuple[Tensor, Tensor, Tensor] = triton.forward(
-            x, _given(gamma, beta), eps, act, quantizer, dtype
+            x, _given(gamma, beta), eps, given, quantizer, dtype
         )
         return found
     fast, source = kernel(x), planes(x)

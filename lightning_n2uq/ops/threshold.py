@@ -7,6 +7,8 @@ The operator keeps its input for the backward pass and nothing else of that size
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -136,7 +138,7 @@ def _(
     grad: Tensor, x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor, ramp: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     parameters = (start, widths, scale_in, scale_out)
-    return torch.empty_like(x), *(
+    return torch.empty_like(x), *(  # type: ignore[return-value]
         torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters
     )
 
@@ -185,12 +187,12 @@ def parameter_gradients(
 _gradients_of = undispatched(_threshold_quantize_backward)
 
 
-def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
     *tensors, ctx.ramp = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
     return *_gradients_of(grad, *ctx.saved_tensors, ctx.ramp), None
 
 

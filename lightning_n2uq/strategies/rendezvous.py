@@ -8,13 +8,14 @@ from datetime import timedelta
 
 import torch.distributed as dist
 from lightning.fabric.plugins import ClusterEnvironment
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
 _LOOPBACK_INTERFACES = ("lo", "lo0")
 
 
-def own_store(environment: ClusterEnvironment, timeout: timedelta | None = None) -> dist.Store | None:
+def own_store(environment: ClusterEnvironment, timeout: timedelta | None = None) -> Store | None:
     """Return the store that this process group meets at; None where torch's own choice is right.
 
     After a restart by torchrun it has keys of its own; where all ranks meet at a loopback address it
@@ -37,7 +38,7 @@ def own_store(environment: ClusterEnvironment, timeout: timedelta | None = None)
     return _store_on_loopback(environment, timeout or default_pg_timeout)
 
 
-def _store_after_restart() -> dist.Store | None:
+def _store_after_restart() -> Store | None:
     """The workers of every attempt of ``torchrun --max-restarts`` share one store at torchrun's agent.
 
     Recent versions of torch put all attempts' addresses under the same keys of it, so that gloo connects to
@@ -49,10 +50,10 @@ def _store_after_restart() -> dist.Store | None:
     if attempt == "0" or os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
         return None
     store, _, _ = next(rendezvous("env://"))
-    return dist.PrefixStore(f"attempt_{attempt}", store)
+    return PrefixStore(f"attempt_{attempt}", store)
 
 
-def _store_on_loopback(environment: ClusterEnvironment, timeout: timedelta) -> dist.Store | None:
+def _store_on_loopback(environment: ClusterEnvironment, timeout: timedelta) -> Store | None:
     address, port = environment.main_address, environment.main_port
     listening = None
     if environment.global_rank() == 0:
@@ -60,7 +61,7 @@ def _store_on_loopback(environment: ClusterEnvironment, timeout: timedelta) -> d
             listening = socket.create_server((address, port), backlog=2048).detach()
         except OSError:  # taken, perhaps by an earlier store of this process, which torch knows how to share
             return None
-    return dist.TCPStore(
+    return TCPStore(
         address,
         port,
         environment.world_size(),

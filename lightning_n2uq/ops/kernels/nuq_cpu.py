@@ -212,7 +212,7 @@ def _round_bucket(x, norm, keys, bits, family, codes):
 
 @overload(_round_bucket)
 def _choose_loop(x, norm, keys, bits, family, codes):
-    if isinstance(family, types.BaseTuple) and family[0] == types.boolean:
+    if isinstance(family, types.BaseTuple) and family[0] == types.boolean:  # type: ignore[comparison-overlap, index]
         return lambda x, norm, keys, bits, family, codes: _exponential_codes(
             x, norm, keys, bits, family, codes
         )
