@@ -1,7 +1,7 @@
 """Oracle of the fused pre-activation chain: norm, bias, PReLU, bias, quantizer, packed codes, plain torch.
 
 Rules that must not be tidied: the norm is one product and one sum, rounded each; a pre-activation of zero
-takes PReLU's negative side, as in torch; the layout of the codes is the kernels' (`kernels.packed_loops`).
+takes PReLU's negative side, as in torch; the layout of the codes is the kernels' (`kernels.code_loops`).
 """
 
 from __future__ import annotations

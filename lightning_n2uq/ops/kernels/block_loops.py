@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from lightning_n2uq.ops.kernels.code_loops import gather, per_block, scatter
 from lightning_n2uq.ops.kernels.jit import Array, Number, compiled, helper, summing
 from lightning_n2uq.ops.kernels.packed_loops import (
     activate,
     activation_gradient,
-    gather,
     norm_gradient,
     normalize,
-    per_block,
-    scatter,
 )
 from lightning_n2uq.ops.kernels.threshold_loops import BLOCK
 

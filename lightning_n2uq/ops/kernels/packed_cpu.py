@@ -1,4 +1,4 @@
-"""CPU kernels (numba) of the fused pre-activation chain and of its packed codes (see `packed_loops`).
+"""CPU kernels (numba) of the fused chain and of its packed codes (see `packed_loops` and `code_loops`).
 
 The same interface as `packed_reference`, which judges them: equal bit for bit but for sums, whose float64
 additions come in another order. Inputs are float32; other dtypes are cast by the caller.
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_n2uq.ops.kernels.code_loops import rebuild_channels
 from lightning_n2uq.ops.kernels.jit import Array, array, run_chunks
 from lightning_n2uq.ops.kernels.packed_loops import (
     backward_channels,
     forward_channels,
-    rebuild_channels,
     statistics_channels,
 )
 from lightning_n2uq.ops.kernels.threshold_cpu import segment_sums, staircase, surrogate
