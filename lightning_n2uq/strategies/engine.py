@@ -179,7 +179,7 @@ class Engine:
 
     def _explain(self, error: BaseException) -> BaseException:
         doing = self.doing  # before asking, which takes a moment
-        who = self.missing() or f"all ranks answer ({self.whereabouts()})"
+        who = "; ".join(self._roll.cause(self._peers, error)) or f"all ranks answer ({self.whereabouts()})"
         self.tell(f"stopped in the {doing} because {who}", origin=False)
         return RuntimeError(
             f"gradient exchange failed on rank {dist.get_rank()} in the {doing}: {who} ({error})"

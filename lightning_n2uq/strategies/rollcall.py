@@ -12,12 +12,15 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from lightning_n2uq.strategies.answer import Answer, Notice
 
 _MAX_BYTES = 1024
+_LISTENING = 3.0  # seconds for a peer that closed a connection to say why
+_BREAKS = ("reset by peer", "closed by peer", "Broken pipe", "Connection refused")
 _PATIENCE = 1.0  # seconds for a peer to say what it wants; one slow peer must not block the others
 
 
@@ -101,6 +104,20 @@ class RollCall:
             for rank, answer in answers.items()
             if isinstance(answer, Answer) and answer.handed_over < mine
         ]
+
+    def cause(self, addresses: dict[int, str], error: BaseException, behind: bool = True) -> list[str]:
+        """Return :meth:`suspects` of an error; if a connection broke and nobody seems to be why, ask again.
+
+        Whoever closed a connection is about to say so, and on a slow link that takes a moment.
+        """
+        found = self.suspects(addresses, behind=behind)
+        broke = any(phrase in str(error) for phrase in _BREAKS)
+        deadline = time.monotonic() + _LISTENING
+        while broke and not self.notices and not found and time.monotonic() < deadline:
+            time.sleep(0.1)
+            if self.notices:
+                found = self.suspects(addresses, behind=behind)
+        return found
 
     def whereabouts(self, addresses: dict[int, str], grace: float = 3.0, limit: int = 8) -> str:
         """Return what the others are doing, for a failure that no rank explains."""

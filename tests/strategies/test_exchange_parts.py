@@ -1,6 +1,7 @@
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 import weakref
@@ -20,7 +21,7 @@ from lightning_n2uq.strategies import (
     TorchHookStrategy,
     nuqsgd_hook,
 )
-from lightning_n2uq.strategies.answer import Answer
+from lightning_n2uq.strategies.answer import Answer, Notice
 from lightning_n2uq.strategies.checkpoint import state_for_rank
 from lightning_n2uq.strategies.handshake import require_agreement
 from lightning_n2uq.strategies.layout import Span, clip_ranges, split_chunks, split_units
@@ -299,6 +300,26 @@ kept.submit(Task())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "stage 0\nstage 1\n"), done.stderr
+
+
+def test_a_rank_whose_connection_broke_listens_for_the_one_that_closed_it(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    mine = RollCall(lambda: Answer(3, "gradient exchange of step 2"))
+    other = RollCall(lambda: Answer(3, "gradient exchange of step 2"))
+    try:
+        peers = {1: other.address}
+        notice = Notice(1, "stopped in the gradient exchange of step 2 because of a timeout", origin=False)
+        began = time.monotonic()
+        assert mine.cause(peers, RuntimeError("Timed out waiting 2000ms")) == []
+        assert time.monotonic() - began < 1.0  # nobody closed a connection: nobody is about to speak
+        late = threading.Timer(0.7, other.tell, (notice, {0: mine.address}))
+        late.start()
+        found = mine.cause(peers, RuntimeError("Read error: Connection reset by peer"))
+        late.join()
+        assert found == ["rank 1 stopped in the gradient exchange of step 2 because of a timeout"]
+    finally:
+        mine.close()
+        other.close()
 
 
 def test_second_codec():
