@@ -178,8 +178,10 @@ class NonFiniteGuard(Callback):
         if "gradient" in found and gradients:
             details["gradient"] = gradients
         if "loss" in found:
-            layer = first_broken_output(trainer, pl_module, self._batch)
-            if state := guard_checks.broken_names(guard_checks.parameters(pl_module)):
+            # Replicas' parameters are equal, so that either all ranks run the forward pass once more or none.
+            state = guard_checks.broken_names(guard_checks.parameters(pl_module))
+            layer = None if state else first_broken_output(trainer, pl_module, self._batch)
+            if state:
                 details["loss"] = f"so are {state}"
             elif layer:
                 details["loss"] = f"first in the output of {layer}"

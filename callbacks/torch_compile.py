@@ -65,7 +65,9 @@ class TorchCompile(Callback):
         self._why = ""  # the last call was not compiled
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Puts the compiled calls in; they are compiled when they come."""
+        """Puts the compiled calls in; they are compiled when they come; none for evaluation alone."""
+        if stage != "fit" and not self.evaluation:
+            return
         if self.mode in _WITH_GRAPHS:
             if (number := trainer.accumulate_grad_batches) != 1:
                 raise ValueError(

@@ -105,18 +105,18 @@ class RollCall:
             if isinstance(answer, Answer) and answer.handed_over < mine
         ]
 
-    def cause(self, addresses: dict[int, str], error: BaseException, behind: bool = True) -> list[str]:
+    def cause(self, addresses: dict[int, str], error: BaseException) -> list[str]:
         """Return :meth:`suspects` of an error; if a connection broke and nobody seems to be why, ask again.
 
         Whoever closed a connection is about to say so, and on a slow link that takes a moment.
         """
-        found = self.suspects(addresses, behind=behind)
+        found = self.suspects(addresses)
         broke = any(phrase in str(error) for phrase in _BREAKS)
         deadline = time.monotonic() + _LISTENING
         while broke and not self.notices and not found and time.monotonic() < deadline:
             time.sleep(0.1)
             if self.notices:
-                found = self.suspects(addresses, behind=behind)
+                found = self.suspects(addresses)
         return found
 
     def whereabouts(self, addresses: dict[int, str], grace: float = 3.0, limit: int = 8) -> str:

@@ -135,6 +135,7 @@ def test_hooks_at_every_step_are_a_warning(tmp_path):
 @pytest.mark.skipif(shutil.which("c++") is None, reason="inductor needs a C++ compiler on the CPU")
 def test_inductor_trains_the_same_network(tmp_path):
     model, _ = train(tmp_path, TorchCompile(), epochs=1)
+    assert counters["stats"]["unique_graphs"] == 1
     plain, _ = train(tmp_path, epochs=1)
     for name, value in plain.state_dict().items():
         assert torch.allclose(value, model.state_dict()[name], rtol=1e-3, atol=1e-4), name
@@ -148,6 +149,10 @@ def test_a_missing_compiler_is_named(tmp_path, monkeypatch):
     try:
         with pytest.raises(ValueError, match="backend: got 'inductor' on the CPU, which needs a C"):
             train(tmp_path, TorchCompile())
+        model, _ = train(tmp_path, epochs=1)
+        tester = Trainer(accelerator="cpu", logger=False, callbacks=[TorchCompile()])
+        (scores,) = tester.validate(model, DataLoader(images()), verbose=False)  # compiles nothing
+        assert "val/acc" in scores
     finally:
         cpp_compiler_search.cache_clear()
 
