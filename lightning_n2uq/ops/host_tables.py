@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_n2uq.ops import kernels
 from lightning_n2uq.ops.tables import WIDTH_FLOOR, ThresholdTables, output_step, threshold_tables
 
 _KEPT = 512  # layers' tables
@@ -31,11 +30,9 @@ def operator_tables(
     dtype: torch.dtype,
     ramp: float = 0.0,
 ) -> ThresholdTables:
-    """`threshold_tables`, the same bits: by numpy on CPU, in one launch where Triton runs."""
+    """`threshold_tables`, the same bits: by numpy on CPU."""
     if widths.device.type != "cpu":
-        fast = kernels.load_tables(widths.device)
-        make = threshold_tables if fast is None else fast.tables
-        return make(start, widths, scale_in, scale_out, dtype, ramp)
+        return threshold_tables(start, widths, scale_in, scale_out, dtype, ramp)
     return _tables(_bits(start), _bits(widths), _bits(scale_in), _bits(scale_out), ramp, dtype)
 
 

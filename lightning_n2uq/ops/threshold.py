@@ -106,8 +106,7 @@ def _threshold_quantize(
         value = reference.threshold_quantize(x, start, widths, scale_in, scale_out, ramp)
         return torch.empty_like(x).copy_(value)
     y = torch.empty_like(x)
-    tables = operator_tables(start, widths, scale_in, scale_out, compute_dtype(x.dtype), ramp)
-    fast.forward(flat_like(x, y), tables, scale_out, flat(y), ramp > 0)
+    fast.forward(flat_like(x, y), (start, widths, scale_in, scale_out), flat(y), ramp)
     return y
 
 
@@ -120,17 +119,14 @@ def _(x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Ten
 def _threshold_quantize_backward(
     grad: Tensor, x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor, ramp: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tables = operator_tables(start, widths, scale_in, scale_out, compute_dtype(x.dtype), ramp)
     fast = kernels.load("threshold_quantize", x.device)
-    dx = torch.empty_like(x)
+    dx, quantizer = torch.empty_like(x), (start, widths, scale_in, scale_out)
     if fast is None:
+        tables = operator_tables(*quantizer, compute_dtype(x.dtype), ramp)
         dx.copy_(reference.threshold_input_gradient(grad, x, tables, scale_out))
         sums, value_sum = reference.threshold_segment_sums(grad, x, tables)
-    else:
-        sums, value_sum = fast.backward(
-            flat_like(grad, dx), flat_like(x, dx), tables, scale_out, flat(dx), ramp > 0
-        )
-    return dx, *parameter_gradients(sums, value_sum, start, widths, scale_in, scale_out)
+        return dx, *parameter_gradients(sums, value_sum, *quantizer)
+    return dx, *fast.backward(flat_like(grad, dx), flat_like(x, dx), quantizer, flat(dx), ramp)
 
 
 @_threshold_quantize_backward.register_fake
@@ -162,11 +158,6 @@ def parameter_gradients(
     """
     if widths.device.type == "cpu":
         return host_parameter_gradients(sums, value_sum, start, widths, scale_in, scale_out)
-    fast = kernels.load_tables(widths.device)
-    if fast is not None:
-        if value_sum.data_ptr() != sums.data_ptr():  # the Triton kernel has left it in the first place
-            sums[0, 0] = value_sum
-        return fast.parameter_gradients(sums, start, widths, scale_in, scale_out)
     tables = threshold_tables(start, widths, scale_in, scale_out, torch.float64)
     n = widths.numel()
     slope, grad_sum, grad_x_sum = tables.slopes[1:-1], sums[1:-1, 0], sums[1:-1, 1]

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lightning_n2uq.ops import quantize_weight, threshold_quantize
 from lightning_n2uq.ops.dispatch import force
-from lightning_n2uq.ops.host_tables import host_parameter_gradients, operator_tables
+from lightning_n2uq.ops.host_tables import operator_tables
 from lightning_n2uq.ops.kernels import tables_cuda
 
 
@@ -39,13 +39,34 @@ def check_tables(n: int, ramp: float, dtype: torch.dtype) -> None:
     widths = (0.2 + torch.rand(n)) * 2 / n
     widths[0] = 1e-4
     values = torch.tensor([0.1]), widths, torch.tensor([1.3]), torch.tensor([0.7])
-    slow = operator_tables(*values, dtype, ramp)
-    for row, table in zip(slow, tables_cuda.tables(*values, dtype, ramp), strict=True):
-        assert_equal(row, table)
-    sums = torch.randn(n + 2, 2, dtype=torch.float64)
-    expected = host_parameter_gradients(sums, sums[0, 0], *values)
+    slow = operator_tables(*values, dtype, ramp)._asdict()
+    rows = tables_cuda.table_rows(*values, dtype, ramp)
+    assert_equal(torch.stack([slow.pop("scale_in"), values[3][0].to(dtype)]), rows[0, :2])
+    for name, table in slow.items():
+        assert_equal(table, rows[tables_cuda.ROWS.index(name), : len(table)])
+    check_pairs(slow, rows[tables_cuda.ROWS.index("pairs") :].flatten())
+
+
+def check_pairs(tables: dict[str, Tensor], pairs: Tensor) -> None:
+    """Slope and level by the number of merged bounds below an input, NaN at the end."""
+    n = len(tables["thresholds"])
+    for below in range(2 * n + 2):
+        expected = torch.stack([tables["slopes"][(below + 1) // 2], tables["levels"][below // 2]])
+        assert torch.equal(pairs[2 * below : 2 * below + 2], expected)
+    assert bool(pairs[4 * n + 4 : 4 * n + 6].isnan().all())
+
+
+def check_gradients(n: int, programs: int) -> None:
+    """From programs' sums to the gradients; a width at the floor has none."""
+    widths = (0.2 + torch.rand(n)) * 2 / n
+    widths[0] = 1e-4
+    values = torch.tensor([0.1]), widths, torch.tensor([1.3]), torch.tensor([0.7])
+    sums = torch.randn(programs, tables_cuda.CLIMBS + n, dtype=torch.float64)
+    value, pull, moment, *climbs = sums.sum(0)
+    expected = [-0.7 * pull, -0.7 * torch.stack(climbs), 0.7 * moment, value]
+    expected[1][0] = 0.0
     for gradient, found in zip(expected, tables_cuda.parameter_gradients(sums, *values), strict=True):
-        torch.testing.assert_close(found, gradient, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.squeeze(), gradient.float().squeeze(), rtol=1e-5, atol=1e-5)
 
 
 def check_weight(weight: Tensor, bits: int) -> None:
@@ -68,6 +89,8 @@ if __name__ == "__main__":
     for n, ramp in ((1, 0.0), (3, 0.0), (15, 0.3), (40, 1.0)):
         for dtype in (torch.float32, torch.float64):
             check_tables(n, ramp, dtype)
+        check_gradients(n, 300 * n)
+    check_gradients(3, 0)
     special = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, 1e38, 0.4])
     check_threshold(special, 3, 0.0)
     check_threshold(special, 3, 0.5)

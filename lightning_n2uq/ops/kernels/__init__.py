@@ -26,10 +26,3 @@ def load(op: str, device: torch.device) -> ModuleType | None:
     if kernel == "reference":
         return None
     return importlib.import_module(f"{__name__}.{_PREFIX[op]}_{_SUFFIX[kernel]}")
-
-
-def load_tables(device: torch.device) -> ModuleType | None:
-    """Tables and parameter gradients in one launch each, where Triton runs the quantizer."""
-    if kernel_for("threshold_quantize", device) != "triton":
-        return None
-    return importlib.import_module(f"{__name__}.tables_cuda")

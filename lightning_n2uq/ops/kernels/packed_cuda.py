@@ -5,8 +5,8 @@
 
 Forward: one pass for the norm's statistics, one that writes the quantized map and its codes. Backward: one
 pass for all sums, and behind a norm, which needs the sums first, one more for the input's gradient; the codes
-save it the search, since a code leaves one knot to compare with. Nothing waits for the device, and no
-intermediate is written.
+save it the search, since a code leaves one knot to compare with. What lies outside a map has no gradient, and
+so adds nothing to any sum. Nothing waits for the device, and no intermediate is written.
 
 The codes of a pixel's channels are packed one behind the other, 2 or 4 bits each, low bits first (1 bit takes
 2, 3 bits take 4). Behind them every program of the forward pass leaves one byte that says whether it has seen
@@ -37,16 +37,28 @@ from lightning_n2uq.ops.kernels.positions_cuda import (
     LANES,
     add_group,
     count_below,
+    flat_to_zero,
     held_bounds,
     index_of,
     join4,
     load_bounds,
-    number_of,
+    load_shares,
+    slope_and_level,
     split4,
-    store_segments,
+    store_climbs,
+    total,
 )
-from lightning_n2uq.ops.kernels.tables_cuda import parameter_gradients, table_rows
+from lightning_n2uq.ops.kernels.tables_cuda import (
+    CLIMBS,
+    KNOTS,
+    OUTPUTS,
+    THRESHOLDS,
+    empty_sums,
+    parameter_gradients,
+    table_rows,
+)
 
+_CLIMBS = tl.constexpr(CLIMBS)
 _Quantizer = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -134,7 +146,7 @@ def _forward_kernel(
         norm_ptr, bias_in_ptr, slope_ptr, bias_out_ptr, channel, known, channels, NORM, ACT
     )
     alpha = tl.load(tables_ptr)
-    bounds_ptr, outputs_ptr = tables_ptr + 2 * (N + 2), tables_ptr + 7 * (N + 2)
+    bounds_ptr, outputs_ptr = tables_ptr + THRESHOLDS * (N + 2), tables_ptr + OUTPUTS * (N + 2)
     held = load_bounds(bounds_ptr, 0, N, HELD)
     nans = tl.zeros([LANES, 4], tl.int32)
     for tile in range(tiles):
@@ -180,26 +192,26 @@ def _rebuild_kernel(
 
 
 @triton.jit
-def _segment(s, code, knots_ptr, N: tl.constexpr):
-    """Index 0 .. N + 1 of the segment that holds `s`, NaN in segment `N`.
+def _merged(s, code, tables_ptr, N: tl.constexpr):
+    """How many of the merged bounds `t_0, T_1, t_1, .., t_N` are below `s`; `2 N + 2` for NaN.
 
     Of the knots, one lies between the thresholds around a code: those before it are passed, those behind not.
     """
-    segment = code + (s > tl.load(knots_ptr + code)).to(tl.int32)
-    return tl.where(s != s, N, segment)
+    below = 2 * code + (s > tl.load(tables_ptr + KNOTS * (N + 2) + code)).to(tl.int32)
+    return tl.where(s != s, 2 * N + 2, below)
 
 
 @triton.jit
 def _sums_kernel(
-    grad_ptr, x_ptr, packed_ptr, dx_ptr, sums_ptr, segments_ptr, norm_ptr, bias_in_ptr, slope_ptr,
+    grad_ptr, x_ptr, packed_ptr, dx_ptr, sums_ptr, climbs_ptr, norm_ptr, bias_in_ptr, slope_ptr,
     bias_out_ptr, tables_ptr, rows, channels, tiles, row_bytes,
     NORM: tl.constexpr, ACT: tl.constexpr, N: tl.constexpr, HELD: tl.constexpr, BITS: tl.constexpr,
     COLUMNS: tl.constexpr, LANES: tl.constexpr,
 ) -> None:  # fmt: skip
     """All sums of one program, and without a norm the input's gradient.
 
-    `sums` `[programs along rows, 4, C]` are those of `packed_reference.backward`; `segments`
-    `[programs, N + 2, 2]` those of `threshold_cuda`, the sum of `g value` in the first place.
+    `sums` `[programs along rows, 4, C]` are those of `packed_reference.backward`; `climbs`
+    `[programs, CLIMBS + N]` those of `tables_cuda`.
     """
     channel, known, row, offset = place(channels, COLUMNS, LANES)
     byte_row, column, there = _place_bytes(channels, row_bytes, BITS, COLUMNS, LANES)
@@ -208,11 +220,10 @@ def _sums_kernel(
     )
     alpha = tl.load(tables_ptr)
     gain = alpha * tl.load(tables_ptr + 1)
-    knots_ptr, slopes_ptr = tables_ptr + (N + 2), tables_ptr + 3 * (N + 2)
-    levels_ptr = tables_ptr + 6 * (N + 2)
-    grad_sum, grad_v_sum = tl.zeros([HELD, LANES], tl.float32), tl.zeros([HELD, LANES], tl.float32)
+    inverse, shift_of = load_shares(tables_ptr, 0, N, HELD, LANES)
+    climbs = tl.zeros([HELD, LANES], tl.float32)
     zero = tl.zeros([LANES, 4], tl.float32)
-    value_sum, bias_sum, slope_sum, out_sum, moment = zero, zero, zero, zero, zero
+    value_sum, pull_sum, pull_v_sum, bias_sum, slope_sum, out_sum, moment = zero, zero, zero, zero, zero, zero, zero
     for tile in range(tiles):
         begin = first_row(tile, tiles, COLUMNS, LANES)
         inside = known & (row < rows - begin)
@@ -221,20 +232,21 @@ def _sums_kernel(
         code = _load_codes(packed_ptr, begin, rows, byte_row, column, there, row_bytes, BITS)
         u, v = _chain(x, scale, shift, bias_in, slope, bias_out, NORM, ACT)
         s = v * alpha
-        index = _segment(s, code, knots_ptr, N)
-        grad_sum, grad_v_sum = add_group(grad_sum, grad_v_sum, g, v, number_of(index, v), 0, N, HELD)
-        value = tl.where(s != s, s, tl.load(levels_ptr + code))
-        value_sum += tl.where(inside, g * value, 0.0)
-        d = g * (tl.where(s != s, s, tl.load(slopes_ptr + index)) * gain)
-        d = tl.where(inside, d, 0.0)
+        climb, value = slope_and_level(tables_ptr, _merged(s, code, tables_ptr, N), N)
+        pull = g * climb
+        climbs = add_group(climbs, pull, s, inverse, shift_of)
+        value_sum += g * value
+        pull_sum += pull
+        pull_v_sum += pull * flat_to_zero(pull, v)
+        d = g * (climb * gain)
         if ACT:
             out_sum += d
-            slope_sum += tl.where(inside & (u <= 0), d * u, 0.0)
+            slope_sum += d * tl.minimum(u, 0.0)
             d = tl.where(u > 0, d, d * slope)
         if ACT or NORM:
             bias_sum += d
         if NORM:
-            moment += tl.where(inside, d * (x - mean), 0.0)
+            moment += d * (x - mean)
         else:
             tl.store(dx_ptr + begin * channels + offset, d.to(dx_ptr.dtype.element_ty), mask=inside)
     if ACT or NORM:
@@ -243,9 +255,11 @@ def _sums_kernel(
         store_column_sums(sums_ptr, 2, 4, out_sum, channels, COLUMNS)
         store_column_sums(sums_ptr, 3, 4, moment, channels, COLUMNS)
     program = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
-    segments = segments_ptr + program * (N + 2) * 2
-    store_segments(segments, grad_sum, grad_v_sum, 0, N, HELD)
-    tl.store(segments, tl.sum(tl.sum(value_sum.to(tl.float64), axis=1), axis=0))
+    mine_ptr = climbs_ptr + program * (_CLIMBS + N)
+    store_climbs(mine_ptr, climbs, 0, N, HELD)
+    tl.store(mine_ptr, total(value_sum))
+    tl.store(mine_ptr + 1, total(pull_sum))
+    tl.store(mine_ptr + 2, total(pull_v_sum))
 
 
 @triton.jit
@@ -272,8 +286,8 @@ def _input_kernel(
         code = _load_codes(packed_ptr, begin, rows, byte_row, column, there, row_bytes, BITS)
         u, v = _chain(x, scale, shift, bias_in, slope, bias_out, True, ACT)
         s = v * alpha
-        index = _segment(s, code, tables_ptr + (N + 2), N)
-        d = g * (tl.where(s != s, s, tl.load(tables_ptr + 3 * (N + 2) + index)) * gain)
+        climb, _ = slope_and_level(tables_ptr, _merged(s, code, tables_ptr, N), N)
+        d = g * (climb * gain)
         if ACT:
             d = tl.where(u > 0, d, d * slope)
         d = (d - common - (x - mean) * tilt) * scale
@@ -343,11 +357,11 @@ def backward(
     norm = known_norm(stats, norm_parameters[0], norm_parameters[1], eps) if norm_parameters else None
     dx, form = empty_map(x, x.dtype), layout(source)
     sums = torch.empty(form.grid[0], 4, form.channels, dtype=torch.float64, device=x.device)
-    segments = torch.empty(form.grid[0] * form.grid[1], n + 2, 2, dtype=torch.float64, device=x.device)
+    climbs = empty_sums(form.grid[0] * form.grid[1], n, x.device)
     tables = *_channel_tables(norm, act, source), table_rows(*quantizer, torch.float32)
     sizes = form.rows, form.channels, form.tiles, _row_bytes(form, n)
     bits, columns, has_act = stored_bits(n), form.columns, len(act) > 0
-    _sums_kernel[form.grid](grad, source, packed, dx, sums, segments, *tables, *sizes,
+    _sums_kernel[form.grid](grad, source, packed, dx, sums, climbs, *tables, *sizes,
         NORM=norm is not None, ACT=has_act, N=n, HELD=held_bounds(n), BITS=bits, COLUMNS=columns, LANES=LANES,
     )  # fmt: skip
     correction, grads = channel_gradients(sums, norm, norm_parameters, act, form.rows)
@@ -355,4 +369,4 @@ def backward(
         _input_kernel[form.grid](grad, source, packed, dx, correction, *tables, *sizes,
             ACT=has_act, N=n, BITS=bits, COLUMNS=columns, LANES=LANES,
         )  # fmt: skip
-    return [dx, *grads, *parameter_gradients(segments.sum(0), *quantizer)]
+    return [dx, *grads, *parameter_gradients(climbs, *quantizer)]

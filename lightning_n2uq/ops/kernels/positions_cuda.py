@@ -4,21 +4,27 @@
 """Triton: what the kernels of the threshold quantizer share, standalone or in the fused chain.
 
 A tile is `[LANES, GROUP]`: each thread holds a group of four values that lie side by side in memory. A search
-or a sum per segment takes the four one after the other as vectors `[LANES]`, with the bounds (or segments) in
+or a sum per width takes the four one after the other as vectors `[LANES]`, with the bounds (or widths) in
 a second dimension that every thread holds whole, so that threads exchange nothing. Counts are kept as floats
-(they are small), because a comparison makes a float as cheaply as a truth value.
+(they are small), because a comparison makes a float as cheaply as a truth value; the share of a segment that
+lies below an input is one multiply-add with saturation.
 """
 
 import triton
 import triton.language as tl
 
+from lightning_n2uq.ops.kernels import tables_cuda
+from lightning_n2uq.ops.kernels.product_cuda import INTERPRETED
+from lightning_n2uq.ops.kernels.tables_cuda import INVERSES, OFFSETS, PAIRS
+
+CLIMBS = tl.constexpr(tables_cuda.CLIMBS)
 LANES = 128  # threads of a program
 GROUP = 4
-MOST_HELD = 16  # bounds, or segments, that a thread holds at a time; more would not fit its registers
+MOST_HELD = 16  # bounds, or widths, that a thread holds at a time; more would not fit its registers
 
 
 def held_bounds(n: int) -> int:
-    """How many of the `n + 1` knots the kernels hold at a time: a power of two."""
+    """How many of the `n + 1` knots, or the `n` widths, the kernels hold at a time: a power of two."""
     return min(MOST_HELD, int(triton.next_power_of_2(n + 1)))
 
 
@@ -66,45 +72,76 @@ def index_of(number):
 
 
 @triton.jit
-def number_of(index, like):
-    """A small index in the dtype of `like`: the inverse of `index_of`."""
-    if like.dtype == tl.float32:
-        return (index | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
-    return index.to(like.dtype)
+def slope_and_level(tables_ptr, below, n):
+    """The surrogate's slope and the level by the number of merged bounds below an input; `2 n + 2` for NaN."""
+    pairs_ptr = tables_ptr + PAIRS * (n + 2)
+    if tables_ptr.dtype.element_ty == tl.float32:  # one load for both
+        pair = tl.load(pairs_ptr.to(tl.pointer_type(tl.int64), bitcast=True) + below)
+        slope = pair.to(tl.int32).to(tl.float32, bitcast=True)
+        level = (pair >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    else:
+        slope, level = tl.load(pairs_ptr + 2 * below), tl.load(pairs_ptr + 2 * below + 1)
+    return slope, level
 
 
 @triton.jit
-def add_to_segments(grad_sum, grad_v_sum, g, v, segment, first, n, HELD: tl.constexpr):
-    """Adds `g` and `g v` to the sums `[HELD, LANES]` of the segments from `first` on, one row each.
+def climbed(s, inverse, offset):
+    """`inverse * s + offset`, rounded once and held to 0..1, of equal shapes; 0 for NaN."""
+    if INTERPRETED or s.dtype != tl.float32:
+        share = tl.minimum(tl.maximum(tl.fma(s, inverse, offset), 0.0), 1.0).to(s.dtype)
+    else:
+        share = tl.inline_asm_elementwise(
+            "fma.rn.sat.f32 $0, $1, $2, $3;", "=f,f,f,f", [s, inverse, offset],
+            dtype=tl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
+    return share
 
-    A product with 0 or 1 chooses the row. Flat ends are left out first, since their values may be infinite;
-    a NaN or an infinite gradient then reaches every row, as it reaches every parameter in the end.
+
+@triton.jit
+def add_climbs(climbs, pull, s, inverse, offset):
+    """Adds `pull * c_k` to the sums `[HELD, LANES]`, one row per width; see `tables_cuda`.
+
+    `inverse` and `offset` are `[HELD, LANES]` too, the same in every column.
     """
-    climbs = (segment > 0) & (segment <= n)
-    gv = tl.where(climbs, g * v, 0.0).to(g.dtype)
-    rows = (first + tl.arange(0, HELD)).to(segment.dtype)
-    mine = (segment[None, :] == rows[:, None]).to(g.dtype)
-    nothing = tl.zeros_like(mine)
-    grad_sum = tl.fma(mine, nothing + g[None, :], grad_sum)
-    return grad_sum, tl.fma(mine, nothing + gv[None, :], grad_v_sum)
+    share = climbed(tl.broadcast_to(s[None, :], climbs.shape), inverse, offset)
+    return tl.fma(share, tl.broadcast_to(pull[None, :], climbs.shape), climbs)
 
 
 @triton.jit
-def add_group(grad_sum, grad_v_sum, g, v, segment, first, n, HELD: tl.constexpr):
-    """`add_to_segments` of `[LANES, 4]`, column after column."""
-    g0, g1, g2, g3 = split4(g)
-    v0, v1, v2, v3 = split4(v)
-    s0, s1, s2, s3 = split4(segment)
-    grad_sum, grad_v_sum = add_to_segments(grad_sum, grad_v_sum, g0, v0, s0, first, n, HELD)
-    grad_sum, grad_v_sum = add_to_segments(grad_sum, grad_v_sum, g1, v1, s1, first, n, HELD)
-    grad_sum, grad_v_sum = add_to_segments(grad_sum, grad_v_sum, g2, v2, s2, first, n, HELD)
-    return add_to_segments(grad_sum, grad_v_sum, g3, v3, s3, first, n, HELD)
+def add_group(climbs, pull, s, inverse, offset):
+    """`add_climbs` of `[LANES, 4]`, column after column."""
+    a0, a1, a2, a3 = split4(pull)
+    s0, s1, s2, s3 = split4(s)
+    climbs = add_climbs(climbs, a0, s0, inverse, offset)
+    climbs = add_climbs(climbs, a1, s1, inverse, offset)
+    climbs = add_climbs(climbs, a2, s2, inverse, offset)
+    return add_climbs(climbs, a3, s3, inverse, offset)
 
 
 @triton.jit
-def store_segments(sums_ptr, grad_sum, grad_v_sum, first, n, HELD: tl.constexpr):
-    """Writes a program's sums to the rows `1 .. n` of `[n + 2, 2]` float64 that are here."""
-    row = first + tl.arange(0, HELD)
-    mine = (row > 0) & (row <= n)
-    tl.store(sums_ptr + 2 * row, tl.sum(grad_sum.to(tl.float64), axis=1), mask=mine)
-    tl.store(sums_ptr + 2 * row + 1, tl.sum(grad_v_sum.to(tl.float64), axis=1), mask=mine)
+def load_shares(tables_ptr, first, n, HELD: tl.constexpr, LANES: tl.constexpr):
+    """`inverse` and `offset` of `HELD` widths from `first` on, for `add_climbs`; behind the last, zeros."""
+    k = first + tl.arange(0, HELD)
+    inverse = tl.load(tables_ptr + INVERSES * (n + 2) + k, mask=k < n, other=0.0)
+    offset = tl.load(tables_ptr + OFFSETS * (n + 2) + k, mask=k < n, other=0.0)
+    shape: tl.constexpr = [HELD, LANES]
+    return tl.broadcast_to(inverse[:, None], shape), tl.broadcast_to(offset[:, None], shape)
+
+
+@triton.jit
+def flat_to_zero(pull, v):
+    """`v` where the surrogate climbs; elsewhere, where it may be infinite, 0. NaN stays in `pull`."""
+    return tl.where(pull == 0, 0.0, v).to(v.dtype)
+
+
+@triton.jit
+def total(sums):
+    """The sum of all values, float64."""
+    return tl.sum(tl.sum(sums.to(tl.float64), axis=1), axis=0)
+
+
+@triton.jit
+def store_climbs(sums_ptr, climbs, first, n, HELD: tl.constexpr) -> None:
+    """Writes a program's sums of the widths from `first` on to its row, see `tables_cuda`."""
+    k = first + tl.arange(0, HELD)
+    tl.store(sums_ptr + CLIMBS + k, tl.sum(climbs.to(tl.float64), axis=1), mask=k < n)

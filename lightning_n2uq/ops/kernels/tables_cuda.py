@@ -6,6 +6,12 @@
 Plain torch needs twenty launches for either, each of them longer than its arithmetic. Every lane makes one
 entry of a table and adds up the widths before it one after the other in float64, as `host_tables` does, so
 that CPU and CUDA have the same tables.
+
+A kernel adds up, in `CLIMBS` columns and one per width, all that the parameter gradients need: with `A` the
+gradient times the surrogate's slope at an input, the sums of `g value`, of `A`, of `A x`, and for every width
+`k` that of `A c_k`, `c_k` being the share of segment `k` that lies below the input, 0 to 1. The gradient of
+width `k` is that last sum times `-beta`: widths wholly below an input move its knot by all they grow, the one
+around it by the share that is below.
 """
 
 import struct
@@ -16,10 +22,18 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_n2uq.ops.kernels.product_cuda import product
-from lightning_n2uq.ops.tables import OUTPUT_RANGE, WIDTH_FLOOR, ThresholdTables
+from lightning_n2uq.ops.tables import OUTPUT_RANGE, WIDTH_FLOOR
 
-_FLOOR, _RANGE = tl.constexpr(WIDTH_FLOOR), tl.constexpr(OUTPUT_RANGE)
-ROWS = ("scale_in", "knots", "thresholds", "slopes", "ramp_starts", "ramp_slopes", "levels", "outputs")
+CLIMBS = 3
+_FLOOR, _RANGE, _CLIMBS = tl.constexpr(WIDTH_FLOOR), tl.constexpr(OUTPUT_RANGE), tl.constexpr(CLIMBS)
+ROWS = ("scales", "knots", "thresholds", "slopes", "ramp_starts", "ramp_slopes", "levels", "outputs")
+ROWS += ("inverses", "offsets", "pairs")
+KNOTS, THRESHOLDS, SLOPES, RAMP_STARTS, RAMP_SLOPES, LEVELS, OUTPUTS, INVERSES, OFFSETS, PAIRS = (
+    tl.constexpr(row) for row in range(1, len(ROWS))
+)
+_PAIR_ROWS = 4  # 2 n + 3 pairs
+_SUMMED, _FEWEST_ROWS = 4096, 32  # numbers, and rows, that the summing program adds up at a time
+_SUMMING_WARPS = 8
 
 
 @triton.jit
@@ -37,75 +51,110 @@ def _knots(start_ptr, widths_ptr, lane, N: tl.constexpr):
     return knot
 
 
+@triton.jit
+def _slope_below(widths_ptr, lane, step, N: tl.constexpr):
+    """The surrogate's slope on segment `lane`, the `lane`-th from below; 0 on both flat ends."""
+    rises = (lane > 0) & (lane <= N)
+    width = _floored(tl.load(widths_ptr + lane - 1, mask=rises, other=1.0).to(tl.float64))
+    return tl.where(rises, 1.0 / width * step, 0.0)
+
+
+@triton.jit
+def _store_pairs(pairs_ptr, widths_ptr, step, N: tl.constexpr, LANES: tl.constexpr) -> None:
+    """Slope and level by the number of merged bounds `t_0, T_1, t_1, .., t_N` below an input.
+
+    NaN comes last, for NaN inputs.
+    """
+    COUNT: tl.constexpr = 2 * N + 2
+    number = pairs_ptr.dtype.element_ty
+    below = tl.arange(0, 2 * LANES)
+    slope = _slope_below(widths_ptr, (below + 1) // 2, step, N)
+    slope = tl.where(below < COUNT, slope, float("nan"))
+    level = tl.where(below < COUNT, (below // 2) * step, float("nan"))
+    tl.store(pairs_ptr + 2 * below, slope.to(number), mask=below <= COUNT)
+    tl.store(pairs_ptr + 2 * below + 1, level.to(number), mask=below <= COUNT)
+
+
 @triton.jit(do_not_specialize=["ramp_bits"])
 def _tables_kernel(
     start_ptr, widths_ptr, alpha_ptr, beta_ptr, out_ptr, ramp_bits, N: tl.constexpr, LANES: tl.constexpr
 ) -> None:
-    """The fields of `ThresholdTables`, one per row of `N + 2` numbers in the order of `ROWS`.
+    """The fields of `ThresholdTables` and three more, one per row of `N + 2` numbers in the order of `ROWS`.
 
-    The first row holds both scales.
+    The first row holds both scales; knots and thresholds end with infinity; `inverses` and `offsets` give the share of a segment below an input as
+    `inverse * s + offset`, held to 0..1; `pairs` are those of `_store_pairs`.
     """
     PITCH: tl.constexpr = N + 2
     number = out_ptr.dtype.element_ty
     lane = tl.arange(0, LANES)
     knot = _knots(start_ptr, widths_ptr, lane, N)
     width = _floored(tl.load(widths_ptr + lane, mask=lane < N, other=1.0).to(tl.float64))
-    before = _floored(tl.load(widths_ptr + lane - 1, mask=(lane > 0) & (lane <= N), other=1.0).to(tl.float64))
     alpha, beta = tl.load(alpha_ptr).to(tl.float64), tl.load(beta_ptr).to(tl.float64)
     ramp = ramp_bits.to(tl.int64).to(tl.float64, bitcast=True)
     step = tl.full([], _RANGE, tl.float64) / N
-    rises = (lane > 0) & (lane <= N)
-    slope = tl.where(rises, 1.0 / before * step, 0.0)
     level = lane * step
     share = (1.0 - ramp) / 2
     ramp_start = knot + product(width, tl.zeros_like(width) + share)
     ramp_slope = tl.where(ramp > 0, 1.0 / (ramp * width), 0.0)
+    inverse = (1.0 / width).to(number)
     tl.store(out_ptr, alpha.to(number))
     tl.store(out_ptr + 1, beta.to(number))
-    tl.store(out_ptr + PITCH + lane, knot.to(number), mask=lane <= N)
-    tl.store(out_ptr + 2 * PITCH + lane, (knot + width / 2).to(number), mask=lane < N)
-    tl.store(out_ptr + 3 * PITCH + lane, slope.to(number), mask=lane < PITCH)
-    tl.store(out_ptr + 4 * PITCH + lane, ramp_start.to(number), mask=lane < N)
-    tl.store(out_ptr + 5 * PITCH + lane, ramp_slope.to(number), mask=lane < N)
-    tl.store(out_ptr + 6 * PITCH + lane, level.to(number), mask=lane <= N)
-    tl.store(out_ptr + 7 * PITCH + lane, (level * beta).to(number), mask=lane <= N)
+    knots = tl.where(lane <= N, knot, float("inf"))
+    thresholds = tl.where(lane < N, knot + width / 2, float("inf"))
+    tl.store(out_ptr + KNOTS * PITCH + lane, knots.to(number), mask=lane < PITCH)
+    tl.store(out_ptr + THRESHOLDS * PITCH + lane, thresholds.to(number), mask=lane < PITCH)
+    slope = _slope_below(widths_ptr, lane, step, N)
+    tl.store(out_ptr + SLOPES * PITCH + lane, slope.to(number), mask=lane < PITCH)
+    tl.store(out_ptr + RAMP_STARTS * PITCH + lane, ramp_start.to(number), mask=lane < N)
+    tl.store(out_ptr + RAMP_SLOPES * PITCH + lane, ramp_slope.to(number), mask=lane < N)
+    tl.store(out_ptr + LEVELS * PITCH + lane, level.to(number), mask=lane <= N)
+    tl.store(out_ptr + OUTPUTS * PITCH + lane, (level * beta).to(number), mask=lane <= N)
+    tl.store(out_ptr + INVERSES * PITCH + lane, inverse, mask=lane < N)
+    offset = -knot * inverse.to(tl.float64)
+    tl.store(out_ptr + OFFSETS * PITCH + lane, offset.to(number), mask=lane < N)
+    _store_pairs(out_ptr + PAIRS * PITCH, widths_ptr, step, N, LANES)
 
 
 @triton.jit
+def _column(sums, column, wanted):
+    """One of the sums, as a number."""
+    return tl.sum(tl.where(column == wanted, sums, 0.0), axis=0)
+
+
+@triton.jit(do_not_specialize=["programs"])
 def _gradients_kernel(
-    sums_ptr, start_ptr, widths_ptr, alpha_ptr, beta_ptr, d_start_ptr, d_widths_ptr, d_alpha_ptr, d_beta_ptr,
-    N: tl.constexpr, LANES: tl.constexpr,
+    sums_ptr, programs, widths_ptr, beta_ptr, d_start_ptr, d_widths_ptr, d_alpha_ptr, d_beta_ptr,
+    N: tl.constexpr, LANES: tl.constexpr, SUMMED: tl.constexpr,
 ) -> None:  # fmt: skip
-    """`threshold.parameter_gradients`, in float64; lane `k` has the width `k`, whose segment is `k + 1`."""
-    lane = tl.arange(0, LANES)
-    known = lane < N
-    raw = tl.load(widths_ptr + lane, mask=known, other=1.0).to(tl.float64)
-    alpha, beta = tl.load(alpha_ptr).to(tl.float64), tl.load(beta_ptr).to(tl.float64)
-    grad_sum = tl.load(sums_ptr + 2 * lane + 2, mask=known, other=0.0)
-    grad_x_sum = tl.load(sums_ptr + 2 * lane + 3, mask=known, other=0.0)
-    value = tl.load(sums_ptr)
+    """Adds up the rows of `sums` in fixed order, and makes the gradients of the four parameters of them."""
+    WIDTH: tl.constexpr = _CLIMBS + N
+    column = tl.arange(0, LANES)
+    parts = tl.zeros([SUMMED // LANES, LANES], tl.float64)
+    for first in range(0, programs, SUMMED // LANES):
+        row = first + tl.arange(0, SUMMED // LANES)
+        there = (row < programs)[:, None] & (column < WIDTH)[None, :]
+        parts += tl.load(sums_ptr + row[:, None] * WIDTH + column[None, :], mask=there, other=0.0)
+    sums = tl.sum(parts, axis=0)
+    value = _column(sums, column, 0)
     visible = value - value  # NaN or infinity anywhere reaches every parameter
-    step = tl.full([], _RANGE, tl.float64) / N
-    slope = step / _floored(raw)
-    pull = tl.where(known, slope * grad_sum + visible, 0.0)
-    pulls = tl.sum(pull, axis=0)
-    right = pulls - tl.cumsum(pull, axis=0)
-    climbed = alpha * grad_x_sum - _knots(start_ptr, widths_ptr, lane, N) * grad_sum
-    d_width = -beta * (right + slope * slope / step * climbed)
-    d_width = tl.where(raw <= _FLOOR, 0.0, d_width)
-    d_alpha = tl.sum(tl.where(known, slope * grad_x_sum + visible, 0.0), axis=0)
-    tl.store(d_widths_ptr + lane, d_width.to(d_widths_ptr.dtype.element_ty), mask=known)
-    tl.store(d_start_ptr, (-beta * pulls).to(d_start_ptr.dtype.element_ty))
-    tl.store(d_alpha_ptr, (beta * d_alpha).to(d_alpha_ptr.dtype.element_ty))
+    beta = tl.load(beta_ptr).to(tl.float64)
+    k = column - _CLIMBS
+    mine = (k >= 0) & (k < N)
+    raw = tl.load(widths_ptr + k, mask=mine, other=1.0).to(tl.float64)
+    d_width = tl.where(raw <= _FLOOR, 0.0, -beta * (sums + visible))
+    d_start, d_alpha = -beta * (_column(sums, column, 1) + visible), beta * (_column(sums, column, 2) + visible)
+    tl.store(d_widths_ptr + k, d_width.to(d_widths_ptr.dtype.element_ty), mask=mine)
+    tl.store(d_start_ptr, d_start.to(d_start_ptr.dtype.element_ty))
+    tl.store(d_alpha_ptr, d_alpha.to(d_alpha_ptr.dtype.element_ty))
     tl.store(d_beta_ptr, value.to(d_beta_ptr.dtype.element_ty))
 
 
 def table_rows(
     start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor, dtype: torch.dtype, ramp: float = 0.0
 ) -> Tensor:
-    """The tables as rows `[8, n + 2]`; see `ROWS`. Some rows are shorter, the first holds both scales."""
+    """The tables as rows of `n + 2` numbers; see `ROWS`. Some are shorter, the last takes four."""
     n = widths.numel()
-    out = torch.empty(8, n + 2, dtype=dtype, device=widths.device)
+    out = torch.empty(len(ROWS) - 1 + _PAIR_ROWS, n + 2, dtype=dtype, device=widths.device)
     (ramp_bits,) = struct.unpack("<q", struct.pack("<d", ramp))  # a plain float would travel as float32
     _tables_kernel[(1,)](
         *(p.detach().contiguous() for p in (start, widths, scale_in, scale_out)),
@@ -117,31 +166,29 @@ def table_rows(
     return out
 
 
-def tables(
-    start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor, dtype: torch.dtype, ramp: float
-) -> ThresholdTables:
-    """`tables.threshold_tables` in one launch, as views of one buffer."""
-    n = widths.numel()
-    out = table_rows(start, widths, scale_in, scale_out, dtype, ramp)
-    lengths = (n + 1, n, n + 2, n, n, n + 1, n + 1)
-    return ThresholdTables(out[0, 0], *(out[row, :length] for row, length in enumerate(lengths, 1)))
+def empty_sums(programs: int, n: int, device: torch.device) -> Tensor:
+    """A row for the sums of every program, `[programs, CLIMBS + n]` float64."""
+    return torch.empty(programs, CLIMBS + n, dtype=torch.float64, device=device)
 
 
 def parameter_gradients(
     sums: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`threshold.parameter_gradients` in one launch.
+    """Gradients of `(start, widths, scale_in, scale_out)` from the programs' sums, in one launch.
 
     Args:
-        sums: `[n + 2, 2]` float64, contiguous; the first place holds the sum of `g value`.
+        sums: `[programs, CLIMBS + n]` float64, contiguous.
         start: 1 element.
         widths: `[n]`.
         scale_in: 1 element.
         scale_out: 1 element.
     """
-    parameters = [p.detach().contiguous() for p in (start, widths, scale_in, scale_out)]
-    grads = [torch.empty_like(p) for p in parameters]
+    given = (start, widths, scale_in, scale_out)
+    grads = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in given]
     n = widths.numel()
-    lanes = int(triton.next_power_of_2(n))
-    _gradients_kernel[(1,)](sums, *parameters, *grads, N=n, LANES=lanes)
+    lanes = int(triton.next_power_of_2(CLIMBS + n))
+    _gradients_kernel[(1,)](
+        sums, len(sums), widths.detach().contiguous(), scale_out.detach(), *grads,
+        N=n, LANES=lanes, SUMMED=max(_SUMMED, _FEWEST_ROWS * lanes), num_warps=_SUMMING_WARPS,
+    )  # fmt: skip
     return grads[0], grads[1], grads[2], grads[3]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_n2uq.ops.host_tables import host_parameter_gradients, operator_tables
 from lightning_n2uq.ops.kernels.jit import Array, array, padded, run_chunks
 from lightning_n2uq.ops.kernels.threshold_loops import (
     BLOCK,
@@ -26,7 +27,9 @@ from lightning_n2uq.ops.kernels.threshold_loops import (
     ramp_chunks,
     staircase_chunks,
 )
-from lightning_n2uq.ops.tables import ThresholdTables, output_step
+from lightning_n2uq.ops.tables import ThresholdTables, compute_dtype, output_step
+
+Quantizer = tuple[Tensor, Tensor, Tensor, Tensor]
 
 CHUNK = 32 * BLOCK  # elements per unit of parallel work
 SMALLEST = 4  # chunks per thread below which waking a thread costs more than it saves
@@ -34,16 +37,24 @@ MAX_CHUNKS = 4096  # bounds the memory of the per-chunk histograms
 GRID_FROM = 136  # number of bounds from which the grid beats comparing with every one
 
 
-def forward(x: Tensor, tables: ThresholdTables, scale_out: Tensor, y: Tensor, ramped: bool) -> None:
-    """Writes the quantized `x` to `y`, both 1-D of one dtype; `ramped` asks for the ramps of `tables`."""
+def forward(x: Tensor, quantizer: Quantizer, y: Tensor, ramp: float) -> None:
+    """Writes the quantized `x` to `y`, both 1-D of one dtype.
+
+    Args:
+        x: `[numel]`, any floating dtype.
+        quantizer: `start, widths, scale_in, scale_out`.
+        y: `[numel]`.
+        ramp: 0 for the staircase, up to 1 for the surrogate.
+    """
     if x.numel() == 0:
         return
-    dtype = tables.knots.dtype
+    dtype = compute_dtype(x.dtype)
+    tables = operator_tables(*quantizer, dtype, ramp)
     source, target = array(x.to(dtype)), y if y.dtype == dtype else torch.empty_like(y, dtype=dtype)
     chunks, size = chunking(x.numel())
     alpha = array(tables.scale_in)[()]
-    if ramped:
-        beta = scalar(scale_out, dtype)
+    if ramp > 0:
+        beta = scalar(quantizer[3], dtype)
         run_chunks(ramp_chunks, chunks, SMALLEST, size, source, alpha, ramps(tables), beta, array(target))
     else:
         steps = staircase(array(tables.thresholds), array(tables.outputs))
@@ -53,41 +64,41 @@ def forward(x: Tensor, tables: ThresholdTables, scale_out: Tensor, y: Tensor, ra
 
 
 def backward(
-    grad: Tensor, x: Tensor, tables: ThresholdTables, scale_out: Tensor, dx: Tensor, ramped: bool
-) -> tuple[Tensor, Tensor]:
-    """Writes the input's gradient to `dx` and returns the sums of `reference.threshold_segment_sums`.
+    grad: Tensor, x: Tensor, quantizer: Quantizer, dx: Tensor, ramp: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Writes the input's gradient to `dx` and returns those of the quantizer's parameters.
 
     Args:
         grad: `[numel]`, any floating dtype.
         x: `[numel]`.
-        tables: of the quantizer; `knots.dtype` is the compute dtype.
-        scale_out: 1 element.
+        quantizer: `start, widths, scale_in, scale_out`.
         dx: `[numel]`, dtype of `x`.
-        ramped: whether the forward value came from the ramps.
+        ramp: as in the forward pass.
     """
-    n, dtype = tables.thresholds.numel(), tables.knots.dtype
-    if x.numel() == 0:
-        return torch.zeros(n + 2, 2, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    dtype = compute_dtype(x.dtype)
+    tables = operator_tables(*quantizer, dtype, ramp)
+    n = tables.thresholds.numel()
     target = dx if dx.dtype == dtype else torch.empty_like(dx, dtype=dtype)
     chunks, size = chunking(x.numel())
     bins = np.empty((chunks, 2 * n + 4, 2))
-    run_chunks(
-        gradient_chunks,
-        chunks,
-        SMALLEST,
-        size,
-        array(grad.to(dtype)),
-        array(x.to(dtype)),
-        array(tables.scale_in)[()],
-        *surrogate(tables, scale_out),
-        ramps(tables),
-        ramped,
-        array(target),
-        bins,
-    )
+    if chunks > 0:
+        run_chunks(
+            gradient_chunks,
+            chunks,
+            SMALLEST,
+            size,
+            array(grad.to(dtype)),
+            array(x.to(dtype)),
+            array(tables.scale_in)[()],
+            *surrogate(tables, quantizer[3]),
+            ramps(tables),
+            ramp > 0,
+            array(target),
+            bins,
+        )
     if target is not dx:
         dx.copy_(target)
-    return segment_sums(bins.sum(0), tables, ramped)
+    return host_parameter_gradients(*segment_sums(bins.sum(0), tables, ramp > 0), *quantizer)
 
 
 def chunking(numel: int) -> tuple[int, int]:
