@@ -44,16 +44,18 @@ def check_tables(n: int, ramp: float, dtype: torch.dtype) -> None:
     assert_equal(torch.stack([slow.pop("scale_in"), values[3][0].to(dtype)]), rows[0, :2])
     for name, table in slow.items():
         assert_equal(table, rows[tables_cuda.ROWS.index(name), : len(table)])
-    check_pairs(slow, rows[tables_cuda.ROWS.index("pairs") :].flatten())
-
-
-def check_pairs(tables: dict[str, Tensor], pairs: Tensor) -> None:
-    """Slope and level by the number of merged bounds below an input, NaN at the end."""
-    n = len(tables["thresholds"])
-    for below in range(2 * n + 2):
-        expected = torch.stack([tables["slopes"][(below + 1) // 2], tables["levels"][below // 2]])
-        assert torch.equal(pairs[2 * below : 2 * below + 2], expected)
-    assert bool(pairs[4 * n + 4 : 4 * n + 6].isnan().all())
+    segments, codes = (rows[tables_cuda.ROWS.index(name) :].flatten() for name in ("by_segment", "by_code"))
+    thresholds, levels, slopes = slow["thresholds"], slow["levels"], slow["slopes"]
+    infinity = torch.full((1,), torch.inf, dtype=dtype)
+    expected = (
+        torch.cat([infinity, thresholds, infinity]),
+        slopes,
+        torch.cat([levels[:1], levels[:-1], levels[-1:]]),
+        torch.cat([levels[-1:], levels[1:], levels[-1:]]),
+    )
+    assert torch.equal(segments[: 4 * n + 8].view(-1, 4), torch.stack(expected, 1))
+    expected = slow["knots"], levels, slopes[:-1], slopes[1:]
+    assert torch.equal(codes[: 4 * n + 4].view(-1, 4), torch.stack(expected, 1))
 
 
 def check_gradients(n: int, programs: int) -> None:

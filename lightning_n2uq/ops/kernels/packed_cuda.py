@@ -36,6 +36,8 @@ from lightning_n2uq.ops.kernels.channels_cuda import (
 from lightning_n2uq.ops.kernels.positions_cuda import (
     LANES,
     add_group,
+    add_products,
+    add_values,
     count_below,
     flat_to_zero,
     held_bounds,
@@ -43,18 +45,18 @@ from lightning_n2uq.ops.kernels.positions_cuda import (
     join4,
     load_bounds,
     load_shares,
-    slope_and_level,
     split4,
     store_climbs,
     total,
 )
 from lightning_n2uq.ops.kernels.tables_cuda import (
+    BY_CODE,
     CLIMBS,
-    KNOTS,
     OUTPUTS,
     THRESHOLDS,
     empty_sums,
     parameter_gradients,
+    record,
     table_rows,
 )
 
@@ -192,13 +194,13 @@ def _rebuild_kernel(
 
 
 @triton.jit
-def _merged(s, code, tables_ptr, N: tl.constexpr):
-    """How many of the merged bounds `t_0, T_1, t_1, .., t_N` are below `s`; `2 N + 2` for NaN.
+def _slope_and_level(s, code, tables_ptr, N: tl.constexpr):
+    """The surrogate's slope at `s` and its level.
 
     Of the knots, one lies between the thresholds around a code: those before it are passed, those behind not.
     """
-    below = 2 * code + (s > tl.load(tables_ptr + KNOTS * (N + 2) + code)).to(tl.int32)
-    return tl.where(s != s, 2 * N + 2, below)
+    knot, level, slope, slope_above = record(tables_ptr + BY_CODE * (N + 2), code)
+    return tl.where(s > knot, slope_above, slope), level
 
 
 @triton.jit
@@ -222,8 +224,9 @@ def _sums_kernel(
     gain = alpha * tl.load(tables_ptr + 1)
     inverse, shift_of = load_shares(tables_ptr, 0, N, HELD, LANES)
     climbs = tl.zeros([HELD, LANES], tl.float32)
-    zero = tl.zeros([LANES, 4], tl.float32)
-    value_sum, pull_sum, pull_v_sum, bias_sum, slope_sum, out_sum, moment = zero, zero, zero, zero, zero, zero, zero
+    none, zero = tl.zeros([LANES], tl.float32), tl.zeros([LANES, 4], tl.float32)
+    value_sum, pull_sum, pull_v_sum = none, none, none
+    bias_sum, slope_sum, out_sum, moment = zero, zero, zero, zero
     for tile in range(tiles):
         begin = first_row(tile, tiles, COLUMNS, LANES)
         inside = known & (row < rows - begin)
@@ -232,12 +235,13 @@ def _sums_kernel(
         code = _load_codes(packed_ptr, begin, rows, byte_row, column, there, row_bytes, BITS)
         u, v = _chain(x, scale, shift, bias_in, slope, bias_out, NORM, ACT)
         s = v * alpha
-        climb, value = slope_and_level(tables_ptr, _merged(s, code, tables_ptr, N), N)
+        climb, value = _slope_and_level(s, code, tables_ptr, N)
+        g = tl.where(s != s, s, g)  # a NaN input reaches every sum
         pull = g * climb
         climbs = add_group(climbs, pull, s, inverse, shift_of)
-        value_sum += g * value
-        pull_sum += pull
-        pull_v_sum += pull * flat_to_zero(pull, v)
+        value_sum = add_products(value_sum, g, value)
+        pull_sum = add_values(pull_sum, pull)
+        pull_v_sum = add_products(pull_v_sum, pull, flat_to_zero(pull, v))
         d = g * (climb * gain)
         if ACT:
             out_sum += d
@@ -286,8 +290,8 @@ def _input_kernel(
         code = _load_codes(packed_ptr, begin, rows, byte_row, column, there, row_bytes, BITS)
         u, v = _chain(x, scale, shift, bias_in, slope, bias_out, True, ACT)
         s = v * alpha
-        climb, _ = slope_and_level(tables_ptr, _merged(s, code, tables_ptr, N), N)
-        d = g * (climb * gain)
+        climb, _ = _slope_and_level(s, code, tables_ptr, N)
+        d = tl.where(s != s, s, g) * (climb * gain)
         if ACT:
             d = tl.where(u > 0, d, d * slope)
         d = (d - common - (x - mean) * tilt) * scale

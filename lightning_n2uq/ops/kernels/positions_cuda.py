@@ -15,7 +15,7 @@ import triton.language as tl
 
 from lightning_n2uq.ops.kernels import tables_cuda
 from lightning_n2uq.ops.kernels.product_cuda import INTERPRETED
-from lightning_n2uq.ops.kernels.tables_cuda import INVERSES, OFFSETS, PAIRS
+from lightning_n2uq.ops.kernels.tables_cuda import INVERSES, OFFSETS
 
 CLIMBS = tl.constexpr(tables_cuda.CLIMBS)
 LANES = 128  # threads of a program
@@ -72,19 +72,6 @@ def index_of(number):
 
 
 @triton.jit
-def slope_and_level(tables_ptr, below, n):
-    """The surrogate's slope and the level by the number of merged bounds below an input; `2 n + 2` for NaN."""
-    pairs_ptr = tables_ptr + PAIRS * (n + 2)
-    if tables_ptr.dtype.element_ty == tl.float32:  # one load for both
-        pair = tl.load(pairs_ptr.to(tl.pointer_type(tl.int64), bitcast=True) + below)
-        slope = pair.to(tl.int32).to(tl.float32, bitcast=True)
-        level = (pair >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-    else:
-        slope, level = tl.load(pairs_ptr + 2 * below), tl.load(pairs_ptr + 2 * below + 1)
-    return slope, level
-
-
-@triton.jit
 def climbed(s, inverse, offset):
     """`inverse * s + offset`, rounded once and held to 0..1, of equal shapes; 0 for NaN."""
     if INTERPRETED or s.dtype != tl.float32:
@@ -135,9 +122,24 @@ def flat_to_zero(pull, v):
 
 
 @triton.jit
+def add_products(sums, a, b):
+    """Adds the products of two `[LANES, 4]` to `sums` `[LANES]`, column after column."""
+    a0, a1, a2, a3 = split4(a)
+    b0, b1, b2, b3 = split4(b)
+    return tl.fma(a3, b3, tl.fma(a2, b2, tl.fma(a1, b1, tl.fma(a0, b0, sums))))
+
+
+@triton.jit
+def add_values(sums, a):
+    """Adds `[LANES, 4]` to `sums` `[LANES]`, column after column."""
+    a0, a1, a2, a3 = split4(a)
+    return sums + a0 + a1 + a2 + a3
+
+
+@triton.jit
 def total(sums):
-    """The sum of all values, float64."""
-    return tl.sum(tl.sum(sums.to(tl.float64), axis=1), axis=0)
+    """The sum of `[LANES]`, float64."""
+    return tl.sum(sums.to(tl.float64), axis=0)
 
 
 @triton.jit

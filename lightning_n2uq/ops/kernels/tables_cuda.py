@@ -27,11 +27,12 @@ from lightning_n2uq.ops.tables import OUTPUT_RANGE, WIDTH_FLOOR
 CLIMBS = 3
 _FLOOR, _RANGE, _CLIMBS = tl.constexpr(WIDTH_FLOOR), tl.constexpr(OUTPUT_RANGE), tl.constexpr(CLIMBS)
 ROWS = ("scales", "knots", "thresholds", "slopes", "ramp_starts", "ramp_slopes", "levels", "outputs")
-ROWS += ("inverses", "offsets", "pairs")
-KNOTS, THRESHOLDS, SLOPES, RAMP_STARTS, RAMP_SLOPES, LEVELS, OUTPUTS, INVERSES, OFFSETS, PAIRS = (
-    tl.constexpr(row) for row in range(1, len(ROWS))
+ROWS += ("inverses", "offsets", "by_segment", "", "", "", "by_code")
+KNOTS, THRESHOLDS, SLOPES, RAMP_STARTS, RAMP_SLOPES, LEVELS, OUTPUTS, INVERSES, OFFSETS = (
+    tl.constexpr(row) for row in range(1, 10)
 )
-_PAIR_ROWS = 4  # 2 n + 3 pairs
+BY_SEGMENT, BY_CODE = (tl.constexpr(ROWS.index(name)) for name in ("by_segment", "by_code"))
+_RECORD_ROWS = 4  # n + 2 records of four numbers
 _SUMMED, _FEWEST_ROWS = 4096, 32  # numbers, and rows, that the summing program adds up at a time
 _SUMMING_WARPS = 8
 
@@ -60,19 +61,27 @@ def _slope_below(widths_ptr, lane, step, N: tl.constexpr):
 
 
 @triton.jit
-def _store_pairs(pairs_ptr, widths_ptr, step, N: tl.constexpr, LANES: tl.constexpr) -> None:
-    """Slope and level by the number of merged bounds `t_0, T_1, t_1, .., t_N` below an input.
+def _store_records(records_ptr, first, second, third, fourth, index, mask) -> None:
+    number = records_ptr.dtype.element_ty
+    tl.store(records_ptr + 4 * index, first.to(number), mask=mask)
+    tl.store(records_ptr + 4 * index + 1, second.to(number), mask=mask)
+    tl.store(records_ptr + 4 * index + 2, third.to(number), mask=mask)
+    tl.store(records_ptr + 4 * index + 3, fourth.to(number), mask=mask)
 
-    NaN comes last, for NaN inputs.
-    """
-    COUNT: tl.constexpr = 2 * N + 2
-    number = pairs_ptr.dtype.element_ty
-    below = tl.arange(0, 2 * LANES)
-    slope = _slope_below(widths_ptr, (below + 1) // 2, step, N)
-    slope = tl.where(below < COUNT, slope, float("nan"))
-    level = tl.where(below < COUNT, (below // 2) * step, float("nan"))
-    tl.store(pairs_ptr + 2 * below, slope.to(number), mask=below <= COUNT)
-    tl.store(pairs_ptr + 2 * below + 1, level.to(number), mask=below <= COUNT)
+
+@triton.jit
+def record(records_ptr, index):
+    """The four numbers of every record; float32 by two loads of 64 bits."""
+    if records_ptr.dtype.element_ty == tl.float32:
+        pairs_ptr = records_ptr.to(tl.pointer_type(tl.int64), bitcast=True) + 2 * index
+        low, high = tl.load(pairs_ptr), tl.load(pairs_ptr + 1)
+        first, second = low.to(tl.int32).to(tl.float32, bitcast=True), (low >> 32).to(tl.int32)
+        third, fourth = high.to(tl.int32).to(tl.float32, bitcast=True), (high >> 32).to(tl.int32)
+        second, fourth = second.to(tl.float32, bitcast=True), fourth.to(tl.float32, bitcast=True)
+    else:
+        first, second = tl.load(records_ptr + 4 * index), tl.load(records_ptr + 4 * index + 1)
+        third, fourth = tl.load(records_ptr + 4 * index + 2), tl.load(records_ptr + 4 * index + 3)
+    return first, second, third, fourth
 
 
 @triton.jit(do_not_specialize=["ramp_bits"])
@@ -81,8 +90,10 @@ def _tables_kernel(
 ) -> None:
     """The fields of `ThresholdTables` and three more, one per row of `N + 2` numbers in the order of `ROWS`.
 
-    The first row holds both scales; knots and thresholds end with infinity; `inverses` and `offsets` give the share of a segment below an input as
-    `inverse * s + offset`, held to 0..1; `pairs` are those of `_store_pairs`.
+    The first row holds both scales. `inverses` and `offsets` give the share of a segment below an input as
+    `inverse * s + offset`, held to 0..1. The last two take four rows each, a record of four numbers for every
+    segment (threshold, slope, the levels below and above it; infinity for a threshold that a flat end has not)
+    and for every code (the knot between its thresholds, the level, the slopes below and above the knot).
     """
     PITCH: tl.constexpr = N + 2
     number = out_ptr.dtype.element_ty
@@ -99,11 +110,10 @@ def _tables_kernel(
     inverse = (1.0 / width).to(number)
     tl.store(out_ptr, alpha.to(number))
     tl.store(out_ptr + 1, beta.to(number))
-    knots = tl.where(lane <= N, knot, float("inf"))
-    thresholds = tl.where(lane < N, knot + width / 2, float("inf"))
-    tl.store(out_ptr + KNOTS * PITCH + lane, knots.to(number), mask=lane < PITCH)
-    tl.store(out_ptr + THRESHOLDS * PITCH + lane, thresholds.to(number), mask=lane < PITCH)
-    slope = _slope_below(widths_ptr, lane, step, N)
+    threshold = knot + width / 2
+    slope, slope_above = _slope_below(widths_ptr, lane, step, N), _slope_below(widths_ptr, lane + 1, step, N)
+    tl.store(out_ptr + KNOTS * PITCH + lane, knot.to(number), mask=lane <= N)
+    tl.store(out_ptr + THRESHOLDS * PITCH + lane, threshold.to(number), mask=lane < N)
     tl.store(out_ptr + SLOPES * PITCH + lane, slope.to(number), mask=lane < PITCH)
     tl.store(out_ptr + RAMP_STARTS * PITCH + lane, ramp_start.to(number), mask=lane < N)
     tl.store(out_ptr + RAMP_SLOPES * PITCH + lane, ramp_slope.to(number), mask=lane < N)
@@ -112,7 +122,12 @@ def _tables_kernel(
     tl.store(out_ptr + INVERSES * PITCH + lane, inverse, mask=lane < N)
     offset = -knot * inverse.to(tl.float64)
     tl.store(out_ptr + OFFSETS * PITCH + lane, offset.to(number), mask=lane < N)
-    _store_pairs(out_ptr + PAIRS * PITCH, widths_ptr, step, N, LANES)
+    _store_records(out_ptr + BY_CODE * PITCH, knot, level, slope, slope_above, lane, lane <= N)
+    records_ptr, infinity = out_ptr + BY_SEGMENT * PITCH, tl.full(lane.shape, float("inf"), tl.float64)
+    top, first = tl.zeros(lane.shape, tl.float64) + N * step, lane == 0  # a segment's threshold is the lane's
+    _store_records(records_ptr, threshold, slope_above, level, (lane + 1) * step, lane + 1, lane < N)
+    _store_records(records_ptr, infinity, 0 * top, 0 * top, top, lane, first)
+    _store_records(records_ptr, infinity, 0 * top, top, top, lane + N + 1, first)
 
 
 @triton.jit
@@ -152,9 +167,9 @@ def _gradients_kernel(
 def table_rows(
     start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor, dtype: torch.dtype, ramp: float = 0.0
 ) -> Tensor:
-    """The tables as rows of `n + 2` numbers; see `ROWS`. Some are shorter, the last takes four."""
+    """The tables as rows of `n + 2` numbers; see `ROWS` and `_tables_kernel`."""
     n = widths.numel()
-    out = torch.empty(len(ROWS) - 1 + _PAIR_ROWS, n + 2, dtype=dtype, device=widths.device)
+    out = torch.empty(len(ROWS) - 1 + _RECORD_ROWS, n + 2, dtype=dtype, device=widths.device)
     (ramp_bits,) = struct.unpack("<q", struct.pack("<d", ramp))  # a plain float would travel as float32
     _tables_kernel[(1,)](
         *(p.detach().contiguous() for p in (start, widths, scale_in, scale_out)),

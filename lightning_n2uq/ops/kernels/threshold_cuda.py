@@ -20,6 +20,8 @@ from lightning_n2uq.ops.kernels.positions_cuda import (
     GROUP,
     LANES,
     add_group,
+    add_products,
+    add_values,
     count_below,
     flat_to_zero,
     held_bounds,
@@ -27,13 +29,13 @@ from lightning_n2uq.ops.kernels.positions_cuda import (
     join4,
     load_bounds,
     load_shares,
-    slope_and_level,
     split4,
     store_climbs,
     total,
 )
 from lightning_n2uq.ops.kernels.product_cuda import product
 from lightning_n2uq.ops.kernels.tables_cuda import (
+    BY_SEGMENT,
     KNOTS,
     OUTPUTS,
     RAMP_SLOPES,
@@ -41,6 +43,7 @@ from lightning_n2uq.ops.kernels.tables_cuda import (
     THRESHOLDS,
     empty_sums,
     parameter_gradients,
+    record,
     table_rows,
 )
 from lightning_n2uq.ops.tables import OUTPUT_RANGE, compute_dtype
@@ -100,17 +103,6 @@ def _forward_kernel(
 
 
 @triton.jit
-def _merged(s, segment, tables_ptr, n):
-    """How many of the merged bounds `t_0, T_1, t_1, .., t_n` are below `s`; `2 n + 2` for NaN.
-
-    A segment has one threshold, so one comparison more than for the segment tells.
-    """
-    threshold = tl.load(tables_ptr + THRESHOLDS * (n + 2) + segment - 1)  # infinity on both flat ends
-    below = tl.maximum(2 * segment - 1, 0) + (s > threshold).to(tl.int32)
-    return tl.where(s != s, 2 * n + 2, below)
-
-
-@triton.jit
 def _backward_kernel(
     grad_ptr, x_ptr, dx_ptr, sums_ptr, tables_ptr, numel, n, tiles, first,
     RAMPED: tl.constexpr, WRITES: tl.constexpr, HELD: tl.constexpr, CHUNKS: tl.constexpr,
@@ -127,7 +119,7 @@ def _backward_kernel(
     held = load_bounds(knots_ptr, 0, n + 1, HELD)
     inverse, offset = load_shares(tables_ptr, first, n, HELD, LANES)
     climbs = tl.zeros([HELD, LANES], alpha.dtype)
-    zero = tl.zeros([LANES, 4], alpha.dtype)
+    zero = tl.zeros([LANES], alpha.dtype)
     value_sum, pull_sum, moment = zero, zero, zero
     place = tl.arange(0, LANES)[:, None] * 4 + tl.arange(0, 4)[None, :]
     for tile in range(tiles):
@@ -137,16 +129,19 @@ def _backward_kernel(
         g = tl.load(grad_ptr + begin + place, mask=inside, other=0.0).to(alpha.dtype)
         s = product(x, tl.zeros_like(x) + alpha)
         segment = index_of(_count4(s, held, knots_ptr, n + 1, HELD, CHUNKS))
-        slope, value = slope_and_level(tables_ptr, _merged(s, segment, tables_ptr, n), n)
+        threshold, slope, low, high = record(tables_ptr + BY_SEGMENT * (n + 2), segment)
+        g = tl.where(s != s, s, g)  # a NaN input reaches every sum
         pull = g * slope
         climbs = add_group(climbs, pull, s, inverse, offset)
         if WRITES:
             tl.store(dx_ptr + begin + place, (g * (slope * gain)).to(dx_ptr.dtype.element_ty), mask=inside)
             if RAMPED:
                 value = _ramp(s, tables_ptr, n)
-            value_sum += g * value
-            pull_sum += pull
-            moment += pull * flat_to_zero(pull, x)
+            else:
+                value = tl.where(s > threshold, high, low)
+            value_sum = add_products(value_sum, g, value)
+            pull_sum = add_values(pull_sum, pull)
+            moment = add_products(moment, pull, flat_to_zero(pull, x))
     sums = sums_ptr + program * (CLIMBS + n)
     store_climbs(sums, climbs, first, n, HELD)
     if WRITES:
