@@ -28,6 +28,7 @@ def test_triton_chain_equals_the_oracle_under_the_interpreter() -> None:
 MAPS = ("x_ptr", "y_ptr", "grad_ptr", "dx_ptr", "other_ptr", "dother_ptr")
 CODED = {"N": 15, "BITS": 4}
 STEM = {"KERNEL": 3, "STRIDE": 2, "PADDING": 1, "WIDE": False}
+FINISH = {"SUMMED": 256, "CHANNELS": 8}
 KERNELS = [
     ("packed_cuda", "_forward_kernel", {**CODED, "HELD": 16, "NORM": True, "ACT": True}),
     ("packed_cuda", "_rebuild_kernel", {"BITS": 2}),
@@ -37,9 +38,11 @@ KERNELS = [
     ("block_cuda", "_forward_kernel", {"OTHER": True}),
     ("block_cuda", "_sums_kernel", {"OTHER": True}),
     ("block_cuda", "_input_kernel", {"OTHER": True}),
-    ("stem_cuda", "_forward_kernel", STEM),
+    ("channels_cuda", "_norm_kernel", {**FINISH, "FROM_SUMS": True}),
+    ("channels_cuda", "_channels_kernel", {**FINISH, "NORM": True, "ACT": True}),
+    ("stem_cuda", "_forward_kernel", {**STEM, "GROUP": 8}),
     ("stem_cuda", "_sums_kernel", STEM),
-    ("stem_cuda", "_input_kernel", STEM),
+    ("stem_cuda", "_input_kernel", {**STEM, "GROUP": 8}),
 ]
 # Shared by forward and backward pass, which have to compute the very same numbers, also where a compiler
 # gives the kernels no options: no product may be fused with a sum.
@@ -53,9 +56,9 @@ def test_chain_kernels_compile_for_a_gpu(module: str, name: str, constants: dict
     import importlib
 
     kernel = getattr(importlib.import_module(f"lightning_n2uq.ops.kernels.{module}"), name)
-    constants = {**constants, "COLUMNS": 64, "LANES": 128}
+    constants = {k: v for k, v in {**constants, "COLUMNS": 64, "LANES": 128}.items() if k in kernel.arg_names}
     types = dict.fromkeys(MAPS, f"*{data}") | {"packed_ptr": "*u8", "taps_ptr": "*u8"}
-    types |= dict.fromkeys(("sums_ptr", "segments_ptr", "other_sums_ptr"), "*fp64")
+    types |= dict.fromkeys(("sums_ptr", "climbs_ptr", "other_sums_ptr"), "*fp64")
     names = [argument for argument in kernel.arg_names if argument not in constants]
     signature = {n: types.get(n, "*fp32") if n.endswith("_ptr") else "i32" for n in names}
     ptx = compile_ptx(kernel, signature, {}, constants, fusion=True)

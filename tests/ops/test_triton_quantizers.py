@@ -32,9 +32,6 @@ def compile_ptx(
     return compiler.compile(source, target=target, options={"enable_fp_fusion": fusion}).asm["ptx"]
 
 
-TABLES = ("alpha_ptr", "bounds_ptr", "begins_ptr", "slopes_ptr", "step_ptr")
-
-
 @pytest.mark.parametrize("number", ["fp32", "fp64"])
 @pytest.mark.parametrize("data", ["fp32", "bf16"])
 @pytest.mark.parametrize("ramped", [False, True])
@@ -42,24 +39,22 @@ def test_threshold_kernels_fuse_multiply_adds_in_sums_only(number: str, data: st
     pytest.importorskip("triton")
     from lightning_n2uq.ops.kernels import threshold_cuda
 
-    tables = dict.fromkeys(TABLES, f"*{number}")
-    pointers = {"x_ptr": f"*{data}", "y_ptr": f"*{data}", **tables}
-    pointers |= dict.fromkeys(("values_ptr", "beta_ptr"), f"*{number}")
+    types = dict.fromkeys(("x_ptr", "y_ptr", "grad_ptr", "dx_ptr"), f"*{data}")
+    types |= {"tables_ptr": f"*{number}", "sums_ptr": "*fp64", "numel": "i64"}
     constants = {"RAMPED": ramped, "HELD": 16, "CHUNKS": 1, "LANES": 128}
-    names = {"numel": "i64", "count": "i32"}
-    order = threshold_cuda._forward_kernel.arg_names
-    pointers = {name: pointers[name] for name in order if name in pointers}
-    ptx = compile_ptx(threshold_cuda._forward_kernel, pointers, names, constants)
-    assert "fma.rn" not in ptx
+    ptx = _threshold_ptx(threshold_cuda._forward_kernel, types, constants)
+    assert "fma.rn.f32" not in ptx
     assert data == "fp32" or "cvt.rn.bf16" in ptx
-    order = threshold_cuda._backward_kernel.arg_names
-    pointers |= {"grad_ptr": f"*{data}", "dx_ptr": f"*{data}", "sums_ptr": "*fp64"}
-    pointers |= dict.fromkeys(("knots_ptr", "ramp_slopes_ptr", "levels_ptr"), f"*{number}")
-    pointers = {name: pointers[name] for name in order if name in pointers}
-    names = {"numel": "i64", "n": "i32", "tiles": "i32", "first": "i32"}
-    constants |= {"WRITES": True}
-    ptx = compile_ptx(threshold_cuda._backward_kernel, pointers, names, constants)
-    assert ptx.count("fma.rn") >= 4 * 2 * 16  # two sums of sixteen segments, four values per thread
+    ptx = _threshold_ptx(threshold_cuda._backward_kernel, types, {**constants, "WRITES": True})
+    assert "ftz" not in ptx
+    assert ptx.count(f"fma.rn.f{number[2:]}") >= 4 * 16  # a sum for each of sixteen widths, four values a thread
+    if number == "fp32":
+        assert ptx.count("fma.rn.sat.f32") >= 4 * 16  # the share of every segment that lies below a value
+
+
+def _threshold_ptx(kernel: object, types: dict[str, str], constants: dict) -> str:
+    names = [name for name in kernel.arg_names if name not in constants]  # type: ignore[attr-defined]
+    return compile_ptx(kernel, {name: types.get(name, "i32") for name in names}, {}, constants)
 
 
 @pytest.mark.parametrize("number", ["fp32", "fp64"])

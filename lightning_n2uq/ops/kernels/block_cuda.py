@@ -169,7 +169,7 @@ def residual_gradient(
     other_first = first if other_norm is None else known_norm(other_stats, *other_norm)
     dx, dother, form = empty_map(x, x.dtype), empty_map(other, other.dtype), layout(source)
     sums = torch.empty(form.grid[0], 4, form.channels, dtype=torch.float64, device=x.device)
-    other_sums = sums if other_norm is None else torch.zeros_like(sums)
+    other_sums = sums if other_norm is None else torch.empty_like(sums)
     tables = first, other_first, act[0].detach(), act[1].detach()
     sizes = form.rows, form.channels, form.tiles
     shape = {"OTHER": other_norm is not None, "COLUMNS": form.columns, "LANES": LANES}

@@ -6,7 +6,8 @@
 On a GPU the fused operators work on channels-last maps, which the fast half-precision convolutions want too;
 others are copied into that order once. A program takes a block of columns (channels) and a run of tiles of
 rows; a thread stays with its four channels for the whole run, so that their parameters are loaded once and
-their sums stay in registers, in float32. Programs leave float64 partial sums, added in fixed order.
+their sums stay in registers, in float32. Programs leave float64 partial sums; the kernels that use them add
+them up in fixed order, which saves a launch.
 """
 
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from lightning_n2uq.ops.kernels.product_cuda import product
 
 _MOST_COLUMNS = 64
 _PROGRAMS = 1056  # 8 for each of 132 multiprocessors; a fixed number keeps the order of additions
+_FINISH = {"SUMMED": 256, "CHANNELS": 8, "num_warps": 8}  # rows and channels that a program adds up at a time
 
 
 class Layout(NamedTuple):
@@ -29,8 +31,8 @@ class Layout(NamedTuple):
     Attributes:
         rows: `N * P`.
         channels: `C`.
-        columns: channels of a program, a power of two, 4 at least.
-        tiles: tiles of a program, `LANES * GROUP` values each.
+        columns: channels of a program, a power of two, those of a thread at least.
+        tiles: tiles of a program, `LANES` threads each.
         grid: programs along rows and along channels.
     """
 
@@ -41,13 +43,13 @@ class Layout(NamedTuple):
     grid: tuple[int, int]
 
 
-def layout(x: Tensor) -> Layout:
-    """The layout of a map `[N, C, ...]`."""
+def layout(x: Tensor, group: int = GROUP) -> Layout:
+    """The layout of a map `[N, C, ...]` whose threads take `group` neighbouring channels."""
     channels = x.shape[1]
     rows = x.numel() // channels
-    columns = min(_MOST_COLUMNS, max(GROUP, int(triton.next_power_of_2(channels))))
+    columns = min(_MOST_COLUMNS, max(group, int(triton.next_power_of_2(channels))))
     blocks = -(-channels // columns)
-    number = -(-rows // (LANES * GROUP // columns))
+    number = -(-rows // (LANES * group // columns))
     tiles = -(-number // max(1, _PROGRAMS // blocks))
     return Layout(rows, channels, columns, tiles, (-(-number // tiles), blocks))
 
@@ -63,18 +65,21 @@ def empty_map(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @triton.jit
-def place(channels, COLUMNS: tl.constexpr, LANES: tl.constexpr):
-    """Of every value of a program's tile: channel, whether there is one, row within the tile, offset."""
-    lane = tl.arange(0, LANES)[:, None] * 4 + tl.arange(0, 4)[None, :]
-    channel = tl.program_id(1) * COLUMNS + lane % COLUMNS
+def place(channels, COLUMNS: tl.constexpr, LANES: tl.constexpr, GROUP: tl.constexpr = 4):
+    """Of every value of a program's tile: channel, whether there is one, row within the tile, offset.
+
+    All are `[LANES, GROUP]`, but the row is the same for a thread's values, `[LANES, 1]`.
+    """
+    lane = tl.arange(0, LANES)[:, None] * GROUP
+    channel = tl.program_id(1) * COLUMNS + lane % COLUMNS + tl.arange(0, GROUP)[None, :]
     row = lane // COLUMNS
     return channel, channel < channels, row, row * channels + channel
 
 
 @triton.jit
-def first_row(tile, tiles, COLUMNS: tl.constexpr, LANES: tl.constexpr):
+def first_row(tile, tiles, COLUMNS: tl.constexpr, LANES: tl.constexpr, GROUP: tl.constexpr = 4):
     """First row of a program's tile."""
-    return (tl.program_id(0).to(tl.int64) * tiles + tile) * (LANES * 4 // COLUMNS)
+    return (tl.program_id(0).to(tl.int64) * tiles + tile) * (LANES * GROUP // COLUMNS)
 
 
 @triton.jit
@@ -127,19 +132,31 @@ def _moments_kernel(
 
 
 @triton.jit
+def _rows_of(sums_ptr, first, programs, kind, KINDS: tl.constexpr, channel, known, channels, SUMMED: tl.constexpr):
+    """One kind of the partial sums `[programs, KINDS, C]`: `SUMMED` rows of them from `first` on."""
+    row = first + tl.arange(0, SUMMED)
+    place = (row[:, None] * KINDS + kind) * channels + channel[None, :]
+    return tl.load(sums_ptr + place, mask=(row < programs)[:, None] & known[None, :], other=0.0)
+
+
+@triton.jit(do_not_specialize=["programs"])
 def _norm_kernel(
-    x_ptr, sums_ptr, gamma_ptr, beta_ptr, stats_ptr, norm_ptr, rows, channels, eps,
-    FROM_SUMS: tl.constexpr, LANES: tl.constexpr,
+    x_ptr, sums_ptr, programs, gamma_ptr, beta_ptr, stats_ptr, norm_ptr, rows, channels, eps,
+    FROM_SUMS: tl.constexpr, SUMMED: tl.constexpr, CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
     """`stats` `[2, C]` from the sums (or as they are), and `packed_format.batch_norm` of them `[4, C]`."""
-    channel = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     known = channel < channels
     if FROM_SUMS:
-        total = tl.load(sums_ptr + channel, mask=known, other=0.0) / rows
-        squares = tl.load(sums_ptr + channels + channel, mask=known, other=0.0) / rows
+        totals = tl.zeros([SUMMED, CHANNELS], tl.float64)
+        squares = totals
+        for first in range(0, programs, SUMMED):
+            totals += _rows_of(sums_ptr, first, programs, 0, 2, channel, known, channels, SUMMED)
+            squares += _rows_of(sums_ptr, first, programs, 1, 2, channel, known, channels, SUMMED)
+        total, square = tl.sum(totals, axis=0) / rows, tl.sum(squares, axis=0) / rows
         origin = per_channel(x_ptr, channel, known).to(tl.float64)
         mean = (origin + total).to(tl.float32)
-        spread = squares - total * total
+        spread = square - total * total
         variance = tl.where(spread < 0, 0.0, spread).to(tl.float32)
         tl.store(stats_ptr + channel, mean, mask=known)
         tl.store(stats_ptr + channels + channel, variance, mask=known)
@@ -165,7 +182,7 @@ def measured_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[T
     sizes = form.rows, form.channels, form.tiles
     _moments_kernel[form.grid](x, partial, *sizes, COLUMNS=form.columns, LANES=LANES)
     stats = torch.empty(2, form.channels, dtype=torch.float32, device=x.device)
-    return stats, _norm(x, partial.sum(0), stats, (gamma, beta, eps), from_sums=True)
+    return stats, _norm(x, partial, stats, (gamma, beta, eps), from_sums=True)
 
 
 def known_norm(stats: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
@@ -179,32 +196,45 @@ def _norm(
     channels = stats.shape[1]
     norm = torch.empty(4, channels, dtype=torch.float32, device=stats.device)
     gamma, beta, eps = parameters
-    _norm_kernel[(-(-channels // LANES),)](x, sums, gamma.detach(), beta.detach(), stats, norm,
-        x.numel() // channels, channels, eps, FROM_SUMS=from_sums, LANES=LANES,
+    _norm_kernel[_finishing(channels)](x, sums, len(sums), gamma.detach(), beta.detach(), stats, norm,
+        x.numel() // channels, channels, eps, FROM_SUMS=from_sums, **_FINISH,
     )  # fmt: skip
     return norm
 
 
-@triton.jit
+def _finishing(channels: int) -> tuple[int]:
+    return (-(-channels // _FINISH["CHANNELS"]),)
+
+
+@triton.jit(do_not_specialize=["programs"])
 def _channels_kernel(
-    sums_ptr, norm_ptr, correction_ptr, d_gamma_ptr, d_beta_ptr, d_bias_in_ptr, d_slope_ptr, d_bias_out_ptr,
-    rows, channels, NORM: tl.constexpr, ACT: tl.constexpr, LANES: tl.constexpr,
+    sums_ptr, programs, norm_ptr, correction_ptr, d_gamma_ptr, d_beta_ptr, d_bias_in_ptr, d_slope_ptr,
+    d_bias_out_ptr, rows, channels,
+    NORM: tl.constexpr, ACT: tl.constexpr, SUMMED: tl.constexpr, CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Gradients of the channels' parameters, and the norm's two corrections, from sums `[4, C]`."""
-    channel = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    """Gradients of the channels' parameters, and the norm's two corrections, from sums `[programs, 4, C]`."""
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     known = channel < channels
-    bias = tl.load(sums_ptr + channel, mask=known, other=0.0)
+    biases = tl.zeros([SUMMED, CHANNELS], tl.float64)
+    slopes, outs, moments = biases, biases, biases
+    for first in range(0, programs, SUMMED):
+        biases += _rows_of(sums_ptr, first, programs, 0, 4, channel, known, channels, SUMMED)
+        if ACT:
+            slopes += _rows_of(sums_ptr, first, programs, 1, 4, channel, known, channels, SUMMED)
+            outs += _rows_of(sums_ptr, first, programs, 2, 4, channel, known, channels, SUMMED)
+        if NORM:
+            moments += _rows_of(sums_ptr, first, programs, 3, 4, channel, known, channels, SUMMED)
+    bias = tl.sum(biases, axis=0)
     if NORM:
         inverse = per_channel(norm_ptr + channels, channel, known).to(tl.float64)
-        moment = tl.load(sums_ptr + 3 * channels + channel, mask=known, other=0.0)
+        moment = tl.sum(moments, axis=0)
         tl.store(correction_ptr + channel, (bias / rows).to(tl.float32), mask=known)
         tilt = moment * inverse * inverse / rows
         tl.store(correction_ptr + channels + channel, tilt.to(tl.float32), mask=known)
         tl.store(d_gamma_ptr + channel, (moment * inverse).to(d_gamma_ptr.dtype.element_ty), mask=known)
         tl.store(d_beta_ptr + channel, bias.to(d_beta_ptr.dtype.element_ty), mask=known)
     if ACT:
-        slope = tl.load(sums_ptr + channels + channel, mask=known, other=0.0)
-        out = tl.load(sums_ptr + 2 * channels + channel, mask=known, other=0.0)
+        slope, out = tl.sum(slopes, axis=0), tl.sum(outs, axis=0)
         tl.store(d_bias_in_ptr + channel, bias.to(d_bias_in_ptr.dtype.element_ty), mask=known)
         tl.store(d_slope_ptr + channel, slope.to(d_slope_ptr.dtype.element_ty), mask=known)
         tl.store(d_bias_out_ptr + channel, out.to(d_bias_out_ptr.dtype.element_ty), mask=known)
@@ -221,6 +251,7 @@ def channel_gradients(
 
     Args:
         sums: `[programs, 4, C]` float64, as the kernels leave them: `packed_reference.backward`'s columns.
+            Without an activation the second and third are not read.
         norm: `[4, C]`, or None.
         norm_parameters: `gamma, beta`, or none.
         act: bias, slope, bias, or none.
@@ -233,8 +264,7 @@ def channel_gradients(
         return correction, grads
     norm_grads = grads[:2] if norm is not None else [correction] * 2
     act_grads = grads[-3:] if act else [correction] * 3
-    _channels_kernel[(-(-channels // LANES),)](sums.sum(0), correction if norm is None else norm,
-        correction, *norm_grads, *act_grads, rows, channels,
-        NORM=norm is not None, ACT=len(act) > 0, LANES=LANES,
+    _channels_kernel[_finishing(channels)](sums, len(sums), correction if norm is None else norm,
+        correction, *norm_grads, *act_grads, rows, channels, NORM=norm is not None, ACT=len(act) > 0, **_FINISH,
     )  # fmt: skip
     return correction, grads
