@@ -165,15 +165,18 @@ def test_triton_compiles_to_ieee_arithmetic():
     pointers = {"x_ptr": "*i32", "out_ptr": "*u8", "levels_ptr": "*fp32"}
     scalars = {"numel": "i64", "lo": "i32", "hi": "i32", "inverse_lowest": "fp32", "norm_bytes": "i64"}
     sizes = {"SIZE": 1024, "TILE": 1024, "L2": True, "BITS": 4, "FAMILY": 0, "MANTISSA": 0}
-    constants = {**sizes, "GROUP": 4, "GROUP_BYTES": 2, "FAST": True}
+    constants = {**sizes, "GROUP": 4, "GROUP_BYTES": 2, "FAST": True, "LARGEST": 0x7777, "WHOLE": True}
     signature = {**pointers, **scalars, **dict.fromkeys(constants, "constexpr")}
-    source = compiler.ASTSource(nuq_cuda._encode_kernel, signature, constants)
+    attributes = {(i,): [["tt.divisibility", 16]] for i in range(len(pointers))}
+    source = compiler.ASTSource(nuq_cuda._encode_kernel, signature, constants, attributes)
     target = backend.GPUTarget("cuda", 90, 32)
     ptx = compiler.compile(source, target=target, options={"enable_fp_fusion": False}).asm["ptx"]
     assert "div.rn.f32" in ptx
     assert "sqrt.rn.f64" in ptx
     assert "ftz" not in ptx
-    assert ptx.count("fma.rn.f32") == 4 * 8  # two corrections of a quotient, eight values per thread
+    assert ptx.count("fma.rn.f32") == 2 * 4 * 8  # in two branches: two corrections of a quotient, 8 values
+    assert "ld.global.v4" in ptx
+    assert "st.global.b16" in ptx or "st.global.v4.b16" in ptx
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -41,13 +41,15 @@ def test_threshold_kernels_fuse_multiply_adds_in_sums_only(number: str, data: st
 
     types = dict.fromkeys(("x_ptr", "y_ptr", "grad_ptr", "dx_ptr"), f"*{data}")
     types |= {"tables_ptr": f"*{number}", "sums_ptr": "*fp64", "numel": "i64"}
-    constants = {"RAMPED": ramped, "HELD": 16, "CHUNKS": 1, "LANES": 128}
+    constants = {"RAMPED": ramped, "HELD": 16, "CHUNKS": 1, "FIFTEEN": True, "LANES": 128}
     ptx = _threshold_ptx(threshold_cuda._forward_kernel, types, constants)
     assert "fma.rn.f32" not in ptx
     assert data == "fp32" or "cvt.rn.bf16" in ptx
     ptx = _threshold_ptx(threshold_cuda._backward_kernel, types, {**constants, "WRITES": True})
     assert "ftz" not in ptx
-    assert ptx.count(f"fma.rn.f{number[2:]}") >= 4 * 16  # a sum for each of sixteen widths, four values a thread
+    assert (
+        ptx.count(f"fma.rn.f{number[2:]}") >= 4 * 16
+    )  # a sum for each of sixteen widths, four values a thread
     if number == "fp32":
         assert ptx.count("fma.rn.sat.f32") >= 4 * 16  # the share of every segment that lies below a value
 

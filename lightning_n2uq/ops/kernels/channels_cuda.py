@@ -1,5 +1,5 @@
 # Compiled functions take no annotations: Triton infers the types of their arguments.
-# ruff: noqa: ANN001, ANN201
+# ruff: noqa: ANN001, ANN201, ANN202
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 """Triton: maps in channels-last order as rows of channels, and the batch norm of such a map.
 
@@ -132,7 +132,9 @@ def _moments_kernel(
 
 
 @triton.jit
-def _rows_of(sums_ptr, first, programs, kind, KINDS: tl.constexpr, channel, known, channels, SUMMED: tl.constexpr):
+def _rows_of(
+    sums_ptr, first, programs, kind, KINDS: tl.constexpr, channel, known, channels, SUMMED: tl.constexpr
+):
     """One kind of the partial sums `[programs, KINDS, C]`: `SUMMED` rows of them from `first` on."""
     row = first + tl.arange(0, SUMMED)
     place = (row[:, None] * KINDS + kind) * channels + channel[None, :]
@@ -265,6 +267,7 @@ def channel_gradients(
     norm_grads = grads[:2] if norm is not None else [correction] * 2
     act_grads = grads[-3:] if act else [correction] * 3
     _channels_kernel[_finishing(channels)](sums, len(sums), correction if norm is None else norm,
-        correction, *norm_grads, *act_grads, rows, channels, NORM=norm is not None, ACT=len(act) > 0, **_FINISH,
+        correction, *norm_grads, *act_grads, rows, channels,
+        NORM=norm is not None, ACT=len(act) > 0, **_FINISH,
     )  # fmt: skip
     return correction, grads

@@ -49,10 +49,17 @@ def _weyl(start, position):
 
 
 @triton.jit
-def _magnitudes(x_ptr, start, tile, length, GROUP: tl.constexpr, TILE: tl.constexpr):
-    """Bit patterns of a tile `[TILE / GROUP, GROUP]`, zeros behind the end, and the places in the bucket."""
+def _magnitudes(x_ptr, start, tile, length, GROUP: tl.constexpr, TILE: tl.constexpr, FULL: tl.constexpr):
+    """Bit patterns of a tile `[TILE / GROUP, GROUP]`, zeros behind the end, and the places in the bucket.
+
+    In a full bucket nothing is behind the end, so that loads are as wide as can be.
+    """
     place = tile + tl.arange(0, TILE // GROUP)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    return tl.load(x_ptr + start + place, mask=place < length, other=0), place
+    if FULL:
+        pattern = tl.load(x_ptr + start + place)
+    else:
+        pattern = tl.load(x_ptr + start + place, mask=place < length, other=0)
+    return pattern, place
 
 
 @triton.jit
@@ -70,8 +77,9 @@ def _power_of_two(exponent):
 
 @triton.jit
 def _largest_and_norm(
-    x_ptr, held, start, length, SIZE: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr, L2: tl.constexpr
-):
+    x_ptr, held, start, length,
+    SIZE: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr, L2: tl.constexpr, FULL: tl.constexpr,
+):  # fmt: skip
     """Bit patterns of the bucket's largest magnitude and of its norm.
 
     The l2 norm is an exact sum of squares of 24-bit numbers, then an fp64 square root, then fp32. A bucket of
@@ -79,7 +87,7 @@ def _largest_and_norm(
     """
     largest = tl.max(tl.max(held & _ABS, axis=1), axis=0)
     for tile in range(TILE, SIZE, TILE):
-        pattern, _ = _magnitudes(x_ptr, start, tile, length, GROUP, TILE)
+        pattern, _ = _magnitudes(x_ptr, start, tile, length, GROUP, TILE, FULL)
         largest = tl.maximum(largest, tl.max(tl.max(pattern & _ABS, axis=1), axis=0))
     norm = largest
     if L2:
@@ -87,7 +95,7 @@ def _largest_and_norm(
         up, down = _power_of_two(tl.minimum(150 - top, 127)), _power_of_two(tl.maximum(23 - top, 0))
         total = tl.sum(tl.sum(_squares(held, up, down), axis=1), axis=0)
         for tile in range(TILE, SIZE, TILE):
-            pattern, _ = _magnitudes(x_ptr, start, tile, length, GROUP, TILE)
+            pattern, _ = _magnitudes(x_ptr, start, tile, length, GROUP, TILE, FULL)
             total += tl.sum(tl.sum(_squares(pattern, up, down), axis=1), axis=0)
         root = tl.sqrt(total.to(tl.float64))
         unit = ((top.to(tl.int64) + 873) << 52).to(tl.float64, bitcast=True)  # 2**(top - 150), exact
@@ -150,35 +158,40 @@ def _round(
     return lower + (uniform01 < tl.div_rn(ratio - low, gap)).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["lo", "hi"])
-def _encode_kernel(
-    x_ptr,
-    out_ptr,
-    levels_ptr,
-    numel,
-    lo,
-    hi,
-    inverse_lowest,
-    norm_bytes,
-    SIZE: tl.constexpr,
-    TILE: tl.constexpr,
-    L2: tl.constexpr,
-    BITS: tl.constexpr,
-    FAMILY: tl.constexpr,
-    MANTISSA: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUP_BYTES: tl.constexpr,
-    FAST: tl.constexpr,
-):
-    """Norm, codes and packed bytes of one bucket; `x_ptr` points to bit patterns (int32).
+@triton.jit
+def _store_word(packed_ptr, group, word, length, BITS: tl.constexpr, GROUP_BYTES: tl.constexpr,
+    FULL: tl.constexpr, WHOLE: tl.constexpr,
+) -> None:  # fmt: skip
+    """The bytes of every group of codes, lowest first; as one number where memory allows."""
+    if FULL and WHOLE:
+        number: tl.constexpr = tl.uint16 if GROUP_BYTES == 2 else tl.uint32
+        words_ptr = packed_ptr.to(tl.pointer_type(number), bitcast=True)
+        tl.store(words_ptr + group, word.to(number))
+    else:
+        for byte_index in tl.static_range(GROUP_BYTES):
+            byte = ((word >> (8 * byte_index)) & 255).to(tl.uint8)
+            offset = group * GROUP_BYTES + byte_index
+            if FULL:
+                tl.store(packed_ptr + offset, byte)
+            else:
+                tl.store(packed_ptr + offset, byte, mask=offset < (length * BITS + 7) // 8)
+
+
+@triton.jit
+def _encode_bucket(
+    x_ptr, out_ptr, levels_ptr, bucket, length, lo, hi, inverse_lowest, norm_bytes,
+    SIZE: tl.constexpr, TILE: tl.constexpr, L2: tl.constexpr, BITS: tl.constexpr, FAMILY: tl.constexpr,
+    MANTISSA: tl.constexpr, GROUP: tl.constexpr, GROUP_BYTES: tl.constexpr, FAST: tl.constexpr,
+    LARGEST: tl.constexpr, WHOLE: tl.constexpr, FULL: tl.constexpr,
+) -> None:  # fmt: skip
+    """Norm, codes and packed bytes of one bucket.
 
     Norms are stored byte by byte, since a message need not begin at a multiple of four.
     """
-    bucket = tl.program_id(0).to(tl.int64)
+    SIGN: tl.constexpr = 1 << (BITS - 1)
     start = bucket * SIZE
-    length = tl.minimum(numel - start, SIZE).to(tl.int32)
-    held, _ = _magnitudes(x_ptr, start, 0, length, GROUP, TILE)
-    largest, norm_bits = _largest_and_norm(x_ptr, held, start, length, SIZE, TILE, GROUP, L2)
+    held, _ = _magnitudes(x_ptr, start, 0, length, GROUP, TILE, FULL)
+    largest, norm_bits = _largest_and_norm(x_ptr, held, start, length, SIZE, TILE, GROUP, L2, FULL)
     norm_bits = tl.where(largest >= _INF_BITS, _NAN_BITS, tl.where(largest == 0, 0, norm_bits))
     byte = tl.arange(0, 4)
     tl.store(out_ptr + bucket * 4 + byte, ((norm_bits >> (8 * byte)) & 255).to(tl.uint8))
@@ -194,20 +207,46 @@ def _encode_kernel(
             pattern = held
             position = tl.arange(0, TILE // GROUP)[:, None] * GROUP + member
         else:
-            pattern, position = _magnitudes(x_ptr, start, tile, length, GROUP, TILE)
+            pattern, position = _magnitudes(x_ptr, start, tile, length, GROUP, TILE, FULL)
         if FAST:
             ratio = _quotient(pattern, norm)
         else:
             ratio = tl.div_rn((pattern & _ABS).to(tl.float32, bitcast=True), norm)
         random = _mix(_weyl(k0, position), k1)
         code = _round(ratio, random, levels_ptr, inverse_lowest, BITS, FAMILY, MANTISSA)
-        code = tl.where((pattern < 0) & (code > 0), code | (1 << (BITS - 1)), code)
-        code = tl.where(usable & (position < length), code, 0)
+        if not FULL:
+            code = tl.where(position < length, code, 0)
         word = tl.sum(code << (member * BITS), axis=1)
-        for byte_index in tl.static_range(GROUP_BYTES):
-            offset = (tile // GROUP + tl.arange(0, TILE // GROUP)) * GROUP_BYTES + byte_index
-            inside = offset < (length * BITS + 7) // 8
-            tl.store(packed_ptr + offset, ((word >> (8 * byte_index)) & 255).to(tl.uint8), mask=inside)
+        minus = tl.sum((pattern >> 31) & (SIGN << (member * BITS)), axis=1)
+        signed = word | (minus & (word + LARGEST))  # the sum has a sign bit where a code is not 0
+        word = tl.where(usable, signed, 0)
+        group = tile // GROUP + tl.arange(0, TILE // GROUP)
+        _store_word(packed_ptr, group, word, length, BITS, GROUP_BYTES, FULL, WHOLE)
+
+
+@triton.jit(do_not_specialize=["lo", "hi"])
+def _encode_kernel(
+    x_ptr, out_ptr, levels_ptr, numel, lo, hi, inverse_lowest, norm_bytes,
+    SIZE: tl.constexpr, TILE: tl.constexpr, L2: tl.constexpr, BITS: tl.constexpr, FAMILY: tl.constexpr,
+    MANTISSA: tl.constexpr, GROUP: tl.constexpr, GROUP_BYTES: tl.constexpr, FAST: tl.constexpr,
+    LARGEST: tl.constexpr, WHOLE: tl.constexpr,
+) -> None:  # fmt: skip
+    """One bucket; `x_ptr` points to bit patterns (int32). Only the last may have an end within.
+
+    `LARGEST` is a word of largest codes without signs, `WHOLE` says whether words are stored as one number.
+    """
+    bucket = tl.program_id(0).to(tl.int64)
+    length = tl.minimum(numel - bucket * SIZE, SIZE).to(tl.int32)
+    if length == SIZE:
+        _encode_bucket(
+            x_ptr, out_ptr, levels_ptr, bucket, SIZE, lo, hi, inverse_lowest, norm_bytes, SIZE, TILE, L2,
+            BITS, FAMILY, MANTISSA, GROUP, GROUP_BYTES, FAST, LARGEST, WHOLE, SIZE % TILE == 0,
+        )  # fmt: skip
+    else:
+        _encode_bucket(
+            x_ptr, out_ptr, levels_ptr, bucket, length, lo, hi, inverse_lowest, norm_bytes, SIZE, TILE, L2,
+            BITS, FAMILY, MANTISSA, GROUP, GROUP_BYTES, FAST, LARGEST, WHOLE, False,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -273,12 +312,14 @@ def encode(x: Tensor, form: NUQFormat, seed: int, out: Tensor) -> None:
     numel = x.numel()
     lo, hi = (word - (word >> 31 << 32) for word in message_key(seed))  # as int32, so that types never change
     group, group_bytes = _GROUPS[form.bits]
+    largest = sum((2 ** (form.bits - 1) - 1) << (member * form.bits) for member in range(group))
     _encode_kernel[(form.num_buckets(numel),)](
         x.view(torch.int32), out, _levels(form, x.device), numel, lo, hi, form.inverse_lowest,
         form.norm_bytes(numel), SIZE=form.bucket_size, TILE=_tile(form), L2=form.norm == "l2", BITS=form.bits,
         FAMILY=_FAMILIES[form.family], MANTISSA=form.mantissa_bits, GROUP=group, GROUP_BYTES=group_bytes,
-        FAST=form.family == "float" and form.inverse_lowest <= _MOST_INVERSE, num_warps=_ENCODE_WARPS,
-        enable_fp_fusion=False,
+        FAST=form.family == "float" and form.inverse_lowest <= _MOST_INVERSE,
+        LARGEST=largest, WHOLE=group_bytes in (2, 4) and out.data_ptr() % group_bytes == 0,
+        num_warps=_ENCODE_WARPS, enable_fp_fusion=False,
     )  # fmt: skip
 
 

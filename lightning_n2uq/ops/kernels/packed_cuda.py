@@ -39,11 +39,13 @@ from lightning_n2uq.ops.kernels.positions_cuda import (
     add_products,
     add_values,
     count_below,
+    count_below_fifteen,
     flat_to_zero,
     held_bounds,
     index_of,
     join4,
     load_bounds,
+    load_pivots,
     load_shares,
     split4,
     store_climbs,
@@ -135,6 +137,16 @@ def _load_codes(packed_ptr, begin, rows, byte_row, column, there, row_bytes, BIT
 
 
 @triton.jit
+def _code(s, held, low, middle, high, bounds_ptr, N: tl.constexpr, HELD: tl.constexpr):
+    """How many of the thresholds are below `s`."""
+    if N == 15:
+        code = count_below_fifteen(s, low, middle, high, bounds_ptr)
+    else:
+        code = index_of(count_below(s, held, bounds_ptr, N, HELD, 1))
+    return code
+
+
+@triton.jit
 def _forward_kernel(
     x_ptr, y_ptr, packed_ptr, norm_ptr, bias_in_ptr, slope_ptr, bias_out_ptr, tables_ptr,
     rows, channels, tiles, row_bytes,
@@ -150,6 +162,7 @@ def _forward_kernel(
     alpha = tl.load(tables_ptr)
     bounds_ptr, outputs_ptr = tables_ptr + THRESHOLDS * (N + 2), tables_ptr + OUTPUTS * (N + 2)
     held = load_bounds(bounds_ptr, 0, N, HELD)
+    low, middle, high = load_pivots(bounds_ptr)
     nans = tl.zeros([LANES, 4], tl.int32)
     for tile in range(tiles):
         begin = first_row(tile, tiles, COLUMNS, LANES)
@@ -158,10 +171,10 @@ def _forward_kernel(
         _, v = _chain(x, scale, shift, bias_in, slope, bias_out, NORM, ACT)
         s = v * alpha
         s0, s1, s2, s3 = split4(s)
-        c0 = index_of(count_below(s0, held, bounds_ptr, N, HELD, 1))
-        c1 = index_of(count_below(s1, held, bounds_ptr, N, HELD, 1))
-        c2 = index_of(count_below(s2, held, bounds_ptr, N, HELD, 1))
-        c3 = index_of(count_below(s3, held, bounds_ptr, N, HELD, 1))
+        c0 = _code(s0, held, low, middle, high, bounds_ptr, N, HELD)
+        c1 = _code(s1, held, low, middle, high, bounds_ptr, N, HELD)
+        c2 = _code(s2, held, low, middle, high, bounds_ptr, N, HELD)
+        c3 = _code(s3, held, low, middle, high, bounds_ptr, N, HELD)
         y = tl.where(s != s, s, tl.load(outputs_ptr + join4(c0, c1, c2, c3)))
         tl.store(y_ptr + begin * channels + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
         nans |= (inside & (s != s)).to(tl.int32)

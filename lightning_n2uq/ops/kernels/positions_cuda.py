@@ -64,6 +64,26 @@ def count_below(s, held, bounds_ptr, count, HELD: tl.constexpr, CHUNKS: tl.const
 
 
 @triton.jit
+def load_pivots(bounds_ptr):
+    """Three of fifteen bounds, for `count_below_fifteen`."""
+    return tl.load(bounds_ptr + 3), tl.load(bounds_ptr + 7), tl.load(bounds_ptr + 11)
+
+
+@triton.jit
+def count_below_fifteen(s, low, middle, high, bounds_ptr):
+    """How many of fifteen bounds are below each `s` (NaN: 0), int32.
+
+    The pivots choose three more to compare with.
+    """
+    block = (s > low).to(s.dtype) + (s > middle).to(s.dtype) + (s > high).to(s.dtype)
+    first = 4 * index_of(block)
+    number = (s > tl.load(bounds_ptr + first)).to(s.dtype)
+    number += (s > tl.load(bounds_ptr + first + 1)).to(s.dtype)
+    number += (s > tl.load(bounds_ptr + first + 2)).to(s.dtype)
+    return first + index_of(number)
+
+
+@triton.jit
 def index_of(number):
     """A small count as int32; in float32 by the low bits of the sum with 2^23, cheaper than a conversion."""
     if number.dtype == tl.float32:

@@ -191,8 +191,8 @@ def pool_gradient(
     sums = torch.empty(pooled.grid[0], 4, form.channels, dtype=torch.float64, device=x.device)
     sizes = *x.shape[2:], *grad.shape[2:]
     shape = {**_window(window), "WIDE": source.numel() > _MOST_VALUES, "LANES": LANES}
-    _sums_kernel[pooled.grid](grad, taps, source, sums, norm, pooled.rows, form.channels, pooled.tiles, *sizes,
-        COLUMNS=pooled.columns, **shape,
+    _sums_kernel[pooled.grid](grad, taps, source, sums, norm, pooled.rows, form.channels, pooled.tiles,
+        *sizes, COLUMNS=pooled.columns, **shape,
     )  # fmt: skip
     correction, grads = channel_gradients(sums, norm, norm_parameters[:2], (), form.rows)
     _input_kernel[form.grid](grad, taps, source, dx, correction, norm, form.rows, form.channels, form.tiles,

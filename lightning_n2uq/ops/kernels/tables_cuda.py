@@ -1,5 +1,5 @@
 # Compiled functions take no annotations: Triton infers the types of their arguments.
-# ruff: noqa: ANN001, ANN202
+# ruff: noqa: ANN001, ANN201, ANN202
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 """Triton: tables and parameter gradients of the threshold quantizer, one launch each.
 
@@ -92,8 +92,8 @@ def _tables_kernel(
 
     The first row holds both scales. `inverses` and `offsets` give the share of a segment below an input as
     `inverse * s + offset`, held to 0..1. The last two take four rows each, a record of four numbers for every
-    segment (threshold, slope, the levels below and above it; infinity for a threshold that a flat end has not)
-    and for every code (the knot between its thresholds, the level, the slopes below and above the knot).
+    segment (threshold, slope, the levels below and above it; infinity where a flat end has no threshold) and
+    for every code (the knot between its thresholds, the level, the slopes below and above the knot).
     """
     PITCH: tl.constexpr = N + 2
     number = out_ptr.dtype.element_ty
@@ -157,7 +157,10 @@ def _gradients_kernel(
     mine = (k >= 0) & (k < N)
     raw = tl.load(widths_ptr + k, mask=mine, other=1.0).to(tl.float64)
     d_width = tl.where(raw <= _FLOOR, 0.0, -beta * (sums + visible))
-    d_start, d_alpha = -beta * (_column(sums, column, 1) + visible), beta * (_column(sums, column, 2) + visible)
+    d_start, d_alpha = (
+        -beta * (_column(sums, column, 1) + visible),
+        beta * (_column(sums, column, 2) + visible),
+    )
     tl.store(d_widths_ptr + k, d_width.to(d_widths_ptr.dtype.element_ty), mask=mine)
     tl.store(d_start_ptr, d_start.to(d_start_ptr.dtype.element_ty))
     tl.store(d_alpha_ptr, d_alpha.to(d_alpha_ptr.dtype.element_ty))

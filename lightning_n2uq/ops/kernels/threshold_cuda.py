@@ -5,12 +5,11 @@
 
 The scaled input is a product of its own, since a multiply-add would round once where the oracle rounds twice.
 The backward pass gives every program a fixed run of tiles and accumulates, per thread, the sums of
-`tables_cuda` for up to sixteen widths at a time (a pass more per sixteen widths beyond 4 bits); programs leave
-float64 partial sums, added in fixed order. Under `TRITON_INTERPRET=1` the kernels run on CPU tensors, which
-is how they are tested without a GPU. Nothing waits for the device.
+`tables_cuda` for up to sixteen widths at a time (a pass more per sixteen widths beyond 4 bits); programs
+leave float64 partial sums, added in fixed order. Under `TRITON_INTERPRET=1` the kernels run on CPU tensors,
+which is how they are tested without a GPU. Nothing waits for the device.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -23,11 +22,13 @@ from lightning_n2uq.ops.kernels.positions_cuda import (
     add_products,
     add_values,
     count_below,
+    count_below_fifteen,
     flat_to_zero,
     held_bounds,
     index_of,
     join4,
     load_bounds,
+    load_pivots,
     load_shares,
     split4,
     store_climbs,
@@ -69,21 +70,35 @@ def _ramp(s, tables_ptr, n):
 
 
 @triton.jit
-def _count4(s, held, bounds_ptr, count, HELD: tl.constexpr, CHUNKS: tl.constexpr):
-    """`count_below` of `[LANES, 4]`."""
+def _count(
+    s, held, low, middle, high, bounds_ptr, count,
+    HELD: tl.constexpr, CHUNKS: tl.constexpr, FIFTEEN: tl.constexpr,
+):  # fmt: skip
+    """How many bounds are below each `s` `[LANES, 4]`, int32: of the first fifteen, or of `count`."""
     a, b, c, d = split4(s)
-    return join4(
-        count_below(a, held, bounds_ptr, count, HELD, CHUNKS),
-        count_below(b, held, bounds_ptr, count, HELD, CHUNKS),
-        count_below(c, held, bounds_ptr, count, HELD, CHUNKS),
-        count_below(d, held, bounds_ptr, count, HELD, CHUNKS),
-    )
+    if FIFTEEN:
+        index = join4(
+            count_below_fifteen(a, low, middle, high, bounds_ptr),
+            count_below_fifteen(b, low, middle, high, bounds_ptr),
+            count_below_fifteen(c, low, middle, high, bounds_ptr),
+            count_below_fifteen(d, low, middle, high, bounds_ptr),
+        )
+    else:
+        number = join4(
+            count_below(a, held, bounds_ptr, count, HELD, CHUNKS),
+            count_below(b, held, bounds_ptr, count, HELD, CHUNKS),
+            count_below(c, held, bounds_ptr, count, HELD, CHUNKS),
+            count_below(d, held, bounds_ptr, count, HELD, CHUNKS),
+        )
+        index = index_of(number)
+    return index
 
 
 @triton.jit
 def _forward_kernel(
     x_ptr, y_ptr, tables_ptr, numel, n,
-    RAMPED: tl.constexpr, HELD: tl.constexpr, CHUNKS: tl.constexpr, LANES: tl.constexpr,
+    RAMPED: tl.constexpr, HELD: tl.constexpr, CHUNKS: tl.constexpr, FIFTEEN: tl.constexpr,
+    LANES: tl.constexpr,
 ) -> None:  # fmt: skip
     """One tile of the forward pass; tables are in the compute dtype."""
     alpha = tl.load(tables_ptr)
@@ -97,7 +112,8 @@ def _forward_kernel(
     else:
         bounds_ptr, outputs_ptr = tables_ptr + THRESHOLDS * (n + 2), tables_ptr + OUTPUTS * (n + 2)
         held = load_bounds(bounds_ptr, 0, n, HELD)
-        code = index_of(_count4(s, held, bounds_ptr, n, HELD, CHUNKS))
+        low, middle, high = load_pivots(bounds_ptr)
+        code = _count(s, held, low, middle, high, bounds_ptr, n, HELD, CHUNKS, FIFTEEN)
         y = tl.where(s != s, s, tl.load(outputs_ptr + code))
     tl.store(y_ptr + begin + place, y.to(y_ptr.dtype.element_ty), mask=inside)
 
@@ -106,7 +122,7 @@ def _forward_kernel(
 def _backward_kernel(
     grad_ptr, x_ptr, dx_ptr, sums_ptr, tables_ptr, numel, n, tiles, first,
     RAMPED: tl.constexpr, WRITES: tl.constexpr, HELD: tl.constexpr, CHUNKS: tl.constexpr,
-    LANES: tl.constexpr,
+    FIFTEEN: tl.constexpr, LANES: tl.constexpr,
 ) -> None:  # fmt: skip
     """`tiles` tiles: sums over the widths from `first` on, and with `WRITES` all the rest.
 
@@ -116,7 +132,8 @@ def _backward_kernel(
     alpha = tl.load(tables_ptr)
     gain = alpha * tl.load(tables_ptr + 1)
     knots_ptr = tables_ptr + KNOTS * (n + 2)
-    held = load_bounds(knots_ptr, 0, n + 1, HELD)
+    held, sixteenth = load_bounds(knots_ptr, 0, n + 1, HELD), tl.load(knots_ptr + 15)
+    low, middle, high = load_pivots(knots_ptr)
     inverse, offset = load_shares(tables_ptr, first, n, HELD, LANES)
     climbs = tl.zeros([HELD, LANES], alpha.dtype)
     zero = tl.zeros([LANES], alpha.dtype)
@@ -128,17 +145,16 @@ def _backward_kernel(
         x = tl.load(x_ptr + begin + place, mask=inside, other=0.0).to(alpha.dtype)
         g = tl.load(grad_ptr + begin + place, mask=inside, other=0.0).to(alpha.dtype)
         s = product(x, tl.zeros_like(x) + alpha)
-        segment = index_of(_count4(s, held, knots_ptr, n + 1, HELD, CHUNKS))
-        threshold, slope, low, high = record(tables_ptr + BY_SEGMENT * (n + 2), segment)
+        segment = _count(s, held, low, middle, high, knots_ptr, n + 1, HELD, CHUNKS, FIFTEEN)
+        if FIFTEEN:
+            segment += (s > sixteenth).to(tl.int32)
+        threshold, slope, under, over = record(tables_ptr + BY_SEGMENT * (n + 2), segment)
         g = tl.where(s != s, s, g)  # a NaN input reaches every sum
         pull = g * slope
         climbs = add_group(climbs, pull, s, inverse, offset)
         if WRITES:
             tl.store(dx_ptr + begin + place, (g * (slope * gain)).to(dx_ptr.dtype.element_ty), mask=inside)
-            if RAMPED:
-                value = _ramp(s, tables_ptr, n)
-            else:
-                value = tl.where(s > threshold, high, low)
+            value = _ramp(s, tables_ptr, n) if RAMPED else tl.where(s > threshold, over, under)
             value_sum = add_products(value_sum, g, value)
             pull_sum = add_values(pull_sum, pull)
             moment = add_products(moment, pull, flat_to_zero(pull, x))
@@ -157,8 +173,9 @@ def forward(x: Tensor, quantizer: Quantizer, y: Tensor, ramp: float) -> None:
     n, tables = quantizer[1].numel(), table_rows(*quantizer, compute_dtype(x.dtype), ramp)
     held = held_bounds(n)
     _forward_kernel[(triton.cdiv(x.numel(), _TILE),)](
-        x, y, tables, x.numel(), n, RAMPED=ramp > 0, HELD=held, CHUNKS=triton.cdiv(n, held), LANES=LANES
-    )
+        x, y, tables, x.numel(), n, RAMPED=ramp > 0, HELD=held, CHUNKS=triton.cdiv(n, held), FIFTEEN=n == 15,
+        LANES=LANES,
+    )  # fmt: skip
 
 
 def backward(
@@ -176,6 +193,6 @@ def backward(
         for first in range(0, n, held):
             _backward_kernel[(programs,)](
                 grad, x, dx, sums, tables, x.numel(), n, tiles, first, RAMPED=ramp > 0, WRITES=first == 0,
-                HELD=held, CHUNKS=triton.cdiv(n + 1, held), LANES=LANES,
+                HELD=held, CHUNKS=triton.cdiv(n + 1, held), FIFTEEN=n == 15, LANES=LANES,
             )  # fmt: skip
     return parameter_gradients(sums, *quantizer)
