@@ -64,6 +64,26 @@ def assert_same(kernel: str, x: Tensor, form: NUQFormat, seed: int = 3) -> None:
         assert torch.equal(fast, oracle), (kernel, form, x.numel())
 
 
+def assert_same_at_any_byte(kernel: str, x: Tensor) -> None:
+    """Messages lie anywhere in memory, and a table's rows begin at any byte."""
+    for form, first in itertools.product([NUQFormat(bits, 64) for bits in (2, 3, 4, 8)], range(4)):
+        size, results = form.nbytes(x.numel()), []
+        for choice in (kernel, "reference"):
+            table, mean = torch.zeros(2, size + first, dtype=torch.uint8), torch.empty_like(x)
+            with force(choice):
+                for seed, row in enumerate(table):
+                    nuq_encode(x, form, seed, row[first:])
+                nuq_decode_mean(table[:, first:], form, x.numel(), mean)
+            results.append((table, mean.nan_to_num(nan=1.25)))
+        for fast, oracle in zip(*results, strict=True):
+            assert torch.equal(fast, oracle), (kernel, form, first)
+
+
+def test_numba_at_any_byte():
+    pytest.importorskip("numba")
+    assert_same_at_any_byte("numba", hard_vector(403))
+
+
 @pytest.mark.parametrize("form", formats(64), ids=lambda f: f"{f.bits}-{f.norm}-{f.family}{f.mantissa_bits}")
 def test_numba_gives_the_oracles_bytes(form):
     pytest.importorskip("numba")
@@ -137,7 +157,7 @@ def test_forked_children_start_their_own_threads():
 TRITON_CASES = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from test_nuq_kernels import assert_same, formats, hard_vector
+from test_nuq_kernels import assert_same, assert_same_at_any_byte, formats, hard_vector
 from lightning_n2uq.ops.nuq_format import NUQFormat
 for form in formats(64):
     if form.norm == "l2" or form.bits == 4:
@@ -145,6 +165,7 @@ for form in formats(64):
 assert_same("triton", hard_vector(403), NUQFormat(4, 40, "linf"))
 assert_same("triton", hard_vector(403), NUQFormat(4, 64))
 assert_same("triton", hard_vector(2300), NUQFormat(3, 2048))
+assert_same_at_any_byte("triton", hard_vector(403))
 """
 
 

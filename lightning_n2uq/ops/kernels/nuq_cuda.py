@@ -326,7 +326,10 @@ def encode(x: Tensor, form: NUQFormat, seed: int, out: Tensor) -> None:
 def decode_mean(payloads: Tensor, form: NUQFormat, numel: int, out: Tensor) -> None:
     """See `lightning_n2uq.ops.nuq.nuq_decode_mean`."""
     start = form.norm_bytes(numel)
-    norms = payloads[:, :start].clone(memory_format=torch.contiguous_format).view(torch.int32)
+    norms = payloads[:, :start]
+    if norms.data_ptr() % 4 or norms.stride(0) % 4:
+        norms = norms.clone(memory_format=torch.contiguous_format)
+    norms = norms.view(torch.int32)
     packed = payloads[:, start:]
     tile = _tile(form)
     grid = (form.num_buckets(numel), triton.cdiv(form.bucket_size, tile))
