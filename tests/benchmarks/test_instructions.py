@@ -1,0 +1,33 @@
+"""What `python -m benchmarks.instructions` counts, and that kernels keep within a thread's registers."""
+
+import pytest
+
+from benchmarks import instructions
+
+LOOP = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   LDG.E R2, desc[UR4][R2.64] ;
+        /*0020*/                   FADD R3, R3, R2 ;
+        /*0030*/                   NOP;
+        /*0040*/               @P0 BRA `(.L_x_1) ;
+        /*0050*/                   EXIT ;
+.L_x_2:
+        /*0060*/                   BRA `(.L_x_2) ;
+"""
+
+
+def test_the_longest_loop_is_counted_without_padding() -> None:
+    middle = "        /*0015*/                   FFMA R4, R4, R5, R6 ;\n" * 20
+    assert instructions.longest_loop(LOOP.replace("        /*0020*/", middle + "        /*0020*/")) == 23
+    assert instructions.longest_loop(LOOP) == 6  # no loop worth the name: all of it
+
+
+@pytest.mark.parametrize("title", ["chain, 4 bits, behind a norm: sums", "stem, input"])
+def test_the_largest_kernels_spill_nothing(title: str) -> None:
+    pytest.importorskip("triton")
+    (case,) = (case for case in instructions.CASES if case.title == title)
+    cost = instructions.measure(case)
+    assert cost.spilled == 0
+    assert cost.registers <= 128  # four programs of 128 threads on a multiprocessor
+    assert 20 < cost.instructions < 100
