@@ -16,6 +16,7 @@ import os
 import re
 import subprocess
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, default=OUTPUT)
     chosen = parser.parse_args(argv)
-    rows = {}
+    rows: dict[str, object] = {"triton": metadata.version("triton")}
     print(f"{'kernel':<42} registers  spilled  instructions per value  limit")
     for case in CASES:
         cost, limit = measure(case), case.bytes * WARP / BYTES_PER_CYCLE * SCHEDULERS

@@ -23,11 +23,16 @@ def test_the_longest_loop_is_counted_without_padding() -> None:
     assert instructions.longest_loop(LOOP) == 6  # no loop worth the name: all of it
 
 
-@pytest.mark.parametrize("title", ["chain, 4 bits, behind a norm: sums", "stem, input"])
-def test_the_largest_kernels_spill_nothing(title: str) -> None:
+@pytest.mark.parametrize(
+    ("title", "most"),
+    [("chain, 4 bits, behind a norm: sums", 95), ("stem, input", 70), ("block's end, forward", 20)],
+)
+def test_kernels_spill_nothing_and_load_groups_at_once(title: str, most: int) -> None:
     pytest.importorskip("triton")
     (case,) = (case for case in instructions.CASES if case.title == title)
     cost = instructions.measure(case)
     assert cost.spilled == 0
-    assert cost.registers <= 128  # four programs of 128 threads on a multiprocessor
-    assert 20 < cost.instructions < 100
+    assert (
+        cost.registers <= 160
+    )  # three programs of 128 threads on a multiprocessor, with any release of Triton
+    assert most / 3 < cost.instructions < most  # twice as many where values are loaded one by one

@@ -71,7 +71,8 @@ def place(channels, COLUMNS: tl.constexpr, LANES: tl.constexpr, GROUP: tl.conste
     All are `[LANES, GROUP]`, but the row is the same for a thread's values, `[LANES, 1]`.
     """
     lane = tl.arange(0, LANES)[:, None] * GROUP
-    channel = tl.program_id(1) * COLUMNS + lane % COLUMNS + tl.arange(0, GROUP)[None, :]
+    column = tl.multiple_of(lane % COLUMNS, [GROUP, GROUP])  # Triton 3.6 does not see it itself
+    channel = tl.program_id(1) * COLUMNS + column + tl.arange(0, GROUP)[None, :]
     row = lane // COLUMNS
     return channel, channel < channels, row, row * channels + channel
 

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_n2uq.ops.kernels.product_cuda import INTERPRETED, product
+from lightning_n2uq.ops.kernels.product_cuda import INTERPRETED, divided, product
 from lightning_n2uq.ops.kernels.rng import GOLDEN, M1, M2, message_key
 from lightning_n2uq.ops.nuq_format import NUQFormat
 
@@ -117,7 +117,8 @@ def _quotient(pattern, norm):
         exponent = norm.to(tl.int32, bitcast=True) >> 23
         unit = (tl.maximum(254 - exponent, 1) << 23).to(tl.float32, bitcast=True)
         divisor = tl.zeros_like(magnitude) + norm * unit
-        inverse = tl.zeros_like(magnitude) + tl.div_rn(1.0, norm * unit)
+        one = tl.full([1, 1], 1.0, tl.float32)
+        inverse = tl.broadcast_to(divided(one, tl.zeros_like(one) + norm * unit), magnitude.shape)
         scaled = magnitude * unit
         quotient = product(scaled, inverse)
         quotient = tl.fma(tl.fma(-divisor, quotient, scaled), inverse, quotient)
@@ -155,7 +156,7 @@ def _round(
         lower = tl.where((trial < TOP) & (tl.load(levels_ptr + trial) <= ratio), trial, lower)
     low = tl.load(levels_ptr + lower)
     gap = tl.load(levels_ptr + lower + 1) - low
-    return lower + (uniform01 < tl.div_rn(ratio - low, gap)).to(tl.int32)
+    return lower + (uniform01 < divided(ratio - low, gap)).to(tl.int32)
 
 
 @triton.jit
@@ -211,7 +212,8 @@ def _encode_bucket(
         if FAST:
             ratio = _quotient(pattern, norm)
         else:
-            ratio = tl.div_rn((pattern & _ABS).to(tl.float32, bitcast=True), norm)
+            magnitude = (pattern & _ABS).to(tl.float32, bitcast=True)
+            ratio = divided(magnitude, tl.zeros_like(magnitude) + norm)
         random = _mix(_weyl(k0, position), k1)
         code = _round(ratio, random, levels_ptr, inverse_lowest, BITS, FAMILY, MANTISSA)
         if not FULL:
@@ -293,7 +295,7 @@ def _decode_kernel(
         norms = norms_ptr + row * norm_stride
         total += _value(packed, norms, levels_ptr, bucket, position, inside, SIZE, BITS)
     if messages > 1:
-        total = tl.div_rn(total, tl.zeros_like(total) + messages)
+        total = divided(total, tl.zeros_like(total) + messages)
     tl.store(out_ptr + start + position, total, mask=inside)
 
 

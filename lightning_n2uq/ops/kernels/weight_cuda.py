@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_n2uq.ops.kernels.product_cuda import product
+from lightning_n2uq.ops.kernels.product_cuda import divided, product
 
 _TILE = 1024
 
@@ -29,12 +29,7 @@ def _kernel(
     weight = tl.load(weight_ptr + place, mask=inside, other=0.0).to(scale_ptr.dtype.element_ty)
     scale = tl.zeros_like(weight) + tl.load(scale_ptr + channel)
     divisor = tl.where(scale == 0, 1.0, scale).to(scale.dtype)
-    if scale.dtype == tl.float32:
-        s = tl.div_rn(weight, divisor)
-        step = tl.div_rn(scale, tl.zeros_like(scale) + N)
-    else:
-        s = weight / divisor
-        step = scale / N
+    s, step = divided(weight, divisor), divided(scale, tl.zeros_like(scale) + N)
     s = tl.where(s < -1.0, -1.0, s).to(scale.dtype)
     s = tl.where(s > 1.0, 1.0, s).to(scale.dtype)
     half = tl.zeros_like(s) + N * 0.5
