@@ -2,7 +2,7 @@
 
 Triton compiles the kernels for a Hopper GPU (sm_90) and its own tools take the machine code apart: registers
 of a thread, bytes it spills, and instructions per value in the longest loop (or in all, where there is none).
-The limit beside it is what four schedulers of a multiprocessor can issue in the time that memory needs for the
+The limit beside it is what four schedulers of a multiprocessor issue in the time that memory needs for the
 value's bytes: a kernel with more instructions than that is bound by arithmetic. What a program does once is
 left out, and so is waiting.
 """
