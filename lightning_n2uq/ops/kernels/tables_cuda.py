@@ -26,8 +26,8 @@ from lightning_n2uq.ops.tables import OUTPUT_RANGE, WIDTH_FLOOR
 
 CLIMBS = 3
 _FLOOR, _RANGE, _CLIMBS = tl.constexpr(WIDTH_FLOOR), tl.constexpr(OUTPUT_RANGE), tl.constexpr(CLIMBS)
-ROWS = ("scales", "knots", "thresholds", "slopes", "ramp_starts", "ramp_slopes", "levels", "outputs")
-ROWS += ("inverses", "offsets", "by_segment", "", "", "", "by_code")
+_SHORT = ("scales", "knots", "thresholds", "slopes", "ramp_starts", "ramp_slopes", "levels", "outputs")
+ROWS = (*_SHORT, "inverses", "offsets", "by_segment", "", "", "", "by_code")
 KNOTS, THRESHOLDS, SLOPES, RAMP_STARTS, RAMP_SLOPES, LEVELS, OUTPUTS, INVERSES, OFFSETS = (
     tl.constexpr(row) for row in range(1, 10)
 )
