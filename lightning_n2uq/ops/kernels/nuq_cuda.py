@@ -19,8 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_n2uq.ops.kernels.product_cuda import INTERPRETED, divided, product
-from lightning_n2uq.ops.kernels.rng import GOLDEN, M1, M2, message_key
+from lightning_n2uq.ops.kernels.product_cuda import divided
+from lightning_n2uq.ops.kernels.rng import message_key
+from lightning_n2uq.ops.kernels.rounding_cuda import ABS, mix, quotient_of, rounded, weyl
 from lightning_n2uq.ops.nuq_format import NUQFormat
 
 _TILE = 1024
@@ -28,24 +29,8 @@ _ENCODE_WARPS = 2  # 16 values of a bucket of 1024 per thread: measured best of 
 _MOST_INVERSE = 2.0**60  # beyond it, levels are so small that only the full division tells them apart
 _GROUPS = {2: (4, 1), 3: (8, 3), 4: (4, 2), 8: (4, 4)}  # bits: how many codes fill how many whole bytes
 _FAMILIES = {"float": 0, "uniform": 1, "table": 2}
-_GOLDEN, _M1, _M2 = tl.constexpr(GOLDEN), tl.constexpr(M1), tl.constexpr(M2)
 _INF_BITS = tl.constexpr(0x7F800000)
 _NAN_BITS = tl.constexpr(0x7FC00000)
-_ABS = tl.constexpr(0x7FFFFFFF)
-
-
-@triton.jit
-def _mix(x, key):
-    """`rng._mix` on uint32."""
-    x = (x ^ (x >> 16)) * tl.full([], _M1, tl.uint32)
-    x = x ^ key
-    x = (x ^ (x >> 13)) * tl.full([], _M2, tl.uint32)
-    return x ^ (x >> 16)
-
-
-@triton.jit
-def _weyl(start, position):
-    return start + position.to(tl.uint32) * tl.full([], _GOLDEN, tl.uint32)
 
 
 @triton.jit
@@ -65,7 +50,7 @@ def _magnitudes(x_ptr, start, tile, length, GROUP: tl.constexpr, TILE: tl.conste
 @triton.jit
 def _squares(pattern, up, down):
     """Squares of the magnitudes as whole numbers; `up * down` brings the largest to 24 bits, exactly."""
-    whole = ((pattern & _ABS).to(tl.float32, bitcast=True) * up * down).to(tl.int32).to(tl.int64)
+    whole = ((pattern & ABS).to(tl.float32, bitcast=True) * up * down).to(tl.int32).to(tl.int64)
     return whole * whole
 
 
@@ -85,10 +70,10 @@ def _largest_and_norm(
     The l2 norm is an exact sum of squares of 24-bit numbers, then an fp64 square root, then fp32. A bucket of
     one tile is `held` already.
     """
-    largest = tl.max(tl.max(held & _ABS, axis=1), axis=0)
+    largest = tl.max(tl.max(held & ABS, axis=1), axis=0)
     for tile in range(TILE, SIZE, TILE):
         pattern, _ = _magnitudes(x_ptr, start, tile, length, GROUP, TILE, FULL)
-        largest = tl.maximum(largest, tl.max(tl.max(pattern & _ABS, axis=1), axis=0))
+        largest = tl.maximum(largest, tl.max(tl.max(pattern & ABS, axis=1), axis=0))
     norm = largest
     if L2:
         top = tl.maximum(largest >> 23, 1)
@@ -101,62 +86,6 @@ def _largest_and_norm(
         unit = ((top.to(tl.int64) + 873) << 52).to(tl.float64, bitcast=True)  # 2**(top - 150), exact
         norm = (root * unit).to(tl.float32).to(tl.int32, bitcast=True)
     return largest, norm
-
-
-@triton.jit
-def _quotient(pattern, norm):
-    """`|x| / norm`, the IEEE division, faster since all share the divisor: two corrections of an estimate.
-
-    Both are scaled by a power of two first, so that no step leaves the range of normal numbers unless the
-    quotient is below 2**-100, where exponential levels round to zero anyway.
-    """
-    magnitude = (pattern & _ABS).to(tl.float32, bitcast=True)
-    if INTERPRETED:
-        quotient = magnitude / norm
-    else:
-        exponent = norm.to(tl.int32, bitcast=True) >> 23
-        unit = (tl.maximum(254 - exponent, 1) << 23).to(tl.float32, bitcast=True)
-        divisor = tl.zeros_like(magnitude) + norm * unit
-        one = tl.full([1, 1], 1.0, tl.float32)
-        inverse = tl.broadcast_to(divided(one, tl.zeros_like(one) + norm * unit), magnitude.shape)
-        scaled = magnitude * unit
-        quotient = product(scaled, inverse)
-        quotient = tl.fma(tl.fma(-divisor, quotient, scaled), inverse, quotient)
-        quotient = tl.fma(tl.fma(-divisor, quotient, scaled), inverse, quotient)
-    return quotient
-
-
-@triton.jit
-def _round(
-    ratio,
-    random,
-    levels_ptr,
-    inverse_lowest,
-    BITS: tl.constexpr,
-    FAMILY: tl.constexpr,
-    MANTISSA: tl.constexpr,
-):
-    """Magnitude codes (int32) of ratios in 0..1."""
-    TOP: tl.constexpr = (1 << (BITS - 1)) - 1
-    uniform01 = (random >> 8).to(tl.int32).to(tl.float32) * (2.0**-24)
-    if FAMILY == 0:
-        SHIFT: tl.constexpr = 23 - MANTISSA
-        noise = (random >> (32 - SHIFT)).to(tl.int32)
-        code = ((ratio.to(tl.int32, bitcast=True) + noise) >> SHIFT) - ((127 << MANTISSA) - TOP)
-        share = tl.minimum(ratio * inverse_lowest, 0.99999994) * 2147483648.0
-        up = (random >> 1).to(tl.int32) < share.to(tl.int32)
-        return tl.where(ratio < tl.load(levels_ptr + 1), up.to(tl.int32), code)
-    if FAMILY == 1:
-        scaled = ratio * TOP
-        lower = scaled.to(tl.int32)
-        return lower + (uniform01 < scaled - lower.to(tl.float32)).to(tl.int32)
-    lower = tl.zeros_like(ratio).to(tl.int32)
-    for halving in tl.static_range(BITS - 1):
-        trial = lower + (1 << (BITS - 2 - halving))
-        lower = tl.where((trial < TOP) & (tl.load(levels_ptr + trial) <= ratio), trial, lower)
-    low = tl.load(levels_ptr + lower)
-    gap = tl.load(levels_ptr + lower + 1) - low
-    return lower + (uniform01 < divided(ratio - low, gap)).to(tl.int32)
 
 
 @triton.jit
@@ -199,8 +128,8 @@ def _encode_bucket(
     usable = (norm_bits > 0) & (norm_bits < _INF_BITS)
     norm = tl.where(usable, norm_bits, 0x3F800000).to(tl.float32, bitcast=True)
     zero = tl.full([], 0, tl.uint32)
-    k0 = _mix(_weyl(lo.to(tl.uint32), bucket), zero)
-    k1 = _mix(hi.to(tl.uint32) ^ k0, zero)
+    k0 = mix(weyl(lo.to(tl.uint32), bucket), zero)
+    k1 = mix(hi.to(tl.uint32) ^ k0, zero)
     member = tl.arange(0, GROUP)[None, :]
     packed_ptr = out_ptr + norm_bytes + bucket * (SIZE * BITS // 8)
     for tile in range(0, SIZE, TILE):
@@ -210,12 +139,12 @@ def _encode_bucket(
         else:
             pattern, position = _magnitudes(x_ptr, start, tile, length, GROUP, TILE, FULL)
         if FAST:
-            ratio = _quotient(pattern, norm)
+            ratio = quotient_of(pattern, norm)
         else:
-            magnitude = (pattern & _ABS).to(tl.float32, bitcast=True)
+            magnitude = (pattern & ABS).to(tl.float32, bitcast=True)
             ratio = divided(magnitude, tl.zeros_like(magnitude) + norm)
-        random = _mix(_weyl(k0, position), k1)
-        code = _round(ratio, random, levels_ptr, inverse_lowest, BITS, FAMILY, MANTISSA)
+        random = mix(weyl(k0, position), k1)
+        code = rounded(ratio, random, levels_ptr, inverse_lowest, BITS, FAMILY, MANTISSA)
         if not FULL:
             code = tl.where(position < length, code, 0)
         word = tl.sum(code << (member * BITS), axis=1)

@@ -7,10 +7,6 @@ Forward: one pass for the norm's statistics, one that writes the quantized map a
 pass for all sums, and behind a norm, which needs the sums first, one more for the input's gradient; the codes
 save it the search, since a code leaves one knot to compare with. What lies outside a map has no gradient, and
 so adds nothing to any sum. Nothing waits for the device, and no intermediate is written.
-
-The codes of a pixel's channels are packed one behind the other, 2 or 4 bits each, low bits first (1 bit takes
-2, 3 bits take 4). Behind them every program of the forward pass leaves one byte that says whether it has seen
-a NaN, which has no code; `rebuild` then gives NaN for all values of that program.
 """
 
 import torch
@@ -19,7 +15,6 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_n2uq.ops.kernels.channels_cuda import (
-    Layout,
     channel_gradients,
     channels_last,
     empty_map,
@@ -32,6 +27,14 @@ from lightning_n2uq.ops.kernels.channels_cuda import (
     place,
     prelu,
     store_column_sums,
+)
+from lightning_n2uq.ops.kernels.codes_cuda import (
+    load_codes,
+    packed_size,
+    pixel_bytes,
+    place_bytes,
+    rebuild,
+    stored_bits,
 )
 from lightning_n2uq.ops.kernels.positions_cuda import (
     LANES,
@@ -62,23 +65,10 @@ from lightning_n2uq.ops.kernels.tables_cuda import (
     table_rows,
 )
 
+__all__ = ["backward", "forward", "packed_size", "rebuild"]
+
 _CLIMBS = tl.constexpr(CLIMBS)
 _Quantizer = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-def stored_bits(n: int) -> int:
-    """Bits that a code 0 .. `n` takes in memory; beyond 4 the chain stays in separate operators."""
-    return 2 if n <= 3 else 4
-
-
-def _row_bytes(form: Layout, n: int) -> int:
-    return -(-form.channels * stored_bits(n) // 8)
-
-
-def packed_size(x: Tensor, n: int) -> int:
-    """Bytes of the packed codes of a map `[N, C, H, W]`."""
-    form = layout(x)
-    return form.rows * _row_bytes(form, n) + form.grid[0] * form.grid[1]
 
 
 @triton.jit
@@ -112,31 +102,6 @@ def _chain(x, scale, shift, bias_in, slope, bias_out, NORM: tl.constexpr, ACT: t
 
 
 @triton.jit
-def _place_bytes(channels, row_bytes, BITS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr):
-    """Of the bytes that hold a thread's four codes: row within the tile, place in the row, whether there."""
-    BYTES: tl.constexpr = BITS * 4 // 8
-    lane = tl.arange(0, LANES)[:, None] * 4 + tl.zeros([1, BYTES], tl.int32)
-    channel = tl.program_id(1) * COLUMNS + lane % COLUMNS
-    column = channel * BITS // 8 + tl.arange(0, BYTES)[None, :]
-    return lane // COLUMNS, column, (channel < channels) & (column < row_bytes)
-
-
-@triton.jit
-def _load_codes(packed_ptr, begin, rows, byte_row, column, there, row_bytes, BITS: tl.constexpr):
-    """Codes `[LANES, 4]` of a tile, from the bytes of `_place_bytes`."""
-    inside = there & (byte_row < rows - begin)
-    byte = tl.load(packed_ptr + begin * row_bytes + byte_row * row_bytes + column, mask=inside, other=0)
-    byte = byte.to(tl.int32)
-    if BITS == 4:
-        low, high = tl.split(byte)
-        word = low | (high << 8)
-    else:
-        word = tl.reshape(byte, [byte.shape[0]])
-    MASK: tl.constexpr = (1 << BITS) - 1
-    return join4(word & MASK, (word >> BITS) & MASK, (word >> (2 * BITS)) & MASK, (word >> (3 * BITS)) & MASK)
-
-
-@triton.jit
 def _code(s, held, low, middle, high, bounds_ptr, N: tl.constexpr, HELD: tl.constexpr):
     """How many of the thresholds are below `s`."""
     if N == 15:
@@ -155,7 +120,7 @@ def _forward_kernel(
 ) -> None:  # fmt: skip
     """Quantized values, packed codes and the NaN flag of one program."""
     channel, known, row, offset = place(channels, COLUMNS, LANES)
-    byte_row, column, there = _place_bytes(channels, row_bytes, BITS, COLUMNS, LANES)
+    byte_row, column, there = place_bytes(channels, row_bytes, BITS, COLUMNS, LANES)
     _, scale, shift, bias_in, slope, bias_out = _channel_numbers(
         norm_ptr, bias_in_ptr, slope_ptr, bias_out_ptr, channel, known, channels, NORM, ACT
     )
@@ -189,24 +154,6 @@ def _forward_kernel(
 
 
 @triton.jit
-def _rebuild_kernel(
-    packed_ptr, outputs_ptr, y_ptr, rows, channels, tiles, row_bytes,
-    BITS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr,
-) -> None:  # fmt: skip
-    """The quantized values of one program from its codes."""
-    _, known, row, offset = place(channels, COLUMNS, LANES)
-    byte_row, column, there = _place_bytes(channels, row_bytes, BITS, COLUMNS, LANES)
-    flags_ptr = packed_ptr + rows.to(tl.int64) * row_bytes
-    flag = tl.load(flags_ptr + tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1))
-    for tile in range(tiles):
-        begin = first_row(tile, tiles, COLUMNS, LANES)
-        inside = known & (row < rows - begin)
-        code = _load_codes(packed_ptr, begin, rows, byte_row, column, there, row_bytes, BITS)
-        y = tl.where(flag > 0, float("nan"), tl.load(outputs_ptr + code))
-        tl.store(y_ptr + begin * channels + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit
 def _slope_and_level(s, code, tables_ptr, N: tl.constexpr):
     """The surrogate's slope at `s` and its level.
 
@@ -229,7 +176,7 @@ def _sums_kernel(
     `[programs, CLIMBS + N]` those of `tables_cuda`.
     """
     channel, known, row, offset = place(channels, COLUMNS, LANES)
-    byte_row, column, there = _place_bytes(channels, row_bytes, BITS, COLUMNS, LANES)
+    byte_row, column, there = place_bytes(channels, row_bytes, BITS, COLUMNS, LANES)
     mean, scale, shift, bias_in, slope, bias_out = _channel_numbers(
         norm_ptr, bias_in_ptr, slope_ptr, bias_out_ptr, channel, known, channels, NORM, ACT
     )
@@ -245,7 +192,7 @@ def _sums_kernel(
         inside = known & (row < rows - begin)
         x = tl.load(x_ptr + begin * channels + offset, mask=inside, other=0.0).to(tl.float32)
         g = tl.load(grad_ptr + begin * channels + offset, mask=inside, other=0.0).to(tl.float32)
-        code = _load_codes(packed_ptr, begin, rows, byte_row, column, there, row_bytes, BITS)
+        code = load_codes(packed_ptr, begin, rows, byte_row, column, there, row_bytes, BITS)
         u, v = _chain(x, scale, shift, bias_in, slope, bias_out, NORM, ACT)
         s = v * alpha
         climb, value = _slope_and_level(s, code, tables_ptr, N)
@@ -287,7 +234,7 @@ def _input_kernel(
 ) -> None:  # fmt: skip
     """The input's gradient behind a norm; `correction` is `[2, C]`, see `packed_reference.norm_gradient`."""
     channel, known, row, offset = place(channels, COLUMNS, LANES)
-    byte_row, column, there = _place_bytes(channels, row_bytes, BITS, COLUMNS, LANES)
+    byte_row, column, there = place_bytes(channels, row_bytes, BITS, COLUMNS, LANES)
     mean, scale, shift, bias_in, slope, bias_out = _channel_numbers(
         norm_ptr, bias_in_ptr, slope_ptr, bias_out_ptr, channel, known, channels, True, ACT
     )
@@ -300,7 +247,7 @@ def _input_kernel(
         inside = known & (row < rows - begin)
         x = tl.load(x_ptr + begin * channels + offset, mask=inside, other=0.0).to(tl.float32)
         g = tl.load(grad_ptr + begin * channels + offset, mask=inside, other=0.0).to(tl.float32)
-        code = _load_codes(packed_ptr, begin, rows, byte_row, column, there, row_bytes, BITS)
+        code = load_codes(packed_ptr, begin, rows, byte_row, column, there, row_bytes, BITS)
         u, v = _chain(x, scale, shift, bias_in, slope, bias_out, True, ACT)
         s = v * alpha
         climb, _ = _slope_and_level(s, code, tables_ptr, N)
@@ -337,7 +284,7 @@ def forward(
     y = empty_map(x, dtype)
     packed = torch.empty(packed_size(x, n), dtype=torch.uint8, device=x.device)
     _forward_kernel[form.grid](source, y, packed, *_channel_tables(norm, act, source), rows,
-        form.rows, form.channels, form.tiles, _row_bytes(form, n), NORM=norm is not None, ACT=len(act) > 0,
+        form.rows, form.channels, form.tiles, pixel_bytes(form, n), NORM=norm is not None, ACT=len(act) > 0,
         N=n, HELD=held_bounds(n), BITS=stored_bits(n), COLUMNS=form.columns, LANES=LANES,
     )  # fmt: skip
     return y, packed, stats
@@ -346,17 +293,6 @@ def forward(
 def _channel_tables(norm: Tensor | None, act: tuple[Tensor, ...], stand_in: Tensor) -> tuple[Tensor, ...]:
     """The norm, bias, slope, bias; `stand_in` is never read."""
     return stand_in if norm is None else norm, *(p.detach() for p in act or (stand_in,) * 3)
-
-
-def rebuild(packed: Tensor, outputs: Tensor, size: list[int], dtype: torch.dtype) -> Tensor:
-    """The quantized map from its codes, channels-last; `outputs` is the table `[n + 1]`."""
-    n = outputs.numel() - 1
-    y = torch.empty(size, dtype=dtype, device=packed.device, memory_format=torch.channels_last)
-    form = layout(y)
-    _rebuild_kernel[form.grid](packed, outputs, y, form.rows, form.channels, form.tiles,
-        _row_bytes(form, n), BITS=stored_bits(n), COLUMNS=form.columns, LANES=LANES,
-    )  # fmt: skip
-    return y
 
 
 def backward(
@@ -376,7 +312,7 @@ def backward(
     sums = torch.empty(form.grid[0], 4, form.channels, dtype=torch.float64, device=x.device)
     climbs = empty_sums(form.grid[0] * form.grid[1], n, x.device)
     tables = *_channel_tables(norm, act, source), table_rows(*quantizer, torch.float32)
-    sizes = form.rows, form.channels, form.tiles, _row_bytes(form, n)
+    sizes = form.rows, form.channels, form.tiles, pixel_bytes(form, n)
     bits, columns, has_act = stored_bits(n), form.columns, len(act) > 0
     _sums_kernel[form.grid](grad, source, packed, dx, sums, climbs, *tables, *sizes,
         NORM=norm is not None, ACT=has_act, N=n, HELD=held_bounds(n), BITS=bits, COLUMNS=columns, LANES=LANES,
