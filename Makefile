@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test soak fuzz audit lint types bench clean
+.PHONY: demo test soak fuzz audit lint types bench gpu clean
 
 # torch and torchvision are resolved together (one command), since only releases of the same day fit.
 $(STAMP): pyproject.toml
@@ -48,6 +48,11 @@ types: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+# On a machine with a CUDA device: what the tests skip elsewhere, then the figures.
+gpu: $(STAMP)
+	$(BIN)/python -m pytest tests/ops -k "gpu or cuda"
+	$(BIN)/python -m benchmarks.gpu
 
 clean:
 	rm -rf build dist *.egg-info $(VENV)-types $(VENV)-audit .pytest_cache .ruff_cache .mypy_cache

@@ -21,7 +21,7 @@ from lightning_n2uq.ops.kernels.positions_cuda import GROUP, LANES
 from lightning_n2uq.ops.kernels.product_cuda import product
 
 _MOST_COLUMNS = 64
-_PROGRAMS = 1056  # 8 for each of 132 multiprocessors; a fixed number keeps the order of additions
+MULTIPROCESSORS = 132  # of an H100; a fixed number keeps the order of additions
 _FINISH = {"SUMMED": 256, "CHANNELS": 8, "num_warps": 8}  # rows and channels that a program adds up at a time
 
 
@@ -43,14 +43,21 @@ class Layout(NamedTuple):
     grid: tuple[int, int]
 
 
-def layout(x: Tensor, group: int = GROUP) -> Layout:
-    """The layout of a map `[N, C, ...]` whose threads take `group` neighbouring channels."""
+def layout(x: Tensor, group: int = GROUP, resident: int = 8) -> Layout:
+    """The layout of a map `[N, C, ...]`.
+
+    Args:
+        x: the map.
+        group: neighbouring channels of a thread.
+        resident: programs of a multiprocessor: as many as its registers hold, so that none waits for a second
+            round and runs it almost alone (`python -m benchmarks.instructions` tells the registers).
+    """
     channels = x.shape[1]
     rows = x.numel() // channels
     columns = min(_MOST_COLUMNS, max(group, int(triton.next_power_of_2(channels))))
     blocks = -(-channels // columns)
     number = -(-rows // (LANES * group // columns))
-    tiles = -(-number // max(1, _PROGRAMS // blocks))
+    tiles = -(-number // max(1, resident * MULTIPROCESSORS // blocks))
     return Layout(rows, channels, columns, tiles, (-(-number // tiles), blocks))
 
 

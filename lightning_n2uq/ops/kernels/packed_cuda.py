@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_n2uq.ops.kernels.channels_cuda import (
+    Layout,
     channel_gradients,
     channels_last,
     empty_map,
@@ -284,7 +285,7 @@ def forward(
     y = empty_map(x, dtype)
     packed = torch.empty(packed_size(x, n), dtype=torch.uint8, device=x.device)
     _forward_kernel[form.grid](source, y, packed, *_channel_tables(norm, act, source), rows,
-        form.rows, form.channels, form.tiles, pixel_bytes(form, n), NORM=norm is not None, ACT=len(act) > 0,
+        *_sizes(form, n), NORM=norm is not None, ACT=len(act) > 0,
         N=n, HELD=held_bounds(n), BITS=stored_bits(n), COLUMNS=form.columns, LANES=LANES,
     )  # fmt: skip
     return y, packed, stats
@@ -293,6 +294,17 @@ def forward(
 def _channel_tables(norm: Tensor | None, act: tuple[Tensor, ...], stand_in: Tensor) -> tuple[Tensor, ...]:
     """The norm, bias, slope, bias; `stand_in` is never read."""
     return stand_in if norm is None else norm, *(p.detach() for p in act or (stand_in,) * 3)
+
+
+def _sizes(form: Layout, n: int) -> tuple[int, int, int, int]:
+    return form.rows, form.channels, form.tiles, pixel_bytes(form, n)
+
+
+def _resident(n: int, norm: bool) -> int:
+    """Programs of `_sums_kernel` whose registers fit a multiprocessor."""
+    if n > 3:
+        return 4
+    return 5 if norm else 7
 
 
 def backward(
@@ -308,18 +320,16 @@ def backward(
     """Gradients of the input, the norm's two parameters, the activation's three, the quantizer's four."""
     source, grad, n = channels_last(x), channels_last(grad), quantizer[1].numel()
     norm = known_norm(stats, norm_parameters[0], norm_parameters[1], eps) if norm_parameters else None
-    dx, form = empty_map(x, x.dtype), layout(source)
+    dx, form = empty_map(x, x.dtype), layout(source, resident=_resident(n, norm is not None))
     sums = torch.empty(form.grid[0], 4, form.channels, dtype=torch.float64, device=x.device)
     climbs = empty_sums(form.grid[0] * form.grid[1], n, x.device)
     tables = *_channel_tables(norm, act, source), table_rows(*quantizer, torch.float32)
-    sizes = form.rows, form.channels, form.tiles, pixel_bytes(form, n)
-    bits, columns, has_act = stored_bits(n), form.columns, len(act) > 0
-    _sums_kernel[form.grid](grad, source, packed, dx, sums, climbs, *tables, *sizes,
-        NORM=norm is not None, ACT=has_act, N=n, HELD=held_bounds(n), BITS=bits, COLUMNS=columns, LANES=LANES,
+    shape = {"ACT": len(act) > 0, "N": n, "BITS": stored_bits(n), "COLUMNS": form.columns, "LANES": LANES}
+    _sums_kernel[form.grid](grad, source, packed, dx, sums, climbs, *tables, *_sizes(form, n),
+        NORM=norm is not None, HELD=held_bounds(n), **shape,
     )  # fmt: skip
     correction, grads = channel_gradients(sums, norm, norm_parameters, act, form.rows)
     if norm is not None:
-        _input_kernel[form.grid](grad, source, packed, dx, correction, *tables, *sizes,
-            ACT=has_act, N=n, BITS=bits, COLUMNS=columns, LANES=LANES,
-        )  # fmt: skip
+        form = layout(source)
+        _input_kernel[form.grid](grad, source, packed, dx, correction, *tables, *_sizes(form, n), **shape)
     return [dx, *grads, *parameter_gradients(climbs, *quantizer)]

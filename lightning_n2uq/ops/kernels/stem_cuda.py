@@ -30,6 +30,7 @@ from lightning_n2uq.ops.kernels.positions_cuda import LANES
 
 _MOST_VALUES = 2**31 - 1
 _GROUP = 8  # channels of a thread: what it computes about rows and windows serves more values than with 4
+_FORWARD, _INPUT = 6, 5  # programs whose registers fit a multiprocessor
 
 
 @triton.jit
@@ -168,7 +169,7 @@ def pool(
     kernel, stride, padding = window
     size = [(length + 2 * padding - kernel) // stride + 1 for length in x.shape[2:]]
     y = torch.empty([*x.shape[:2], *size], dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    taps, form = empty_map(y, torch.uint8), layout(y, _GROUP)
+    taps, form = empty_map(y, torch.uint8), layout(y, _GROUP, _FORWARD)
     _forward_kernel[form.grid](source, y, taps, norm, form.rows, form.channels, form.tiles,
         *x.shape[2:], *size, **_window(window), WIDE=source.numel() > _MOST_VALUES,
         COLUMNS=form.columns, LANES=LANES, GROUP=_GROUP,
@@ -187,7 +188,7 @@ def pool_gradient(
     """Gradients of `x`, `gamma`, `beta`."""
     source, grad = channels_last(x), channels_last(grad)
     norm, dx = known_norm(stats, *norm_parameters), empty_map(x, x.dtype)
-    pooled, form = layout(grad), layout(source, _GROUP)
+    pooled, form = layout(grad), layout(source, _GROUP, _INPUT)
     sums = torch.empty(pooled.grid[0], 4, form.channels, dtype=torch.float64, device=x.device)
     sizes = *x.shape[2:], *grad.shape[2:]
     shape = {**_window(window), "WIDE": source.numel() > _MOST_VALUES, "LANES": LANES}

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightning_n2uq.ops.kernels.channels_cuda import MULTIPROCESSORS
 from lightning_n2uq.ops.kernels.positions_cuda import (
     CLIMBS,
     GROUP,
@@ -52,8 +53,7 @@ from lightning_n2uq.ops.tables import OUTPUT_RANGE, compute_dtype
 Quantizer = tuple[Tensor, Tensor, Tensor, Tensor]
 _RANGE = tl.constexpr(OUTPUT_RANGE)
 _TILE = LANES * GROUP
-_PROGRAMS = 1056  # 8 for each of 132 multiprocessors; a fixed number keeps the order of additions
-_FEWER_PROGRAMS = 528  # 4, as many as fit with sixteen segments in registers
+_RESIDENT = {2: 8, 4: 8, 8: 6, 16: 4}  # programs whose registers fit a multiprocessor, by widths held
 
 
 @triton.jit
@@ -184,7 +184,7 @@ def backward(
     """See `threshold_cpu.backward`."""
     n = quantizer[1].numel()
     held = held_bounds(n)
-    wanted = _FEWER_PROGRAMS if held > 8 else _PROGRAMS
+    wanted = _RESIDENT[held] * MULTIPROCESSORS
     tiles = max(1, triton.cdiv(x.numel(), _TILE * wanted))
     programs = triton.cdiv(x.numel(), _TILE * tiles)
     sums = empty_sums(programs, n, x.device)
