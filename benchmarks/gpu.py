@@ -25,6 +25,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from benchmarks import gpu_operators
 from benchmarks.machine import description
 from benchmarks.quantizers import parameters
 from lightning_n2uq.backbones import resnet18
@@ -36,6 +37,7 @@ DEVICE = torch.device("cuda")
 CALLS, INPUTS = 20, 4  # in a row, and how many inputs take turns
 SHAPES = (32, 64, 56, 56), (256, 64, 56, 56)
 NUMELS = 11_689_512, 2**28  # a ResNet-18's gradients, and a gigabyte
+MAP = 256, 64, 56, 56  # of a ResNet-18's first stage
 BATCH, SIZE = 256, 224  # of a training step
 KINDS = {"eager": None, "compile": "default", "compile, CUDA graphs": "reduce-overhead"}
 
@@ -156,6 +158,21 @@ def _codec_calls(
     }
 
 
+def operators(rate: float) -> dict[str, object]:
+    """Every fused operator of a residual network alone, against the time of the bytes it has to move."""
+    result: dict[str, object] = {}
+    for title, operator in gpu_operators.operators(MAP[1], DEVICE).items():
+        for name, (call, moved) in gpu_operators.passes(operator, MAP, DEVICE).items():
+            limit, each = moved / rate / 1e6, in_a_row([call])
+            result[f"{title}, {name}"] = {
+                "limit_ms": round(limit, 4),
+                "row_ms": round(each, 4),
+                "ratio": round(each / limit, 3),
+            }
+            print(f"  {title + ', ' + name:<40} {each:8.4f} ms {each / limit:6.3f}x", flush=True)
+    return result
+
+
 def _step(
     model: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor, target: Tensor
 ) -> Callable[[], object]:
@@ -249,7 +266,7 @@ def _compare(mode: str | None, x: Tensor, target: Tensor, title: str | None) -> 
 def main(argv: list[str] | None = None) -> int:
     """Runs the chosen topics."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
-    topics = {"quantizer": quantizer, "codec": codec, "steps": steps}
+    topics = {"quantizer": quantizer, "codec": codec, "operators": operators, "steps": steps}
     parser.add_argument("topics", nargs="*", help=f"any of {', '.join(topics)}; all by default")
     parser.add_argument("--no-compile", action="store_true", help="steps: eager only")
     parser.add_argument("--profile", action="store_true", help="steps: print the kernels of one step")

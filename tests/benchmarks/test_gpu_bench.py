@@ -22,6 +22,7 @@ def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(gpu, "SHAPES", ((2, 3, 4, 5),))
     monkeypatch.setattr(gpu, "NUMELS", (3000,))
+    monkeypatch.setattr(gpu, "MAP", (2, 8, 6, 6))
     monkeypatch.setattr(gpu, "BATCH", 2)
     monkeypatch.setattr(gpu, "SIZE", 32)
     monkeypatch.setattr(gpu, "copy_rate", lambda: 1000.0)
@@ -40,7 +41,12 @@ def test_every_topic_runs_and_is_written(without_a_gpu: None, tmp_path: Path) ->
     assert results["quantizer"]["2x3x4x5 float32 4 bits"]["row_ms"] == 1 / gpu.CALLS
     assert results["codec"]["3000 4 bits encode"]["row_gb_per_s"] == round(4e-6 * 3000 * gpu.CALLS, 1)
     assert results["steps"]["eager"]["W2A2"]["ms_ratio"] == 1.0
-    assert all(results[topic]["command"] for topic in ("quantizer", "codec", "steps"))
+    assert results["operators"]["stem, backward"]["row_ms"] == 1 / gpu.CALLS
+    moved = 2 * 8 * 36 * 2 * (3 + 1 / 4)  # codes of four bits are a quarter of a map in bfloat16
+    assert results["operators"]["chain, 4 bits, backward"]["ratio"] == pytest.approx(
+        1e9 / 20 / moved, rel=1e-3
+    )
+    assert all(results[topic]["command"] for topic in ("quantizer", "codec", "operators", "steps"))
 
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
