@@ -37,9 +37,10 @@ def packed_size(x: Tensor, n: int) -> int:
 def place_bytes(channels, row_bytes, BITS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr):
     """Of the bytes that hold a thread's four codes: row within the tile, place in the row, whether there."""
     BYTES: tl.constexpr = BITS * 4 // 8
-    lane = tl.arange(0, LANES)[:, None] * 4 + tl.zeros([1, BYTES], tl.int32)
+    lane = tl.arange(0, LANES)[:, None] * 4
+    first = tl.multiple_of(lane % COLUMNS * BITS // 8, [BYTES, BYTES])  # Triton 3.6 does not see it itself
+    column = tl.program_id(1) * (COLUMNS * BITS // 8) + first + tl.arange(0, BYTES)[None, :]
     channel = tl.program_id(1) * COLUMNS + lane % COLUMNS
-    column = channel * BITS // 8 + tl.arange(0, BYTES)[None, :]
     return lane // COLUMNS, column, (channel < channels) & (column < row_bytes)
 
 
