@@ -1,10 +1,10 @@
 """`python -m benchmarks.instructions`: what the CUDA kernels cost per value, without a GPU.
 
 Triton compiles the kernels for a Hopper GPU (sm_90) and its own tools take the machine code apart: registers
-of a thread, bytes it spills, and instructions per value in the longest loop (or in all, where there is none).
-The limit beside it is what four schedulers of a multiprocessor issue in the time that memory needs for the
-value's bytes: a kernel with more instructions than that is bound by arithmetic. What a program does once is
-left out, and so is waiting.
+of a thread, bytes it spills, and in the longest loop (or in all, where there is none) instructions per value
+and barriers, at which a program's threads wait for one another. The limit is what four schedulers of a
+multiprocessor issue in the time that memory needs for the value's bytes: a kernel with more instructions than
+that is bound by arithmetic. What a program does once is left out, and so is waiting.
 """
 
 from __future__ import annotations
@@ -51,10 +51,11 @@ class Case(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Registers and spilled bytes of a thread, instructions per value."""
+    """Registers and spilled bytes of a thread, barriers in a loop, instructions per value."""
 
     registers: int
     spilled: int
+    barriers: int
     instructions: float
 
 
@@ -133,23 +134,25 @@ def _count(cubin: bytes, values: int) -> Cost:
     finally:
         os.unlink(file.name)
     used = {word: int(number) for word, number in re.findall(r"(REG|STACK):(\d+)", usage)}
-    return Cost(used["REG"], used["STACK"], longest_loop(code) / values)
+    loop = longest_loop(code)
+    barriers = sum("BAR.SYNC" in instruction for instruction in loop)
+    return Cost(used["REG"], used["STACK"], barriers, len(loop) / values)
 
 
-def longest_loop(code: str) -> int:
+def longest_loop(code: str) -> list[str]:
     """Instructions of the longest loop of disassembled code, or all of them but padding."""
-    count, longest, labels = 0, 0, dict[str, int]()
+    found, longest, labels = list[str](), list[str](), dict[str, int]()
     for line in code.splitlines():
         if label := re.match(r"\s*(\.L\w+):", line):
-            labels[label[1]] = count
+            labels[label[1]] = len(found)
         elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
             if re.match(r"(@!?U?P\w+\s+)?NOP", instruction[1]):
                 continue
-            count += 1
+            found.append(instruction[1])
             target = re.search(r"BRA.*`\((\.L\w+)\)", instruction[1])
-            if target and target[1] in labels:
-                longest = max(longest, count - labels[target[1]])
-    return longest if longest > 8 else count  # a program may end by branching to itself
+            if target and len(found) - labels.get(target[1], len(found)) > len(longest):
+                longest = found[labels[target[1]] :]
+    return longest if len(longest) > 8 else found  # a program may end by branching to itself
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -160,12 +163,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     chosen = parser.parse_args(argv)
     rows: dict[str, object] = {"triton": metadata.version("triton")}
-    print(f"{'kernel':<42} registers  spilled  instructions per value  limit")
+    print(f"{'kernel':<38} registers  spilled  barriers  instructions per value  limit")
     for case in CASES:
         cost, limit = measure(case), case.bytes * WARP / BYTES_PER_CYCLE * SCHEDULERS
         rows[case.title] = {**cost._asdict(), "limit": round(limit, 1)}
-        numbers = f"{cost.registers:9} {cost.spilled:8} {cost.instructions:23.1f} {limit:6.0f}"
-        print(f"{case.title:<42} {numbers}", flush=True)
+        numbers = (
+            f"{cost.registers:9} {cost.spilled:8} {cost.barriers:9} {cost.instructions:23.1f} {limit:6.0f}"
+        )
+        print(f"{case.title:<38} {numbers}", flush=True)
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     chosen.output.write_text(json.dumps(rows, indent=2) + "\n")
     print(f"written: {chosen.output}")

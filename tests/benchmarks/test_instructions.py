@@ -19,8 +19,10 @@ LOOP = """
 
 def test_the_longest_loop_is_counted_without_padding() -> None:
     middle = "        /*0015*/                   FFMA R4, R4, R5, R6 ;\n" * 20
-    assert instructions.longest_loop(LOOP.replace("        /*0020*/", middle + "        /*0020*/")) == 23
-    assert instructions.longest_loop(LOOP) == 6  # no loop worth the name: all of it
+    loop = instructions.longest_loop(LOOP.replace("        /*0020*/", middle + "        /*0020*/"))
+    assert len(loop) == 23
+    assert loop[0].startswith("LDG.E")
+    assert len(instructions.longest_loop(LOOP)) == 6  # no loop worth the name: all of it
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,7 @@ def test_kernels_spill_nothing_and_load_groups_at_once(title: str, most: int) ->
     (case,) = (case for case in instructions.CASES if case.title == title)
     cost = instructions.measure(case)
     assert cost.spilled == 0
+    assert cost.barriers == 0
     assert (
         cost.registers <= 160
     )  # three programs of 128 threads on a multiprocessor, with any release of Triton
