@@ -102,6 +102,8 @@ def measure(case: Case) -> Cost:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
+    from lightning_n2uq.ops.kernels.product_cuda import FUSED
+
     kernel = getattr(importlib.import_module(f"lightning_n2uq.ops.kernels.{case.module}"), case.kernel)
     types = dict.fromkeys(MAPS, f"*{case.data}") | OTHERS
     names = [name for name in kernel.arg_names if name not in case.constants]
@@ -114,7 +116,7 @@ def measure(case: Case) -> Cost:
         if name.endswith("_ptr") or name in ALIGNED
     }
     source = ASTSource(kernel, signature, constants, aligned)
-    compiled = compile(source, target=GPUTarget("cuda", 90, WARP))
+    compiled = compile(source, target=GPUTarget("cuda", 90, WARP), options=FUSED)
     return _count(compiled.asm["cubin"], case.values)
 
 

@@ -26,7 +26,7 @@ from lightning_n2uq.ops.kernels.channels_cuda import (
     prelu,
     store_column_sums,
 )
-from lightning_n2uq.ops.kernels.positions_cuda import LANES
+from lightning_n2uq.ops.kernels.positions_cuda import LAUNCH
 from lightning_n2uq.ops.kernels.stem_cuda import pool, pool_gradient
 
 __all__ = ["pool", "pool_gradient", "residual", "residual_gradient"]
@@ -148,7 +148,7 @@ def residual(
         other_stats, other_first = measured_norm(second, *other_norm)
     y, form = empty_map(x, x.dtype), layout(source)
     _forward_kernel[form.grid](source, second, y, first, other_first, *(p.detach() for p in act),
-        form.rows, form.channels, form.tiles, OTHER=other_norm is not None, COLUMNS=form.columns, LANES=LANES,
+        form.rows, form.channels, form.tiles, OTHER=other_norm is not None, COLUMNS=form.columns, **LAUNCH,
     )  # fmt: skip
     return y, stats, other_stats
 
@@ -172,7 +172,7 @@ def residual_gradient(
     other_sums = sums if other_norm is None else torch.empty_like(sums)
     tables = first, other_first, act[0].detach(), act[1].detach()
     sizes = form.rows, form.channels, form.tiles
-    shape = {"OTHER": other_norm is not None, "COLUMNS": form.columns, "LANES": LANES}
+    shape = {"OTHER": other_norm is not None, "COLUMNS": form.columns, **LAUNCH}
     _sums_kernel[form.grid](grad, source, second, sums, other_sums, *tables, *sizes, **shape)
     correction, grads = channel_gradients(sums, first, norm[:2], act, form.rows)
     other_correction: Tensor = correction

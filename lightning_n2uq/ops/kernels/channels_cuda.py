@@ -17,12 +17,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_n2uq.ops.kernels.positions_cuda import GROUP, LANES
-from lightning_n2uq.ops.kernels.product_cuda import product
+from lightning_n2uq.ops.kernels.positions_cuda import GROUP, LANES, LAUNCH
+from lightning_n2uq.ops.kernels.product_cuda import FUSED, product
 
 _MOST_COLUMNS = 64
 MULTIPROCESSORS = 132  # of an H100; a fixed number keeps the order of additions
-_FINISH = {"SUMMED": 256, "CHANNELS": 8, "num_warps": 8}  # rows and channels that a program adds up at a time
+_SUMMED_CHANNELS = 8  # that a finishing program adds up, 256 rows at a time
+_FINISH = {"SUMMED": 256, "CHANNELS": _SUMMED_CHANNELS, "num_warps": 8, **FUSED}
 
 
 class Layout(NamedTuple):
@@ -190,7 +191,7 @@ def measured_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[T
     form = layout(x)
     partial = torch.empty(form.grid[0], 2, form.channels, dtype=torch.float64, device=x.device)
     sizes = form.rows, form.channels, form.tiles
-    _moments_kernel[form.grid](x, partial, *sizes, COLUMNS=form.columns, LANES=LANES)
+    _moments_kernel[form.grid](x, partial, *sizes, COLUMNS=form.columns, **LAUNCH)
     stats = torch.empty(2, form.channels, dtype=torch.float32, device=x.device)
     return stats, _norm(x, partial, stats, (gamma, beta, eps), from_sums=True)
 
@@ -213,7 +214,7 @@ def _norm(
 
 
 def _finishing(channels: int) -> tuple[int]:
-    return (-(-channels // _FINISH["CHANNELS"]),)
+    return (-(-channels // _SUMMED_CHANNELS),)
 
 
 @triton.jit(do_not_specialize=["programs"])

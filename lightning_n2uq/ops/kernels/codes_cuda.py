@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_n2uq.ops.kernels.channels_cuda import Layout, first_row, layout, place
-from lightning_n2uq.ops.kernels.positions_cuda import LANES, join4
+from lightning_n2uq.ops.kernels.positions_cuda import LAUNCH, join4
 
 
 def stored_bits(n: int) -> int:
@@ -83,6 +83,6 @@ def rebuild(packed: Tensor, outputs: Tensor, size: list[int], dtype: torch.dtype
     y = torch.empty(size, dtype=dtype, device=packed.device, memory_format=torch.channels_last)
     form = layout(y)
     _rebuild_kernel[form.grid](packed, outputs, y, form.rows, form.channels, form.tiles,
-        pixel_bytes(form, n), BITS=stored_bits(n), COLUMNS=form.columns, LANES=LANES,
+        pixel_bytes(form, n), BITS=stored_bits(n), COLUMNS=form.columns, **LAUNCH,
     )  # fmt: skip
     return y

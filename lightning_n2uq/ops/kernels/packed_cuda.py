@@ -38,7 +38,7 @@ from lightning_n2uq.ops.kernels.codes_cuda import (
     stored_bits,
 )
 from lightning_n2uq.ops.kernels.positions_cuda import (
-    LANES,
+    LAUNCH,
     add_group,
     add_products,
     add_values,
@@ -286,7 +286,7 @@ def forward(
     packed = torch.empty(packed_size(x, n), dtype=torch.uint8, device=x.device)
     _forward_kernel[form.grid](source, y, packed, *_channel_tables(norm, act, source), rows,
         *_sizes(form, n), NORM=norm is not None, ACT=len(act) > 0,
-        N=n, HELD=held_bounds(n), BITS=stored_bits(n), COLUMNS=form.columns, LANES=LANES,
+        N=n, HELD=held_bounds(n), BITS=stored_bits(n), COLUMNS=form.columns, **LAUNCH,
     )  # fmt: skip
     return y, packed, stats
 
@@ -324,7 +324,7 @@ def backward(
     sums = torch.empty(form.grid[0], 4, form.channels, dtype=torch.float64, device=x.device)
     climbs = empty_sums(form.grid[0] * form.grid[1], n, x.device)
     tables = *_channel_tables(norm, act, source), table_rows(*quantizer, torch.float32)
-    shape = {"ACT": len(act) > 0, "N": n, "BITS": stored_bits(n), "COLUMNS": form.columns, "LANES": LANES}
+    shape = {"ACT": len(act) > 0, "N": n, "BITS": stored_bits(n), "COLUMNS": form.columns, **LAUNCH}
     _sums_kernel[form.grid](grad, source, packed, dx, sums, climbs, *tables, *_sizes(form, n),
         NORM=norm is not None, HELD=held_bounds(n), **shape,
     )  # fmt: skip

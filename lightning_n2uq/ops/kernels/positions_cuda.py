@@ -14,11 +14,12 @@ import triton
 import triton.language as tl
 
 from lightning_n2uq.ops.kernels import tables_cuda
-from lightning_n2uq.ops.kernels.product_cuda import INTERPRETED
+from lightning_n2uq.ops.kernels.product_cuda import FUSED, INTERPRETED
 from lightning_n2uq.ops.kernels.tables_cuda import INVERSES, OFFSETS
 
 CLIMBS = tl.constexpr(tables_cuda.CLIMBS)
 LANES = 128  # threads of a program
+LAUNCH = {"LANES": LANES, **FUSED}
 GROUP = 4
 MOST_HELD = 16  # bounds, or widths, that a thread holds at a time; more would not fit its registers
 

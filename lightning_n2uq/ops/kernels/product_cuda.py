@@ -14,6 +14,7 @@ import os
 import triton
 import triton.language as tl
 
+FUSED = {"enable_fp_fusion": True}  # for every launch but the codec's; the default changes with Triton 3.10
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 

@@ -26,7 +26,7 @@ from lightning_n2uq.ops.kernels.channels_cuda import (
     place,
     store_column_sums,
 )
-from lightning_n2uq.ops.kernels.positions_cuda import LANES
+from lightning_n2uq.ops.kernels.positions_cuda import LAUNCH
 
 _MOST_VALUES = 2**31 - 1
 _GROUP = 8  # channels of a thread: what it computes about rows and windows serves more values than with 4
@@ -172,7 +172,7 @@ def pool(
     taps, form = empty_map(y, torch.uint8), layout(y, _GROUP, _FORWARD)
     _forward_kernel[form.grid](source, y, taps, norm, form.rows, form.channels, form.tiles,
         *x.shape[2:], *size, **_window(window), WIDE=source.numel() > _MOST_VALUES,
-        COLUMNS=form.columns, LANES=LANES, GROUP=_GROUP,
+        COLUMNS=form.columns, GROUP=_GROUP, **LAUNCH,
     )  # fmt: skip
     return y, taps, stats
 
@@ -191,7 +191,7 @@ def pool_gradient(
     pooled, form = layout(grad), layout(source, _GROUP, _INPUT)
     sums = torch.empty(pooled.grid[0], 4, form.channels, dtype=torch.float64, device=x.device)
     sizes = *x.shape[2:], *grad.shape[2:]
-    shape = {**_window(window), "WIDE": source.numel() > _MOST_VALUES, "LANES": LANES}
+    shape = {**_window(window), "WIDE": source.numel() > _MOST_VALUES, **LAUNCH}
     _sums_kernel[pooled.grid](grad, taps, source, sums, norm, pooled.rows, form.channels, pooled.tiles,
         *sizes, COLUMNS=pooled.columns, **shape,
     )  # fmt: skip

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_n2uq.ops.kernels.product_cuda import product
+from lightning_n2uq.ops.kernels.product_cuda import FUSED, product
 from lightning_n2uq.ops.tables import OUTPUT_RANGE, WIDTH_FLOOR
 
 CLIMBS = 3
@@ -180,6 +180,7 @@ def table_rows(
         ramp_bits,
         N=n,
         LANES=int(triton.next_power_of_2(n + 2)),
+        **FUSED,
     )
     return out
 
@@ -207,6 +208,6 @@ def parameter_gradients(
     lanes = int(triton.next_power_of_2(CLIMBS + n))
     _gradients_kernel[(1,)](
         sums, len(sums), widths.detach().contiguous(), scale_out.detach(), *grads,
-        N=n, LANES=lanes, SUMMED=max(_SUMMED, _FEWEST_ROWS * lanes), num_warps=_SUMMING_WARPS,
+        N=n, LANES=lanes, SUMMED=max(_SUMMED, _FEWEST_ROWS * lanes), num_warps=_SUMMING_WARPS, **FUSED,
     )  # fmt: skip
     return grads[0], grads[1], grads[2], grads[3]

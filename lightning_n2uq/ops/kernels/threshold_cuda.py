@@ -19,6 +19,7 @@ from lightning_n2uq.ops.kernels.positions_cuda import (
     CLIMBS,
     GROUP,
     LANES,
+    LAUNCH,
     add_group,
     add_products,
     add_values,
@@ -174,7 +175,7 @@ def forward(x: Tensor, quantizer: Quantizer, y: Tensor, ramp: float) -> None:
     held = held_bounds(n)
     _forward_kernel[(triton.cdiv(x.numel(), _TILE),)](
         x, y, tables, x.numel(), n, RAMPED=ramp > 0, HELD=held, CHUNKS=triton.cdiv(n, held), FIFTEEN=n == 15,
-        LANES=LANES,
+        **LAUNCH,
     )  # fmt: skip
 
 
@@ -193,6 +194,6 @@ def backward(
         for first in range(0, n, held):
             _backward_kernel[(programs,)](
                 grad, x, dx, sums, tables, x.numel(), n, tiles, first, RAMPED=ramp > 0, WRITES=first == 0,
-                HELD=held, CHUNKS=triton.cdiv(n + 1, held), FIFTEEN=n == 15, LANES=LANES,
+                HELD=held, CHUNKS=triton.cdiv(n + 1, held), FIFTEEN=n == 15, **LAUNCH,
             )  # fmt: skip
     return parameter_gradients(sums, *quantizer)

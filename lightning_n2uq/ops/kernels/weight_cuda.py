@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_n2uq.ops.kernels.product_cuda import divided, product
+from lightning_n2uq.ops.kernels.product_cuda import FUSED, divided, product
 
 _TILE = 1024
 
@@ -53,4 +53,4 @@ def forward(weight: Tensor, scale: Tensor, bits: int, quantized: Tensor) -> None
     row_length = weight.numel() // channels
     magic = 1.5 * 2.0 ** (23 if scale.dtype == torch.float32 else 52)
     grid = channels, -(-row_length // _TILE)
-    _kernel[grid](weight, quantized, scale, row_length, N=2**bits - 1, MAGIC=magic, TILE=_TILE)
+    _kernel[grid](weight, quantized, scale, row_length, N=2**bits - 1, MAGIC=magic, TILE=_TILE, **FUSED)
