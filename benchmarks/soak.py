@@ -152,7 +152,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--every", type=int, default=50, help="steps between samples")
     parser.add_argument("--output", type=Path, default=_RESULTS)
     options = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no rank is left behind
     result = soak(options.ranks, 60 * options.minutes, options.every)
     print(render(result))
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -161,4 +160,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no rank is left behind
     sys.exit(main())

@@ -170,7 +170,9 @@ assert_same_at_any_byte("triton", hard_vector(403))
 
 
 def test_triton_gives_the_oracles_bytes_under_the_interpreter():
-    pytest.importorskip("triton")
+    from tests.ops.interpreter import need_interpreter
+
+    need_interpreter()
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", TRITON_CASES, os.path.dirname(__file__)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

@@ -12,13 +12,14 @@ from torch import nn
 
 from lightning_n2uq.backbones import resnet18
 from lightning_n2uq.ops.dispatch import force
+from tests.ops.interpreter import need_interpreter
 from tests.ops.test_triton_quantizers import compile_ptx
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def test_triton_chain_equals_the_oracle_under_the_interpreter() -> None:
-    pytest.importorskip("triton")
+    need_interpreter()
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).with_name("triton_chain_cases.py"))]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

@@ -10,10 +10,11 @@ import torch
 
 from lightning_n2uq.ops import quantize_weight, threshold_quantize
 from lightning_n2uq.ops.dispatch import force
+from tests.ops.interpreter import need_interpreter
 
 
 def test_triton_quantizers_equal_the_oracle_under_the_interpreter() -> None:
-    pytest.importorskip("triton")
+    need_interpreter()
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).with_name("triton_cases.py"))]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
