@@ -161,7 +161,7 @@ def _codec_calls(
 def operators(rate: float) -> dict[str, object]:
     """Every fused operator of a residual network alone, against the time of the bytes it has to move."""
     result: dict[str, object] = {}
-    for title, operator in gpu_operators.operators(MAP[1], DEVICE).items():
+    for title, operator in gpu_operators.operators(MAP, DEVICE).items():
         for name, (call, moved) in gpu_operators.passes(operator, MAP, DEVICE).items():
             limit, each = moved / rate / 1e6, in_a_row([call])
             result[f"{title}, {name}"] = {

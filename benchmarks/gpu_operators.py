@@ -38,19 +38,24 @@ class Operator(NamedTuple):
     scale: int = 1
 
 
-def operators(channels: int, device: torch.device) -> dict[str, Operator]:
-    """The operators, by name, for maps of so many channels."""
-    found = {}
+def operators(shape: tuple[int, int, int, int], device: torch.device) -> dict[str, Operator]:
+    """The operators, by name, for maps of a shape."""
+    found, channels = {}, shape[1]
     for bits in (2, 4):
         codes = bits / 8 / DTYPE.itemsize
         for normed in (False, True):
             name = f"chain{' behind a norm' if normed else ''}, {bits} bits"
             moved = (3 + codes, 5 + 2 * codes) if normed else (2 + codes, 3 + codes)
             found[name] = Operator(_chain(channels, bits, normed, device), *moved)
-    found["block's end"] = Operator(_residual(channels, device), 4, 8)
+    found["block's end"] = Operator(_residual(_map(shape, device)), 4, 8)
     pooled = (1 + 1 / DTYPE.itemsize) / 4  # a map of a quarter, and a byte per value
     found["stem"] = Operator(_stem(channels, device), 2 + pooled, 3 + 2 * pooled, 2)
     return found
+
+
+def _map(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    values = torch.randn(shape, device=device, dtype=DTYPE)
+    return values.contiguous(memory_format=torch.channels_last).requires_grad_()
 
 
 def _parameters(count: int, channels: int, device: torch.device) -> list[Tensor]:
@@ -77,14 +82,10 @@ def _chain(
     return run
 
 
-def _residual(channels: int, device: torch.device) -> Callable[[Tensor], tuple[Tensor, list[Tensor]]]:
-    gamma, beta, *act = _parameters(5, channels, device)
-    others: dict[torch.Size, Tensor] = {}
+def _residual(other: Tensor) -> Callable[[Tensor], tuple[Tensor, list[Tensor]]]:
+    gamma, beta, *act = _parameters(5, other.shape[1], other.device)
 
     def run(x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        if x.shape not in others:
-            others[x.shape] = torch.randn_like(x).requires_grad_()
-        other = others[x.shape]
         y, _, _ = residual_activation(x, (gamma, beta, EPS), other, None, Activation(*act))
         return y, [x, other, gamma, beta, *act]
 
@@ -106,8 +107,7 @@ def passes(
     """The forward and the backward pass as calls, and the bytes that each has to move."""
     batch, channels, height, width = shape
     size = batch, channels, height * operator.scale, width * operator.scale
-    x = torch.randn(size, device=device, dtype=DTYPE).contiguous(memory_format=torch.channels_last)
-    x.requires_grad_()
+    x = _map(size, device)
     y, leaves = operator.run(x)
     grad = torch.randn_like(y)
     bytes_of_map = x.numel() * DTYPE.itemsize

@@ -64,12 +64,13 @@ def assert_same(kernel: str, x: Tensor, form: NUQFormat, seed: int = 3) -> None:
         assert torch.equal(fast, oracle), (kernel, form, x.numel())
 
 
-def assert_same_at_any_byte(kernel: str, x: Tensor) -> None:
+def assert_same_at_any_byte(kernel: str, x: Tensor, device: str = "cpu") -> None:
     """Messages lie anywhere in memory, and a table's rows begin at any byte."""
+    x = x.to(device)
     for form, first in itertools.product([NUQFormat(bits, 64) for bits in (2, 3, 4, 8)], range(4)):
         size, results = form.nbytes(x.numel()), []
         for choice in (kernel, "reference"):
-            table, mean = torch.zeros(2, size + first, dtype=torch.uint8), torch.empty_like(x)
+            table, mean = torch.zeros(2, size + first, dtype=torch.uint8, device=device), torch.empty_like(x)
             with force(choice):
                 for seed, row in enumerate(table):
                     nuq_encode(x, form, seed, row[first:])
@@ -223,3 +224,9 @@ def test_cuda_gives_the_bytes_of_the_cpu():
         nuq_encode(x, form, 5, here)
         nuq_encode(x.cuda(), form, 5, there)
         assert torch.equal(here, there.cpu()), form
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_at_any_byte():
+    """Words are stored where memory allows only: a GPU refuses others."""
+    assert_same_at_any_byte("triton", hard_vector(4003), "cuda")

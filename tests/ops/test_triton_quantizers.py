@@ -48,9 +48,7 @@ def test_threshold_kernels_fuse_multiply_adds_in_sums_only(number: str, data: st
     assert data == "fp32" or "cvt.rn.bf16" in ptx
     ptx = _threshold_ptx(threshold_cuda._backward_kernel, types, {**constants, "WRITES": True})
     assert "ftz" not in ptx
-    assert (
-        ptx.count(f"fma.rn.f{number[2:]}") >= 4 * 16
-    )  # a sum for each of sixteen widths, four values a thread
+    assert ptx.count(f"fma.rn.f{number[2:]}") >= 4 * 16  # sums of sixteen widths, four values a thread
     if number == "fp32":
         assert ptx.count("fma.rn.sat.f32") >= 4 * 16  # the share of every segment that lies below a value
 

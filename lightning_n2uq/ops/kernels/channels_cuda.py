@@ -17,11 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_n2uq.ops.kernels.positions_cuda import GROUP, LANES, LAUNCH
+from lightning_n2uq.ops.kernels.positions_cuda import GROUP, LANES, LAUNCH, MULTIPROCESSORS
 from lightning_n2uq.ops.kernels.product_cuda import FUSED, product
 
 _MOST_COLUMNS = 64
-MULTIPROCESSORS = 132  # of an H100; a fixed number keeps the order of additions
 _SUMMED_CHANNELS = 8  # that a finishing program adds up, 256 rows at a time
 _FINISH = {"SUMMED": 256, "CHANNELS": _SUMMED_CHANNELS, "num_warps": 8, **FUSED}
 

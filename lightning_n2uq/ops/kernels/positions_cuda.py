@@ -19,6 +19,7 @@ from lightning_n2uq.ops.kernels.tables_cuda import INVERSES, OFFSETS
 
 CLIMBS = tl.constexpr(tables_cuda.CLIMBS)
 LANES = 128  # threads of a program
+MULTIPROCESSORS = 132  # of an H100; a fixed number keeps the order of additions
 LAUNCH = {"LANES": LANES, **FUSED}
 GROUP = 4
 MOST_HELD = 16  # bounds, or widths, that a thread holds at a time; more would not fit its registers

@@ -26,13 +26,12 @@ from lightning_n2uq.ops.tables import OUTPUT_RANGE, WIDTH_FLOOR
 
 CLIMBS = 3
 _FLOOR, _RANGE, _CLIMBS = tl.constexpr(WIDTH_FLOOR), tl.constexpr(OUTPUT_RANGE), tl.constexpr(CLIMBS)
-_SHORT = ("scales", "knots", "thresholds", "slopes", "ramp_starts", "ramp_slopes", "levels", "outputs")
-ROWS = (*_SHORT, "inverses", "offsets", "by_segment", "", "", "", "by_code")
-KNOTS, THRESHOLDS, SLOPES, RAMP_STARTS, RAMP_SLOPES, LEVELS, OUTPUTS, INVERSES, OFFSETS = (
-    tl.constexpr(row) for row in range(1, 10)
+ROWS = ("scales", "knots", "thresholds", "outputs", "ramp_starts", "ramp_slopes", "inverses", "offsets")
+KNOTS, THRESHOLDS, OUTPUTS, RAMP_STARTS, RAMP_SLOPES, INVERSES, OFFSETS = (
+    tl.constexpr(row) for row in range(1, len(ROWS))
 )
-BY_SEGMENT, BY_CODE = (tl.constexpr(ROWS.index(name)) for name in ("by_segment", "by_code"))
 _RECORD_ROWS = 4  # n + 2 records of four numbers
+BY_SEGMENT, BY_CODE = tl.constexpr(len(ROWS)), tl.constexpr(len(ROWS) + _RECORD_ROWS)
 _SUMMED, _FEWEST_ROWS = 4096, 32  # numbers, and rows, that the summing program adds up at a time
 _SUMMING_WARPS = 8
 
@@ -88,12 +87,12 @@ def record(records_ptr, index):
 def _tables_kernel(
     start_ptr, widths_ptr, alpha_ptr, beta_ptr, out_ptr, ramp_bits, N: tl.constexpr, LANES: tl.constexpr
 ) -> None:
-    """The fields of `ThresholdTables` and three more, one per row of `N + 2` numbers in the order of `ROWS`.
+    """What the kernels need of `ThresholdTables`, in rows of `N + 2` numbers in the order of `ROWS`.
 
     The first row holds both scales. `inverses` and `offsets` give the share of a segment below an input as
-    `inverse * s + offset`, held to 0..1. The last two take four rows each, a record of four numbers for every
-    segment (threshold, slope, the levels below and above it; infinity where a flat end has no threshold) and
-    for every code (the knot between its thresholds, the level, the slopes below and above the knot).
+    `inverse * s + offset`, held to 0..1. Behind the rows come records of four numbers, four rows for those of
+    every segment (threshold, slope, the levels below and above it; infinity where a flat end has none) and
+    four for those of every code (the knot between its thresholds, the level, the slopes below and above it).
     """
     PITCH: tl.constexpr = N + 2
     number = out_ptr.dtype.element_ty
@@ -114,10 +113,8 @@ def _tables_kernel(
     slope, slope_above = _slope_below(widths_ptr, lane, step, N), _slope_below(widths_ptr, lane + 1, step, N)
     tl.store(out_ptr + KNOTS * PITCH + lane, knot.to(number), mask=lane <= N)
     tl.store(out_ptr + THRESHOLDS * PITCH + lane, threshold.to(number), mask=lane < N)
-    tl.store(out_ptr + SLOPES * PITCH + lane, slope.to(number), mask=lane < PITCH)
     tl.store(out_ptr + RAMP_STARTS * PITCH + lane, ramp_start.to(number), mask=lane < N)
     tl.store(out_ptr + RAMP_SLOPES * PITCH + lane, ramp_slope.to(number), mask=lane < N)
-    tl.store(out_ptr + LEVELS * PITCH + lane, level.to(number), mask=lane <= N)
     tl.store(out_ptr + OUTPUTS * PITCH + lane, (level * beta).to(number), mask=lane <= N)
     tl.store(out_ptr + INVERSES * PITCH + lane, inverse, mask=lane < N)
     offset = -knot * inverse.to(tl.float64)
@@ -172,7 +169,7 @@ def table_rows(
 ) -> Tensor:
     """The tables as rows of `n + 2` numbers; see `ROWS` and `_tables_kernel`."""
     n = widths.numel()
-    out = torch.empty(len(ROWS) - 1 + _RECORD_ROWS, n + 2, dtype=dtype, device=widths.device)
+    out = torch.empty(len(ROWS) + 2 * _RECORD_ROWS, n + 2, dtype=dtype, device=widths.device)
     (ramp_bits,) = struct.unpack("<q", struct.pack("<d", ramp))  # a plain float would travel as float32
     _tables_kernel[(1,)](
         *(p.detach().contiguous() for p in (start, widths, scale_in, scale_out)),

@@ -14,12 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_n2uq.ops.kernels.channels_cuda import MULTIPROCESSORS
 from lightning_n2uq.ops.kernels.positions_cuda import (
     CLIMBS,
     GROUP,
     LANES,
     LAUNCH,
+    MULTIPROCESSORS,
     add_group,
     add_products,
     add_values,
