@@ -14,11 +14,13 @@ def assert_equal(slow: Tensor, fast: Tensor) -> None:
     assert torch.equal(slow.nan_to_num(0.5), fast.nan_to_num(0.5))
 
 
-def check_threshold(x: Tensor, n: int, ramp: float) -> None:
+def check_threshold(x: Tensor, n: int, ramp: float, first_gradient: float | None = None) -> None:
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     values = (torch.tensor([0.1]), (0.2 + torch.rand(n)) * 2 / n, torch.tensor([1.3]), torch.tensor([0.7]))
     leaves = [x.requires_grad_(), *(v.to(dtype).requires_grad_() for v in values)]
     grad = torch.randn(x.shape).to(x.dtype)
+    if first_gradient is not None:
+        grad[0] = first_gradient
     results = []
     for kernels in ("reference", "triton"):
         with force(kernels):
@@ -98,6 +100,10 @@ if __name__ == "__main__":
     special = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, 1e38, 0.4])
     check_threshold(special, 3, 0.0)
     check_threshold(special, 3, 0.5)
+    check_threshold(special[1:], 3, 0.0)  # infinite inputs leave finite gradients
+    for broken in (torch.nan, torch.inf):
+        for where in (-5.0, 0.3, 5.0):
+            check_threshold(torch.tensor([where, 0.2, 0.5]), 3, 0.0, broken)
     weight = torch.randn(5, 9)
     weight[0], weight[1, 2], weight[2, 3] = 0.0, torch.nan, torch.inf
     check_weight(weight, 2)

@@ -164,8 +164,11 @@ def check_residual(shape: tuple[int, ...], device: str, *, both_norms: bool) -> 
         close(a, b, 1 if i < 5 else x.numel(), 2e-5)
 
 
-def check_stem(size: tuple[int, int], window: tuple[int, int, int], device: str) -> None:
-    x, affine = leaf(torch.randn(2, 6, *size).to(device)), norm(6, device)
+def check_stem(
+    size: tuple[int, int], window: tuple[int, int, int], device: str, *, ties: bool = False
+) -> None:
+    values = torch.randn(2, 6, *size)
+    x, affine = leaf((values.round() if ties else values).to(device)), norm(6, device)
     grad = torch.randn_like(norm_relu_pool(x, (*affine, EPS), window)[0])
 
     def call() -> list[Tensor]:
@@ -175,6 +178,24 @@ def check_stem(size: tuple[int, int], window: tuple[int, int, int], device: str)
     slow, fast = both(call)
     for i, (a, b) in enumerate(zip(slow, fast, strict=True)):
         close(a, b, 1 if i < 3 else x.numel(), 2e-5)
+
+
+def check_many_programs(device: str) -> None:
+    """More partial sums than a finishing program adds up at a time."""
+    from lightning_n2uq.ops.kernels.channels_cuda import channel_gradients, measured_norm
+
+    x = (torch.randn(1, 4, 200, 200) + 3).to(device, memory_format=torch.channels_last)
+    stats, table = measured_norm(x, *norm(4, device), EPS)
+    close(torch.stack(torch.var_mean(x.double(), (0, 2, 3), correction=0)).flip(0).float(), stats)
+    sums, rows = torch.randn(700, 4, 10, dtype=torch.float64, device=device), 1000
+    affine, act = norm(10, device), activation(10, device)
+    table = torch.rand(4, 10, device=device) + 0.5
+    correction, grads = channel_gradients(sums, table, affine, act, rows)
+    bias, slope, out, moment = sums.sum(0)
+    inverse = table[1].double()
+    expected = [torch.stack([bias, moment * inverse**2]) / rows, moment * inverse, bias, bias, slope, out]
+    for a, b in zip(expected, [correction, *grads], strict=True):
+        close(a.float(), b)
 
 
 def check_fakes(device: str) -> None:
@@ -245,6 +266,8 @@ def check_all(device: str) -> None:
         ((11, 5), (4, 3, 2)),
     ):
         check_stem(size, window, device)
+    check_stem((9, 12), (3, 2, 1), device, ties=True)
+    check_many_programs(device)
     for both_norms in (False, True):
         check_residual((3, 70, 6, 6), device, both_norms=both_norms)
     with force("triton"):
