@@ -34,15 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 1 if something that is needed is missing or a checked operator fails.
     """
     parser = argparse.ArgumentParser(prog="n2uq doctor", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="run every operator once (compiles kernels)")
+    parser.add_argument(
+        "--check", action="store_true", help="run every operator once against the oracle (compiles kernels)"
+    )
     chosen = parser.parse_args(None if argv is None else list(argv))
     missing = [name for name in _NEEDED if _version(name) is None]
     for title, lines in _sections(missing).items():
         _print(title, lines)
-    failures = _check() if chosen.check and not missing else []
-    if failures:
-        _print("failed", failures)
-    return int(bool(missing or failures))
+    passed, failed = _check() if chosen.check and not missing else ([], [])
+    for title, lines in (("checked, forward and backward", passed), ("failed", failed)):
+        if lines:
+            _print(title, lines)
+    return int(bool(missing or failed))
 
 
 def _print(title: str, lines: list[str]) -> None:
@@ -107,33 +110,18 @@ def _cache_folder() -> str:
     return str(folder / "__pycache__") if os.access(folder, os.W_OK) else "the user's cache folder"
 
 
-def _check() -> list[str]:
-    """Runs every operator on every device against the oracle; returns what failed."""
-    import torch
-
-    failures = []
-    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
-        for name in ("threshold", "weight"):
+def _check() -> tuple[list[str], list[str]]:
+    """Runs every operator on every device against the oracle; returns what passed and what failed."""
+    torch, checked = (
+        importlib.import_module("torch"),
+        importlib.import_module("lightning_n2uq.operator_check"),
+    )
+    passed, failed = [], []
+    for name in checked.CHECKS:
+        for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
             try:
-                _compare(name, device)
+                checked.compare(name, device)
+                passed.append(f"{name:<20} {device:<5} as the oracle")
             except Exception as error:  # noqa: PERF203 -- whatever a compiler or driver raises belongs into the report
-                failures.append(f"{name} on {device}: {type(error).__name__}: {error}")
-    return failures
-
-
-def _compare(name: str, device: str) -> None:
-    torch = importlib.import_module("torch")
-    ops = importlib.import_module("lightning_n2uq.ops")
-    dispatch = importlib.import_module("lightning_n2uq.ops.dispatch")
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(8, 1000, generator=generator).to(device)
-    one = torch.ones(1, device=device)
-    results = []
-    for kernels in ("auto", "reference"):
-        with dispatch.force(kernels):
-            if name == "weight":
-                results.append(ops.quantize_weight(x, 2))
-            else:
-                results.append(ops.threshold_quantize(x, 0 * one, torch.full_like(x[0, :3], 0.6), one, one))
-    if not torch.equal(*results):
-        raise ValueError("the kernel's result is not the oracle's")
+                failed.append(f"{name} on {device}: {type(error).__name__}: {error}")
+    return passed, failed

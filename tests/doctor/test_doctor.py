@@ -1,8 +1,10 @@
 """`n2uq doctor` names versions, devices, kernels with their reasons, and what is missing."""
 
 import pytest
+from torch import Tensor
 
-from lightning_n2uq import doctor
+from lightning_n2uq import doctor, operator_check
+from lightning_n2uq.ops import dispatch
 from lightning_n2uq.ops.dispatch import force
 
 
@@ -32,14 +34,36 @@ def test_what_is_missing_is_named(
     assert "numba          CPU kernels" in text
 
 
-def test_check_compares_kernels_with_the_oracle(
+def test_check_compares_every_operator_with_the_oracle(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(operator_check.CHECKS) == set(dispatch._OPS)
+    assert doctor.main(["--check"]) == 0
+    text = capsys.readouterr().out
+    lines = [line.split() for line in text.splitlines()]
+    for name in dispatch._OPS:
+        assert [name, "cpu", "as", "the", "oracle"] in lines
+    assert "failed" not in text
+
+
+@pytest.mark.parametrize("name", list(operator_check.CHECKS))
+def test_check_notices_wrong_results(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = operator_check.CHECKS[name], []
+
+    def off(values: operator_check._Values) -> list[Tensor]:
+        *first, last = real(values)
+        calls.append(last)
+        return [*first, last * 1.01 if len(calls) == 1 else last]  # the kernels come first
+
+    monkeypatch.setitem(operator_check.CHECKS, name, off)
+    with pytest.raises(ValueError, match="is not the oracle's"):
+        operator_check.compare(name, "cpu")
+
+
+def test_check_reports_what_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert doctor.main(["--check"]) == 0
-
     def fail(name: str, device: str) -> None:
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(doctor, "_compare", fail)
+    monkeypatch.setattr(operator_check, "compare", fail)
     assert doctor.main(["--check"]) == 1
-    assert "threshold on cpu: RuntimeError: no compiler" in capsys.readouterr().out
+    assert "threshold_quantize on cpu: RuntimeError: no compiler" in capsys.readouterr().out

@@ -1,0 +1,113 @@
+"""Every operator once on a device, forward and backward, against the oracle, for `n2uq doctor --check`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_n2uq.compression import NUQCodec
+from lightning_n2uq.ops import quantize_weight, threshold_quantize
+from lightning_n2uq.ops.dispatch import force
+from lightning_n2uq.ops.packed import packed_activation
+from lightning_n2uq.ops.packed_format import Activation
+from lightning_n2uq.ops.residual import residual_activation
+from lightning_n2uq.ops.stem import norm_relu_pool
+
+_EPS = 1e-5
+_SHAPE = 4, 16, 14, 14
+_SHARE, _ERROR = 2e-3, 2e-3  # of values that a norm's last bits may push over a threshold; of sums over them
+
+
+class _Values:
+    """Random inputs, the same on every device."""
+
+    def __init__(self, device: str) -> None:
+        self._generator, self._device = torch.Generator().manual_seed(0), device
+
+    def normal(self, *shape: int, mean: float = 0.0, spread: float = 1.0) -> Tensor:
+        drawn = torch.randn(shape, generator=self._generator) * spread + mean
+        return drawn.to(self._device).requires_grad_()
+
+    def channels(self, count: int) -> list[Tensor]:
+        return [self.normal(_SHAPE[1], mean=0.5, spread=0.2) for _ in range(count)]
+
+    def quantizer(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        start, alpha, beta = (self.normal(1, mean=m, spread=0.0) for m in (0.0, 1.0, 1.0))
+        return start, self.normal(15, mean=2 / 15, spread=0.01), alpha, beta
+
+
+def _gradients(y: Tensor, *leaves: Tensor) -> list[Tensor]:
+    return [y.detach(), *torch.autograd.grad(y.square().sum(), leaves)]
+
+
+def _threshold(values: _Values) -> list[Tensor]:
+    x, quantizer = values.normal(8, 1000), values.quantizer()
+    return _gradients(threshold_quantize(x, *quantizer), x, *quantizer)
+
+
+def _weight(values: _Values) -> list[Tensor]:
+    weight = values.normal(16, 8, 3, 3)
+    return _gradients(quantize_weight(weight, 2), weight)
+
+
+def _nuq(values: _Values) -> list[Tensor]:
+    gradient, results = values.normal(5000).detach(), []
+    for bits in (2, 3, 4, 8):
+        codec = NUQCodec(bits=bits)
+        payload = codec.encode(gradient, seed=1)
+        results += [payload.float(), codec.decode(payload, gradient.numel())]
+    return results
+
+
+def _chain(values: _Values) -> list[Tensor]:
+    x, (gamma, beta, *act), quantizer = values.normal(*_SHAPE), values.channels(5), values.quantizer()
+    y, _, _ = packed_activation(x, (gamma, beta), _EPS, Activation(*act), quantizer, torch.float32)
+    return _gradients(y, x, gamma, beta, *act, *quantizer)
+
+
+def _residual(values: _Values) -> list[Tensor]:
+    x, other, (gamma, beta, *act) = values.normal(*_SHAPE), values.normal(*_SHAPE), values.channels(5)
+    y, _, _ = residual_activation(x, (gamma, beta, _EPS), other, None, Activation(*act))
+    return _gradients(y, x, other, gamma, beta, *act)
+
+
+def _stem(values: _Values) -> list[Tensor]:
+    x, (gamma, beta) = values.normal(*_SHAPE), values.channels(2)
+    return _gradients(norm_relu_pool(x, (gamma, beta, _EPS), (3, 2, 1))[0], x, gamma, beta)
+
+
+CHECKS: dict[str, Callable[[_Values], list[Tensor]]] = {
+    "nuq": _nuq,
+    "packed_activation": _chain,
+    "quantize_weight": _weight,
+    "residual_block": _residual,
+    "stem": _stem,
+    "threshold_quantize": _threshold,
+}
+_EXACT = {"nuq": 8, "quantize_weight": 2, "threshold_quantize": 2}  # how many results have the oracle's bits
+
+
+def compare(name: str, device: str) -> None:
+    """Runs an operator by the kernels in use and by the oracle.
+
+    Args:
+        name: one of `CHECKS`.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        ValueError: the results differ by more than a norm's last bits and the order of sums explain.
+    """
+    results = []
+    for kernels in (None, "reference"):
+        with force(kernels):
+            results.append(CHECKS[name](_Values(device)))
+    for i, (found, expected) in enumerate(zip(*results, strict=True)):
+        if i < _EXACT.get(name, 0):
+            same = torch.equal(found, expected)
+        else:
+            far = (found - expected).abs() > _ERROR * expected.abs().max().clamp(min=1.0)
+            same = bool(far.float().mean() <= _SHARE and found.isfinite().all())
+        if not same:
+            raise ValueError(f"result {i} of the kernels is not the oracle's")
