@@ -51,6 +51,7 @@ bench: $(STAMP)
 
 # On a machine with a CUDA device: what the tests skip elsewhere, then the figures.
 gpu: $(STAMP)
+	$(BIN)/n2uq doctor --check
 	$(BIN)/python -m pytest tests/ops -k "gpu or cuda"
 	$(BIN)/python -m benchmarks.gpu
 
