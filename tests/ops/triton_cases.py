@@ -1,4 +1,4 @@
-"""Run with TRITON_INTERPRET=1: the Triton kernels of the quantizers against the oracle, on CPU tensors."""
+"""The Triton kernels of the quantizers against the oracle, on CPU tensors: interpreted, or emulated."""
 
 import torch
 from torch import Tensor
@@ -7,6 +7,7 @@ from lightning_n2uq.ops import quantize_weight, threshold_quantize
 from lightning_n2uq.ops.dispatch import force
 from lightning_n2uq.ops.host_tables import operator_tables
 from lightning_n2uq.ops.kernels import tables_cuda
+from lightning_n2uq.ops.kernels.product_cuda import INTERPRETED
 
 
 def assert_equal(slow: Tensor, fast: Tensor) -> None:
@@ -28,7 +29,7 @@ def check_threshold(x: Tensor, n: int, ramp: float, first_gradient: float | None
             results.append([y, *torch.autograd.grad(y, leaves, grad)])
     terms = max(1, x.numel()) ** 0.5
     for i, (slow, fast) in enumerate(zip(*results, strict=True)):
-        if x.dtype == torch.bfloat16 and i < 2:  # Triton's interpreter truncates where a GPU rounds
+        if INTERPRETED.value and x.dtype == torch.bfloat16 and i < 2:  # it truncates where a GPU rounds
             torch.testing.assert_close(slow, fast, rtol=2**-7, atol=1e-6)
         elif i < 2:
             assert_equal(slow, fast)
@@ -83,7 +84,7 @@ def check_weight(weight: Tensor, bits: int) -> None:
     assert_equal(*results)
 
 
-if __name__ == "__main__":
+def check_all() -> None:
     torch.manual_seed(0)
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         check_threshold((torch.randn(1500) + 0.5).to(dtype), 3, 0.0)
@@ -109,3 +110,7 @@ if __name__ == "__main__":
     check_weight(weight, 2)
     check_weight(torch.tensor([[0.0, 2 / 3, -2 / 3, 4 / 3], [1.0, -1.0, 1.0, -1.0]]), 2)
     check_weight(torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last), 8)
+
+
+if __name__ == "__main__":
+    check_all()

@@ -1,0 +1,58 @@
+"""What Triton makes of the kernels, run without a GPU by an emulator (tests/ptx) against the oracle."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_n2uq.backbones import resnet18
+from lightning_n2uq.ops.dispatch import force
+from tests.ops import test_nuq_kernels, triton_cases, triton_chain_cases
+from tests.ptx.device import emulated_gpu
+
+
+def test_compiled_quantizers_equal_the_oracle() -> None:
+    with emulated_gpu() as launches:
+        triton_cases.check_all()
+    assert set(launches) == {
+        "_forward_kernel",
+        "_backward_kernel",
+        "_tables_kernel",
+        "_gradients_kernel",
+        "_kernel",
+    }
+
+
+def test_the_compiled_chain_equals_the_oracle() -> None:
+    with emulated_gpu() as launches:
+        triton_chain_cases.check_all("cpu")
+    assert {"_sums_kernel", "_input_kernel", "_rebuild_kernel", "_channels_kernel"} < set(launches)
+
+
+def test_the_compiled_codec_gives_the_oracles_bytes() -> None:
+    with emulated_gpu() as launches:
+        test_nuq_kernels.check_triton()
+    assert set(launches) == {"_encode_kernel", "_decode_kernel"}
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_compiled_training_step_equals_that_of_the_cpu_kernels(bits: int) -> None:
+    network = resnet18(bits, bits, num_classes=10).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    expected = _step(network, x, "numba")
+    with emulated_gpu() as launches:
+        found = _step(network, x, "triton")
+    assert sum(launches.values()) > 200
+    assert abs(expected[0] - found[0]) < 1e-6
+    for one, other in zip(expected[1], found[1], strict=True):  # some are sums of terms that cancel
+        assert float((one - other).norm()) < 1e-4 * float(one.norm()) + 1e-5
+
+
+def _step(network: nn.Module, x: Tensor, kernels: str) -> tuple[float, list[Tensor]]:
+    """The loss, and the gradients of all parameters."""
+    model = copy.deepcopy(network)
+    with force(kernels):
+        loss = nn.functional.cross_entropy(model(x), torch.arange(len(x)))
+        loss.backward()
+    return loss.item(), [p.grad for p in model.parameters() if p.grad is not None]

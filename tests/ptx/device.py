@@ -1,0 +1,87 @@
+"""Compiled Triton kernels on CPU tensors: compiled for a GPU that is not there, then emulated.
+
+Triton's interpreter runs the Python of a kernel. This runs what the compiler makes of it: layouts of threads,
+vectors of memory, exchanges by shuffles and shared memory, rounding as a GPU rounds.
+"""
+
+import inspect
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import pytest
+import torch
+
+from lightning_n2uq.ops import dispatch
+from tests.ptx.code import Kernel, fusable, parse
+from tests.ptx.machine import Machine
+from tests.ptx.memory import Fault, GlobalMemory
+
+
+class EmulatedDriver:
+    """As much of a driver as Triton needs to compile."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_device(self) -> str:  # a name of its own, as Triton keeps compiled kernels by device
+        return f"emulated sm_{self.capability}"
+
+    def get_current_stream(self, device: object) -> int:
+        return 0
+
+    def get_current_target(self) -> object:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+
+@contextmanager
+def emulated_gpu(capability: int = 90) -> Iterator[Counter[str]]:
+    """Operators on CPU tensors run the kernels compiled for `sm_{capability}`; counts launches by kernel."""
+    pytest.importorskip("triton")
+    from triton.runtime import driver, jit
+
+    from lightning_n2uq.ops.kernels.product_cuda import INTERPRETED
+
+    assert not INTERPRETED.value
+    compiled_by, kernels, launches = jit.JITFunction.run, dict[str, Kernel](), Counter[str]()
+
+    def run(function, *args, grid, warmup=False, **options):
+        compiled = compiled_by(function, *args, grid=grid, warmup=True, **options)
+        if compiled.hash not in kernels:
+            kernels[compiled.hash] = _checked(parse(compiled.asm["ptx"]), compiled.metadata)
+        bound = inspect.signature(function.fn).bind_partial(*args).arguments
+        bound |= {name: value for name, value in options.items() if name in function.arg_names}
+        held = {name: bound[name] for name, kind in compiled.src.signature.items() if kind != "constexpr"}
+        shape = grid(bound) if callable(grid) else grid
+        _launch(kernels[compiled.hash], (*shape, 1, 1)[:3], list(held.values()), compiled.metadata.shared)
+        launches[function.__name__] += 1
+        return compiled
+
+    dispatch._choose_from.cache_clear()
+    attribute = "_active" if hasattr(driver, "_active") else "active"  # the latter up to Triton 3.4
+    try:
+        with (
+            mock.patch.object(driver, attribute, EmulatedDriver(capability)),
+            mock.patch.object(jit.JITFunction, "run", run),
+            mock.patch.object(dispatch, "_obstacle", return_value=None),
+        ):
+            yield launches
+    finally:
+        dispatch._choose_from.cache_clear()
+
+
+def _checked(kernel: Kernel, metadata) -> Kernel:
+    if metadata.enable_fp_fusion and (sums := fusable(kernel)):
+        raise Fault(f"{kernel.name}: the assembler may fuse a product with {sums[0]}")
+    return kernel
+
+
+def _launch(kernel: Kernel, grid: tuple[int, int, int], arguments: list, shared_bytes: int) -> None:
+    tensors = [a.untyped_storage() for a in arguments if isinstance(a, torch.Tensor)]
+    memory = GlobalMemory({(t.data_ptr(), t.nbytes()) for t in tensors})
+    values = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
+    values += [0] * (len(kernel.parameters) - len(values))  # scratch memory, which no kernel asks for
+    Machine(kernel, grid, values, memory, shared_bytes).run()
