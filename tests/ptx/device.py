@@ -5,18 +5,20 @@ vectors of memory, exchanges by shuffles and shared memory, rounding as a GPU ro
 """
 
 import inspect
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
 from lightning_n2uq.ops import dispatch
 from tests.ptx.code import Kernel, fusable, parse
 from tests.ptx.machine import Machine
-from tests.ptx.memory import Fault, GlobalMemory
+from tests.ptx.memory import Fault, GlobalMemory, Integers
 
 
 class EmulatedDriver:
@@ -38,8 +40,16 @@ class EmulatedDriver:
 
 
 @contextmanager
-def emulated_gpu(capability: int = 90) -> Iterator[Counter[str]]:
-    """Operators on CPU tensors run the kernels compiled for `sm_{capability}`; counts launches by kernel."""
+def emulated_gpu(capability: int = 90, last: int | None = None) -> Iterator[Counter[str]]:
+    """Operators on CPU tensors run the kernels compiled for `sm_{capability}`.
+
+    Args:
+        capability: of the GPU.
+        last: how many programs of every launch run, the last ones; all without.
+
+    Yields:
+        Launches by kernel.
+    """
     pytest.importorskip("triton")
     from triton.runtime import driver, jit
 
@@ -56,7 +66,10 @@ def emulated_gpu(capability: int = 90) -> Iterator[Counter[str]]:
         bound |= {name: value for name, value in options.items() if name in function.arg_names}
         held = {name: bound[name] for name, kind in compiled.src.signature.items() if kind != "constexpr"}
         shape = grid(bound) if callable(grid) else grid
-        _launch(kernels[compiled.hash], (*shape, 1, 1)[:3], list(held.values()), compiled.metadata.shared)
+        number = math.prod(shape)
+        chosen = np.arange(0 if last is None else max(0, number - last), number)
+        values, shared = list(held.values()), compiled.metadata.shared
+        _launch(kernels[compiled.hash], (*shape, 1, 1)[:3], values, shared, chosen)
         launches[function.__name__] += 1
         return compiled
 
@@ -79,9 +92,11 @@ def _checked(kernel: Kernel, metadata) -> Kernel:
     return kernel
 
 
-def _launch(kernel: Kernel, grid: tuple[int, int, int], arguments: list, shared_bytes: int) -> None:
+def _launch(
+    kernel: Kernel, grid: tuple[int, int, int], arguments: list, shared_bytes: int, chosen: Integers
+) -> None:
     tensors = [a.untyped_storage() for a in arguments if isinstance(a, torch.Tensor)]
     memory = GlobalMemory({(t.data_ptr(), t.nbytes()) for t in tensors})
     values = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
     values += [0] * (len(kernel.parameters) - len(values))  # scratch memory, which no kernel asks for
-    Machine(kernel, grid, values, memory, shared_bytes).run()
+    Machine(kernel, grid, values, memory, shared_bytes, chosen).run()

@@ -18,25 +18,33 @@ POISON = 0xDEADBEEF  # half of a pair that nothing was written to; what is made 
 
 
 class Machine:
-    """One launch: registers of every thread, shared memory of every program."""
+    """One launch: registers of every thread, shared memory of every program.
+
+    Args:
+        kernel: what runs.
+        grid: programs of the launch.
+        arguments: one for each parameter; addresses as numbers.
+        memory: what may be reached.
+        shared_bytes: of a program.
+        numbers: of the programs that run; all without.
+    """
 
     def __init__(
         self, kernel: Kernel, grid: tuple[int, int, int], arguments: list[int | float], memory: GlobalMemory,
-        shared_bytes: int,
+        shared_bytes: int, numbers: Integers | None = None,
     ) -> None:  # fmt: skip
         self.kernel, self.memory = kernel, memory
         self.arguments = dict(zip(kernel.parameters, arguments, strict=True))
-        self.size = int(np.prod(grid)) * kernel.threads
+        numbers = np.arange(int(np.prod(grid))) if numbers is None else numbers
+        self.size = len(numbers) * kernel.threads
         self.programs, threads = np.divmod(np.arange(self.size), kernel.threads)
-        self.warps = threads // WARP
-        self.shared = SharedMemory(int(np.prod(grid)), shared_bytes)
+        self.numbers, self.warps = numbers[self.programs], threads // WARP
+        self.shared = SharedMemory(len(numbers), shared_bytes)
         x, y, _ = grid
-        fixed = {"%tid.x": threads, "%laneid": threads % WARP, "%ctaid.x": self.programs % x}
-        fixed |= {"%ctaid.y": self.programs // x % y, "%ctaid.z": self.programs // (x * y)}
+        fixed = {"%tid.x": threads, "%laneid": threads % WARP, "%ctaid.x": self.numbers % x}
+        fixed |= {"%ctaid.y": self.numbers // x % y, "%ctaid.z": self.numbers // (x * y)}
+        fixed |= {f"%nctaid.{axis}": np.full(self.size, n) for axis, n in zip("xyz", grid, strict=True)}
         self.fixed = {name: values.astype(np.uint32) for name, values in fixed.items()}
-        self.fixed |= {
-            f"%nctaid.{k}": np.full(self.size, n, np.uint32) for k, n in zip("xyz", grid, strict=True)
-        }
         self.registers: dict[str, np.ndarray] = {}
         self.places = np.zeros(self.size, np.int64)  # the next instruction of every thread
         self.effects: dict[str, Callable[[Instruction, Integers], None]] = {
@@ -161,7 +169,8 @@ class Machine:
             places = self._addresses(address, "b32", threads)
             data = self.shared.load(places, each * len(names), programs, self.warps[threads])
         else:
-            data = self.memory.load(self._addresses(address, "b64", threads), each * len(names), programs)
+            places = self._addresses(address, "b64", threads)
+            data = self.memory.load(places, each * len(names), self.numbers[threads])
         for i, name in enumerate(names):
             part = np.ascontiguousarray(data[:, i * each : (i + 1) * each])
             self._write(name, part.view(type_of(instruction.kind))[:, 0], threads)
@@ -184,7 +193,7 @@ class Machine:
             places = self._addresses(address, "b32", threads)
             self.shared.store(places, data, programs, self.warps[threads])
         else:
-            self.memory.store(self._addresses(address, "b64", threads), data, programs)
+            self.memory.store(self._addresses(address, "b64", threads), data, self.numbers[threads])
 
     def _matrices(
         self, instruction: Instruction, address: object, threads: Integers

@@ -20,12 +20,17 @@ def _aligned(addresses: np.ndarray, size: int) -> None:
 
 
 class Storage:
-    """The bytes of a tensor, and which program wrote them in this launch (from 1; 0: none)."""
+    """The bytes of a tensor, and which program wrote them in this launch (a `mark`; 0: none)."""
 
     def __init__(self, start: int, size: int) -> None:
         self.start, self.end = start, start + size
         self.bytes = np.frombuffer((ctypes.c_uint8 * size).from_address(start), np.uint8)
-        self.writers = np.zeros(size, np.int32)
+        self.writers = np.zeros(size, np.uint8)  # no page is taken before it is touched
+
+
+def mark(programs: Integers) -> Bytes:
+    """A byte for each program's number: programs next to each other differ."""
+    return (programs % 255 + 1).astype(np.uint8)
 
 
 class GlobalMemory:
@@ -39,7 +44,7 @@ class GlobalMemory:
         result = np.empty((len(addresses), size), np.uint8)
         for storage, threads, places in self._places(addresses, size):
             writers = storage.writers[places]
-            if ((writers != 0) & (writers != programs[threads, None] + 1)).any():
+            if ((writers != 0) & (writers != mark(programs[threads, None]))).any():
                 raise Fault("a program reads what another one writes")
             result[threads] = storage.bytes[places]
         return result
@@ -47,13 +52,13 @@ class GlobalMemory:
     def store(self, addresses: NDArray[np.uint64], data: Bytes, programs: Integers) -> None:
         for storage, threads, places in self._places(addresses, data.shape[1]):
             writers, new = storage.writers[places], data[threads]
-            others = (writers != 0) & (writers != programs[threads, None] + 1)
+            others = (writers != 0) & (writers != mark(programs[threads, None]))
             if (others & (storage.bytes[places] != new)).any():
                 raise Fault("a program changes what another one writes")
             storage.bytes[places] = new
             if (storage.bytes[places] != new).any():
                 raise Fault("two threads write different bytes to one place")
-            storage.writers[places] = programs[threads, None] + 1
+            storage.writers[places] = mark(programs[threads, None])
 
     def _places(self, addresses: NDArray[np.uint64], size: int):
         _aligned(addresses, size)

@@ -1,0 +1,172 @@
+"""Compiled kernels on tensors of more than 2^31 numbers: the last programs of a launch, emulated.
+
+Memory that nobody touches is never taken, so the tensors cost little. The end of a large map has to be
+treated as a small one is.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_n2uq.ops.dispatch import force
+from lightning_n2uq.ops.nuq import nuq_decode_mean, nuq_encode
+from lightning_n2uq.ops.nuq_format import NUQFormat
+from tests.ptx.device import emulated_gpu
+
+NUMEL = 2**31 + 1_234_567
+IMAGES, CHANNELS, SIDE = 8200, 64, 64  # of maps with more than 2^31 numbers
+QUANTIZER = torch.tensor([0.1]), torch.tensor([0.4, 0.6, 0.5]), torch.tensor([1.3]), torch.tensor([0.7])
+SEEN = 1000  # numbers at the end, which the last programs write
+
+
+def _large(numel: int, dtype: torch.dtype, end: Tensor) -> Tensor:
+    try:
+        values = torch.empty(numel, dtype=dtype)
+    except RuntimeError:  # the system promises no more than it has
+        pytest.skip(f"no memory for {numel} numbers")
+    values[-len(end) :] = end.to(dtype)
+    return values
+
+
+def _maps(dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor]:
+    """A large channels-last map, and its last image alone."""
+    image = torch.randn(SIDE * SIDE * CHANNELS)
+    flat = _large(IMAGES * image.numel(), dtype, image)
+    large = flat.view(IMAGES, SIDE, SIDE, CHANNELS).permute(0, 3, 1, 2)
+    return large, large[-1:].clone(memory_format=torch.channels_last)
+
+
+def _end(values: Tensor) -> Tensor:
+    """The last numbers in memory of a map, or of anything flat."""
+    if values.dim() == 4:
+        values = values.permute(0, 2, 3, 1)
+    return values.reshape(-1)[-SEEN:]
+
+
+def _same_end(large: list[Tensor], small: list[Tensor]) -> None:
+    for one, other in zip(large, small, strict=True):
+        assert torch.equal(_end(one).view(torch.uint8), _end(other).view(torch.uint8))
+
+
+@pytest.fixture(autouse=True)
+def many_short_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU of many more multiprocessors has them, so that the last ones are soon done."""
+    pytest.importorskip("triton")
+    from lightning_n2uq.ops.kernels import channels_cuda, threshold_cuda
+
+    for module in (channels_cuda, threshold_cuda):
+        monkeypatch.setattr(module, "MULTIPROCESSORS", 132 * 512)
+
+
+def test_the_quantizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_n2uq.ops.kernels import threshold_cuda
+
+    monkeypatch.setattr(threshold_cuda, "parameter_gradients", lambda *_: None)
+    x = _large(NUMEL, torch.float16, torch.randn(8192))
+    grad = _large(NUMEL, torch.float16, torch.randn(8192))
+
+    def run(x: Tensor, grad: Tensor) -> list[Tensor]:
+        y, dx = torch.empty_like(x), torch.empty_like(x)
+        threshold_cuda.forward(x, QUANTIZER, y, 0.0)
+        threshold_cuda.backward(grad, x, QUANTIZER, dx, 0.0)
+        return [y, dx]
+
+    with emulated_gpu(last=3):
+        large = run(x, grad)
+    with emulated_gpu():
+        _same_end(large, run(x[-8192:].clone(), grad[-8192:].clone()))
+
+
+@pytest.fixture
+def norm(monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
+    """A norm whose numbers are known, since sums over all programs are not to be had here."""
+    from lightning_n2uq.ops.kernels import block_cuda, packed_cuda, stem_cuda
+
+    zeros, ones = torch.zeros(CHANNELS), torch.ones(CHANNELS)
+    table = torch.stack([torch.randn(CHANNELS), ones, 0.5 + torch.rand(CHANNELS), torch.randn(CHANNELS)])
+    correction = 0.1 * torch.randn(2, CHANNELS)
+    for module in (block_cuda, packed_cuda, stem_cuda):
+        monkeypatch.setattr(module, "measured_norm", lambda *_: (table[:2], table))
+        monkeypatch.setattr(module, "known_norm", lambda *_: table)
+        monkeypatch.setattr(module, "channel_gradients", lambda *_: (correction, [zeros, zeros]))
+    return ones, zeros
+
+
+def _act() -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(CHANNELS), torch.full((CHANNELS,), 0.25), torch.randn(CHANNELS)
+
+
+def _check_maps(run: Callable[[Tensor, Tensor], list[Tensor]]) -> None:
+    (x, x_small), (grad, grad_small) = _maps(), _maps()
+    with emulated_gpu(last=2):
+        large = run(x, grad)
+    with emulated_gpu():
+        _same_end(large, run(x_small, grad_small))
+
+
+@pytest.mark.parametrize("behind_a_norm", [False, True])
+def test_the_chain(norm: tuple[Tensor, Tensor], behind_a_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_n2uq.ops.kernels import packed_cuda
+
+    monkeypatch.setattr(packed_cuda, "parameter_gradients", lambda *_: [])
+    affine, act = norm if behind_a_norm else (), _act()
+
+    def run(x: Tensor, grad: Tensor) -> list[Tensor]:
+        y, packed, stats = packed_cuda.forward(x, affine, 1e-5, act, QUANTIZER, x.dtype)
+        dx, *_ = packed_cuda.backward(grad, x, packed, stats, affine, 1e-5, act, QUANTIZER)
+        again = packed_cuda.rebuild(packed, torch.linspace(0, 1.4, 4), list(x.shape), x.dtype)
+        return [y, dx, again, packed[: x.numel() // 4]]
+
+    _check_maps(run)
+
+
+@pytest.mark.parametrize("two_norms", [False, True])
+def test_the_end_of_a_block(norm: tuple[Tensor, Tensor], two_norms: bool) -> None:
+    from lightning_n2uq.ops.kernels import block_cuda
+
+    first, act = (*norm, 1e-5), _act()
+    second = first if two_norms else None
+
+    def run(x: Tensor, grad: Tensor) -> list[Tensor]:
+        y, stats, other = block_cuda.residual(x, first, grad, second, act)
+        dx, dother, *_ = block_cuda.residual_gradient(grad, x, stats, first, x, other, second, act)
+        return [y, dx, dother]
+
+    _check_maps(run)
+
+
+def test_the_stem(norm: tuple[Tensor, Tensor]) -> None:
+    from lightning_n2uq.ops.kernels import stem_cuda
+
+    first, window = (*norm, 1e-5), (3, 1, 1)
+    some = torch.full((1, CHANNELS, SIDE, SIDE), 4, dtype=torch.uint8)
+    some[..., 1:-1, 1:-1] = torch.randint(9, (CHANNELS, SIDE - 2, SIDE - 2))
+
+    def run(x: Tensor, grad: Tensor) -> list[Tensor]:
+        y, taps, stats = stem_cuda.pool(x, first, window)
+        taps[-1:] = some  # windows that reach the last lines, but belong to earlier programs
+        dx, *_ = stem_cuda.pool_gradient(grad, taps, x, stats, first, window)
+        return [y, dx]
+
+    _check_maps(run)
+
+
+def test_the_codec() -> None:
+    pytest.importorskip("numba")
+    form, x = NUQFormat(4, 1024), _large(NUMEL, torch.float32, torch.randn(8192))
+    start, results = form.norm_bytes(NUMEL), []
+    for kernel in ("numba", "triton"):
+        message = torch.empty(form.nbytes(NUMEL), dtype=torch.uint8)
+        with emulated_gpu(last=3), force(kernel):
+            nuq_encode(x, form, 7, message)
+        results.append([message[start - 8 : start], message])
+    _same_end(*results)
+    with emulated_gpu(last=3), force("triton"):
+        mean = torch.empty_like(x)
+        nuq_decode_mean(message[None], form, NUMEL, mean)
+    place = torch.arange(NUMEL - SEEN, NUMEL)
+    code = message[start + place // 2].int() >> 4 * (place % 2) & 15
+    norms = message[:start].view(torch.float32)[place // 1024]
+    assert torch.equal(_end(mean), form.signed_levels()[code] * norms)
