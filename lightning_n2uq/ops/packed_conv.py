@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_n2uq.ops.eager import differentiable, undispatched
 from lightning_n2uq.ops.packed import kernel, kernels_of
 from lightning_n2uq.ops.packed_format import output_table
-from lightning_n2uq.ops.weight import apply_scale
+from lightning_n2uq.ops.weight import apply_scale, through_scale
 
 
 class PackedInput(NamedTuple):
@@ -145,10 +145,11 @@ def _packed_conv2d_backward(
 ) -> list[Tensor]:
     """Those gradients of input, weight and bias that are `needed`; without a scale, `weight` is quantized."""
     quantized = weight if weight_scale is None else apply_scale(weight, weight_scale, weight_bits)
-    triton, table = kernels_of(packed), output_table(scale_out, bits)
+    triton = kernels_of(packed)
     if triton is not None:
-        y = triton.rebuild(packed, table, size, grad.dtype)
+        y = triton.rebuild(packed, 2**bits - 1, size, grad.dtype)
     else:
+        table = output_table(scale_out, bits)
         y = kernel(packed).rebuild(packed, table, size[2] * size[3]).reshape(size).to(grad.dtype)
     geometry = [stride, padding, dilation]
     grads = _gradients(grad, y, quantized.to(grad.dtype), geometry, groups, needed)
@@ -207,9 +208,7 @@ def _gradients(
 
 def _through_scale(grad: Tensor, scale: Tensor, straight_through: bool, dtype: torch.dtype) -> Tensor:
     """Turns the gradient of the quantized weight into that of the weight, in place where dtypes allow."""
-    if straight_through:
-        return grad.to(dtype)
-    return grad.to(scale.dtype).div_(torch.where(scale == 0, 1.0, scale)).to(dtype)
+    return grad.to(dtype) if straight_through else through_scale(grad, scale, dtype, owned=True)
 
 
 _gradients_of = undispatched(_packed_conv2d_backward)

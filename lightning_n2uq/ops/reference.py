@@ -100,10 +100,18 @@ def threshold_quantize_ste(
 
 
 def weight_scale(weight: Tensor, bits: int) -> Tensor:
-    """`S = (2^b - 1) / 2^(b-1) * mean |W|` per output channel (dim 0), `[C, 1, ..]`, in the compute dtype."""
+    """`S = (2^b - 1) / 2^(b-1) * mean |W|` per output channel (dim 0), `[C, 1, ..]`, in the compute dtype.
+
+    The mean is taken in float64, so that the order of its sum does not show in float32.
+    """
     dims = tuple(range(1, weight.dim()))
-    mean = weight.detach().to(compute_dtype(weight.dtype)).abs().mean(dim=dims, keepdim=True)
-    return mean * ((2**bits - 1) / 2 ** (bits - 1))
+    mean = weight.detach().abs().mean(dim=dims, keepdim=True, dtype=torch.float64)
+    return (mean * scale_factor(bits)).to(compute_dtype(weight.dtype))
+
+
+def scale_factor(bits: int) -> float:
+    """What `mean |W|` is multiplied by."""
+    return (2**bits - 1) / 2 ** (bits - 1)  # type: ignore[no-any-return]
 
 
 def weight_codes(weight: Tensor, bits: int) -> Tensor:

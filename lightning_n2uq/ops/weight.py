@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops import kernels, reference
-from lightning_n2uq.ops.eager import differentiable
+from lightning_n2uq.ops.eager import differentiable, watched
 from lightning_n2uq.ops.layout import flat, flat_like
 from lightning_n2uq.ops.tables import compute_dtype
 from lightning_n2uq.ops.threshold import _FLOATS
@@ -64,18 +64,47 @@ def apply_scale(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     return quantized
 
 
+def through_scale(grad: Tensor, scale: Tensor, dtype: torch.dtype, *, owned: bool) -> Tensor:
+    """The gradient of the quantized weight divided by the scale.
+
+    A channel of zeros has no scale; there the gradient passes as it is.
+
+    Args:
+        grad: `[C, ...]`.
+        scale: `[C, 1, ..]`.
+        dtype: of the result.
+        owned: whether `grad` may be overwritten.
+    """
+    fast = None if watched((grad,)) else kernels.load("quantize_weight", grad.device)
+    if fast is None or not hasattr(fast, "gradient") or not _channels_outermost(grad):
+        divisor, wide = torch.where(scale == 0, 1.0, scale), grad.to(scale.dtype)
+        return (wide.div_(divisor) if owned else wide / divisor).to(dtype)
+    target = grad if owned and grad.dtype == dtype else torch.empty_like(grad, dtype=dtype)
+    fast.gradient(flat(grad), scale.reshape(-1), flat(target))
+    return target
+
+
 @torch.library.custom_op("lightning_n2uq::quantize_weight", mutates_args=())
 def _quantize_weight(weight: Tensor, bits: int, straight_through: bool) -> tuple[Tensor, Tensor]:
-    scale = reference.weight_scale(weight, bits)
-    return apply_scale(weight, scale, bits), scale
+    quantized = torch.empty_like(weight)
+    fast = kernels.load("quantize_weight", weight.device)
+    if fast is None or weight.dtype == torch.float64 or not _channels_outermost(quantized):
+        scale = reference.weight_scale(weight, bits)
+        return apply_scale(weight, scale, bits), scale
+    scale = _empty_scale(weight)
+    source = flat_like(weight.detach(), quantized)
+    fast.forward(source, scale.reshape(-1), bits, flat(quantized), measure=True)
+    return quantized, scale
 
 
 @_quantize_weight.register_fake
 def _(weight: Tensor, bits: int, straight_through: bool) -> tuple[Tensor, Tensor]:
-    scale = weight.new_empty(
-        (weight.shape[0],) + (1,) * (weight.dim() - 1), dtype=compute_dtype(weight.dtype)
-    )
-    return torch.empty_like(weight), scale
+    return torch.empty_like(weight), _empty_scale(weight)
+
+
+def _empty_scale(weight: Tensor) -> Tensor:
+    size = (weight.shape[0],) + (1,) * (weight.dim() - 1)
+    return weight.new_empty(size, dtype=compute_dtype(weight.dtype))
 
 
 def _channels_outermost(x: Tensor) -> bool:
@@ -91,7 +120,7 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, int, bool], output: tuple[Ten
 def _backward(ctx: Any, grad: Tensor, scale_grad: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
     if not ctx.straight_through:
         (scale,) = ctx.saved_tensors
-        grad = (grad.to(scale.dtype) / torch.where(scale == 0, 1.0, scale)).to(ctx.dtype)
+        grad = through_scale(grad, scale, ctx.dtype, owned=False)
     return grad, None, None
 
 

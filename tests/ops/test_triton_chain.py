@@ -32,7 +32,7 @@ STEM = {"KERNEL": 3, "STRIDE": 2, "PADDING": 1, "WIDE": False}
 FINISH = {"SUMMED": 256, "CHANNELS": 8}
 KERNELS = [
     ("packed_cuda", "_forward_kernel", {**CODED, "HELD": 16, "NORM": True, "ACT": True}),
-    ("codes_cuda", "_rebuild_kernel", {"BITS": 2}),
+    ("codes_cuda", "_rebuild_kernel", {"N": 3, "BITS": 2}),
     ("packed_cuda", "_sums_kernel", {**CODED, "HELD": 16, "NORM": True, "ACT": True}),
     ("packed_cuda", "_input_kernel", {**CODED, "ACT": True}),
     ("channels_cuda", "_moments_kernel", {}),

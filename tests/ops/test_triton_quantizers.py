@@ -58,13 +58,14 @@ def _threshold_ptx(kernel: object, types: dict[str, str], constants: dict) -> st
     return compile_ptx(kernel, {name: types.get(name, "i32") for name in names}, {}, constants)
 
 
-@pytest.mark.parametrize("number", ["fp32", "fp64"])
-def test_weight_kernel_compiles_to_ieee_arithmetic(number: str) -> None:
+@pytest.mark.parametrize(("number", "factor"), [("fp32", 0.0), ("fp32", 1.75), ("fp64", 0.0)])
+def test_weight_kernel_compiles_to_ieee_arithmetic(number: str, factor: float) -> None:
     pytest.importorskip("triton")
     from lightning_n2uq.ops.kernels import weight_cuda
 
     pointers = dict.fromkeys(("weight_ptr", "quantized_ptr", "scale_ptr"), f"*{number}")
     constants = {"N": 3, "MAGIC": 1.5 * 2.0 ** (23 if number == "fp32" else 52), "TILE": 1024}
+    constants["FACTOR"] = factor
     ptx = compile_ptx(weight_cuda._kernel, pointers, {"row_length": "i64"}, constants)
     assert f"div.rn.f{number[2:]}" in ptx
     assert "ftz" not in ptx

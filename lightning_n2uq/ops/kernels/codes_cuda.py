@@ -5,8 +5,11 @@
 
 The codes of a pixel's channels are packed one behind the other, 2 or 4 bits each, low bits first (1 bit takes
 2, 3 bits take 4). Behind them every program of the forward pass leaves one byte that says whether it has seen
-a NaN, which has no code; `rebuild` then gives NaN for all values of that program.
+a NaN, which has no code; `rebuild` then gives NaN for all values of that program. Last come the quantizer's
+tables, so that neither `rebuild` nor the backward pass makes them again.
 """
+
+import math
 
 import torch
 import triton
@@ -15,6 +18,9 @@ from torch import Tensor
 
 from lightning_n2uq.ops.kernels.channels_cuda import Layout, first_row, layout, place
 from lightning_n2uq.ops.kernels.positions_cuda import LAUNCH, join4
+from lightning_n2uq.ops.kernels.tables_cuda import OUTPUTS, table_shape
+
+_ALIGNMENT = 16  # bytes, of the tables
 
 
 def stored_bits(n: int) -> int:
@@ -28,9 +34,19 @@ def pixel_bytes(form: Layout, n: int) -> int:
 
 
 def packed_size(x: Tensor, n: int) -> int:
-    """Bytes of the packed codes of a map `[N, C, H, W]`."""
+    """Bytes of the packed codes of a map `[N, C, H, W]`, and of what lies behind them."""
     form = layout(x)
-    return form.rows * pixel_bytes(form, n) + form.grid[0] * form.grid[1]
+    codes = form.rows * pixel_bytes(form, n) + form.grid[0] * form.grid[1]
+    return -(-codes // _ALIGNMENT) * _ALIGNMENT + _table_bytes(n)
+
+
+def _table_bytes(n: int) -> int:
+    return 4 * math.prod(table_shape(n))
+
+
+def tables_of(packed: Tensor, n: int) -> Tensor:
+    """The tables at the end of packed codes, a view of `table_shape`, float32."""
+    return packed[packed.numel() - _table_bytes(n) :].view(torch.float32).view(table_shape(n))
 
 
 @triton.jit
@@ -61,8 +77,8 @@ def load_codes(packed_ptr, begin, rows, byte_row, column, there, row_bytes, BITS
 
 @triton.jit
 def _rebuild_kernel(
-    packed_ptr, outputs_ptr, y_ptr, rows, channels, tiles, row_bytes,
-    BITS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr,
+    packed_ptr, tables_ptr, y_ptr, rows, channels, tiles, row_bytes,
+    N: tl.constexpr, BITS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr,
 ) -> None:  # fmt: skip
     """The quantized values of one program from its codes."""
     _, known, row, offset = place(channels, COLUMNS, LANES)
@@ -73,16 +89,15 @@ def _rebuild_kernel(
         begin = first_row(tile, tiles, COLUMNS, LANES)
         inside = known & (row < rows - begin)
         code = load_codes(packed_ptr, begin, rows, byte_row, column, there, row_bytes, BITS)
-        y = tl.where(flag > 0, float("nan"), tl.load(outputs_ptr + code))
+        y = tl.where(flag > 0, float("nan"), tl.load(tables_ptr + OUTPUTS * (N + 2) + code))
         tl.store(y_ptr + begin * channels + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-def rebuild(packed: Tensor, outputs: Tensor, size: list[int], dtype: torch.dtype) -> Tensor:
-    """The quantized map from its codes, channels-last; `outputs` is the table `[n + 1]`."""
-    n = outputs.numel() - 1
+def rebuild(packed: Tensor, n: int, size: list[int], dtype: torch.dtype) -> Tensor:
+    """The quantized map from its codes 0 .. `n`, channels-last."""
     y = torch.empty(size, dtype=dtype, device=packed.device, memory_format=torch.channels_last)
     form = layout(y)
-    _rebuild_kernel[form.grid](packed, outputs, y, form.rows, form.channels, form.tiles,
-        pixel_bytes(form, n), BITS=stored_bits(n), COLUMNS=form.columns, **LAUNCH,
+    _rebuild_kernel[form.grid](packed, tables_of(packed, n), y, form.rows, form.channels, form.tiles,
+        pixel_bytes(form, n), N=n, BITS=stored_bits(n), COLUMNS=form.columns, **LAUNCH,
     )  # fmt: skip
     return y

@@ -36,6 +36,7 @@ from lightning_n2uq.ops.kernels.codes_cuda import (
     place_bytes,
     rebuild,
     stored_bits,
+    tables_of,
 )
 from lightning_n2uq.ops.kernels.positions_cuda import (
     LAUNCH,
@@ -61,9 +62,9 @@ from lightning_n2uq.ops.kernels.tables_cuda import (
     OUTPUTS,
     THRESHOLDS,
     empty_sums,
+    fill_tables,
     parameter_gradients,
     record,
-    table_rows,
 )
 
 __all__ = ["backward", "forward", "packed_size", "rebuild"]
@@ -281,10 +282,11 @@ def forward(
     stats, norm = torch.empty(2, 0, dtype=torch.float32, device=x.device), None
     if norm_parameters:
         stats, norm = measured_norm(source, norm_parameters[0], norm_parameters[1], eps)
-    form, rows = layout(source), table_rows(*quantizer, torch.float32)
-    y = empty_map(x, dtype)
+    form, y = layout(source), empty_map(x, dtype)
     packed = torch.empty(packed_size(x, n), dtype=torch.uint8, device=x.device)
-    _forward_kernel[form.grid](source, y, packed, *_channel_tables(norm, act, source), rows,
+    tables = tables_of(packed, n)
+    fill_tables(tables, quantizer)
+    _forward_kernel[form.grid](source, y, packed, *_channel_tables(norm, act, source), tables,
         *_sizes(form, n), NORM=norm is not None, ACT=len(act) > 0,
         N=n, HELD=held_bounds(n), BITS=stored_bits(n), COLUMNS=form.columns, **LAUNCH,
     )  # fmt: skip
@@ -323,7 +325,7 @@ def backward(
     dx, form = empty_map(x, x.dtype), layout(source, resident=_resident(n, norm is not None))
     sums = torch.empty(form.grid[0], 4, form.channels, dtype=torch.float64, device=x.device)
     climbs = empty_sums(form.grid[0] * form.grid[1], n, x.device)
-    tables = *_channel_tables(norm, act, source), table_rows(*quantizer, torch.float32)
+    tables = *_channel_tables(norm, act, source), tables_of(packed, n)
     shape = {"ACT": len(act) > 0, "N": n, "BITS": stored_bits(n), "COLUMNS": form.columns, **LAUNCH}
     _sums_kernel[form.grid](grad, source, packed, dx, sums, climbs, *tables, *_sizes(form, n),
         NORM=norm is not None, HELD=held_bounds(n), **shape,

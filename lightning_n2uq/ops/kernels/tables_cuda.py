@@ -164,22 +164,32 @@ def _gradients_kernel(
     tl.store(d_beta_ptr, value.to(d_beta_ptr.dtype.element_ty))
 
 
+def table_shape(n: int) -> tuple[int, int]:
+    """Rows of `n + 2` numbers; see `ROWS` and `_tables_kernel`."""
+    return len(ROWS) + 2 * _RECORD_ROWS, n + 2
+
+
 def table_rows(
     start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor, dtype: torch.dtype, ramp: float = 0.0
 ) -> Tensor:
-    """The tables as rows of `n + 2` numbers; see `ROWS` and `_tables_kernel`."""
-    n = widths.numel()
-    out = torch.empty(len(ROWS) + 2 * _RECORD_ROWS, n + 2, dtype=dtype, device=widths.device)
+    """The tables of a quantizer, `table_shape`."""
+    out = torch.empty(table_shape(widths.numel()), dtype=dtype, device=widths.device)
+    fill_tables(out, (start, widths, scale_in, scale_out), ramp)
+    return out
+
+
+def fill_tables(out: Tensor, quantizer: tuple[Tensor, Tensor, Tensor, Tensor], ramp: float = 0.0) -> None:
+    """Writes the tables of `start, widths, scale_in, scale_out` in one launch."""
+    n = quantizer[1].numel()
     (ramp_bits,) = struct.unpack("<q", struct.pack("<d", ramp))  # a plain float would travel as float32
     _tables_kernel[(1,)](
-        *(p.detach().contiguous() for p in (start, widths, scale_in, scale_out)),
+        *(p.detach().contiguous() for p in quantizer),
         out,
         ramp_bits,
         N=n,
         LANES=int(triton.next_power_of_2(n + 2)),
         **FUSED,
     )
-    return out
 
 
 def empty_sums(programs: int, n: int, device: torch.device) -> Tensor:
