@@ -77,11 +77,15 @@ def check_gradients(n: int, programs: int) -> None:
 
 
 def check_weight(weight: Tensor, bits: int) -> None:
+    """Values and gradients have the oracle's bits."""
+    leaf, upstream = weight.requires_grad_(), torch.randn(weight.shape).to(weight.dtype)
     results = []
     for kernels in ("reference", "triton"):
         with force(kernels):
-            results.append(quantize_weight(weight, bits))
-    assert_equal(*results)
+            y = quantize_weight(leaf, bits)
+            results.append([y.detach(), *torch.autograd.grad(y, leaf, upstream)])
+    for slow, fast in zip(*results, strict=True):
+        assert_equal(slow, fast)
 
 
 def check_all() -> None:
