@@ -1,10 +1,13 @@
 """What Triton makes of the kernels, run without a GPU by an emulator (tests/ptx) against the oracle."""
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile
 
 from lightning_n2uq.backbones import resnet18
 from lightning_n2uq.ops.dispatch import force
@@ -59,3 +62,31 @@ def _step(network: nn.Module, x: Tensor, kernels: str) -> tuple[float, list[Tens
         loss = nn.functional.cross_entropy(model(x), torch.arange(len(x)))
         loss.backward()
     return loss.item(), [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def test_operators_launch_nothing_but_their_kernels() -> None:
+    """Beside them only convolutions, and what brings a map into channels-last order: small kernels add up."""
+    network = resnet18(2, 2, num_classes=10).to(memory_format=torch.channels_last)
+    network.layer2 = network.layer3 = network.layer4 = nn.Identity()
+    network.fc = nn.Linear(64, 10)
+    x = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    with emulated_gpu(), profile(activities=[ProfilerActivity.CPU]) as profiler:
+        _step(network, x, "triton")
+    inside = {event.name for event in profiler.events() if OPERATORS & set(_outer(event))}
+    assert {"aten::convolution_backward", "aten::empty"} < inside
+    assert inside <= FREE, inside - FREE
+
+
+OPERATORS = {"packed_activation", "packed_conv2d", "quantize_weight", "residual_activation", "norm_relu_pool"}
+FREE = {
+    "detach",
+    *(f"aten::{name}" for name in ("detach", "empty", "empty_like", "empty_strided", "new_empty", "resize_")),
+    *(f"aten::{name}" for name in ("as_strided", "as_strided_", "slice", "view", "reshape", "to")),
+    *(f"aten::{name}" for name in ("conv2d", "convolution_backward", "contiguous")),
+}
+
+
+def _outer(event: FunctionEvent) -> Iterator[str]:
+    """Names of what the event is part of, up to a convolution or a copy, which may do what they like."""
+    while (event := event.cpu_parent) is not None and not event.name.startswith("aten::con"):
+        yield event.name.removesuffix("Backward")
