@@ -25,7 +25,7 @@ BYTES_PER_CYCLE = 2.97e12 / 132 / 1.755e9  # of a multiprocessor of an H100, at 
 SCHEDULERS, WARP = 4, 32
 MAPS = ("x_ptr", "y_ptr", "grad_ptr", "dx_ptr", "other_ptr", "dother_ptr")
 OTHERS = {"packed_ptr": "*u8", "taps_ptr": "*u8", "sums_ptr": "*fp64", "climbs_ptr": "*fp64"}
-ALIGNED = ("rows", "channels", "row_bytes", "height", "width", "numel")  # divisible by 16 in a usual network
+ALIGNED = ("channels", "row_bytes", "height", "width", "numel")  # divisible by 16 in a usual network
 
 
 class Case(NamedTuple):

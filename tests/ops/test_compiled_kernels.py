@@ -1,7 +1,7 @@
 """What Triton makes of the kernels, run without a GPU by an emulator (tests/ptx) against the oracle."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -16,9 +16,9 @@ from tests.ptx.device import emulated_gpu
 
 
 def test_compiled_quantizers_equal_the_oracle() -> None:
-    with emulated_gpu() as launches:
+    with emulated_gpu() as gpu:
         triton_cases.check_all()
-    assert set(launches) == {
+    assert set(gpu.launches) == {
         "_forward_kernel",
         "_backward_kernel",
         "_tables_kernel",
@@ -29,15 +29,15 @@ def test_compiled_quantizers_equal_the_oracle() -> None:
 
 
 def test_the_compiled_chain_equals_the_oracle() -> None:
-    with emulated_gpu() as launches:
+    with emulated_gpu() as gpu:
         triton_chain_cases.check_all("cpu")
-    assert {"_sums_kernel", "_input_kernel", "_rebuild_kernel", "_channels_kernel"} < set(launches)
+    assert {"_sums_kernel", "_input_kernel", "_rebuild_kernel", "_channels_kernel"} < set(gpu.launches)
 
 
 def test_the_compiled_codec_gives_the_oracles_bytes() -> None:
-    with emulated_gpu() as launches:
+    with emulated_gpu() as gpu:
         test_nuq_kernels.check_triton()
-    assert set(launches) == {"_encode_kernel", "_decode_kernel"}
+    assert set(gpu.launches) == {"_encode_kernel", "_decode_kernel"}
 
 
 @pytest.mark.parametrize("bits", [2, 4])
@@ -47,21 +47,43 @@ def test_a_compiled_training_step_equals_that_of_the_cpu_kernels(bits: int) -> N
     network.fc = nn.Linear(128, 10)
     x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     expected = _step(network, x, "numba")
-    with emulated_gpu() as launches:
+    with emulated_gpu() as gpu:
         found = _step(network, x, "triton")
-    assert sum(launches.values()) > 100
+    assert sum(gpu.launches.values()) > 100
+    assert len(gpu.kernels) <= 30  # each takes a fifth of a second to compile
     assert abs(expected[0] - found[0]) < 1e-6
     for one, other in zip(expected[1], found[1], strict=True):  # some are sums of terms that cancel
         assert float((one - other).norm()) < 1e-4 * float(one.norm()) + 1e-5
 
 
-def _step(network: nn.Module, x: Tensor, kernels: str) -> tuple[float, list[Tensor]]:
+def _step(
+    network: nn.Module,
+    x: Tensor,
+    kernels: str,
+    prepare: Callable[[nn.Module], Callable] = lambda model: model,
+) -> tuple[float, list[Tensor]]:
     """The loss, and the gradients of all parameters."""
     model = copy.deepcopy(network)
     with force(kernels):
-        loss = nn.functional.cross_entropy(model(x), torch.arange(len(x)))
+        loss = nn.functional.cross_entropy(prepare(model)(x), torch.arange(len(x)))
         loss.backward()
     return loss.item(), [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def test_a_network_that_torch_compiles_runs_the_kernels() -> None:
+    network = resnet18(2, 2, num_classes=10).to(memory_format=torch.channels_last)
+    network.layer2 = network.layer3 = network.layer4 = nn.Identity()
+    network.fc = nn.Linear(64, 10)
+    x = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    with emulated_gpu() as gpu:
+        plain = _step(network, x, "triton")
+        number = sum(gpu.launches.values())
+        compiled = _step(
+            network, x, "triton", lambda model: torch.compile(model, backend="aot_eager", fullgraph=True)
+        )
+    assert sum(gpu.launches.values()) == 2 * number
+    assert plain[0] == compiled[0]
+    assert all(torch.equal(one, other) for one, other in zip(plain[1], compiled[1], strict=True))
 
 
 def test_operators_launch_nothing_but_their_kernels() -> None:

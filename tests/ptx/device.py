@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from unittest import mock
 
 import numpy as np
@@ -39,16 +40,21 @@ class EmulatedDriver:
         return GPUTarget("cuda", self.capability, 32)
 
 
+@dataclass
+class Emulation:
+    """Launches by kernel, and the kernels that were compiled for them."""
+
+    launches: Counter[str] = field(default_factory=Counter)
+    kernels: dict[str, Kernel] = field(default_factory=dict)
+
+
 @contextmanager
-def emulated_gpu(capability: int = 90, last: int | None = None) -> Iterator[Counter[str]]:
+def emulated_gpu(capability: int = 90, last: int | None = None) -> Iterator[Emulation]:
     """Operators on CPU tensors run the kernels compiled for `sm_{capability}`.
 
     Args:
         capability: of the GPU.
         last: how many programs of every launch run, the last ones; all without.
-
-    Yields:
-        Launches by kernel.
     """
     pytest.importorskip("triton")
     from triton.runtime import driver, jit
@@ -56,12 +62,12 @@ def emulated_gpu(capability: int = 90, last: int | None = None) -> Iterator[Coun
     from lightning_n2uq.ops.kernels.product_cuda import INTERPRETED
 
     assert not INTERPRETED.value
-    compiled_by, kernels, launches = jit.JITFunction.run, dict[str, Kernel](), Counter[str]()
+    compiled_by, seen = jit.JITFunction.run, Emulation()
 
     def run(function, *args, grid, warmup=False, **options):
         compiled = compiled_by(function, *args, grid=grid, warmup=True, **options)
-        if compiled.hash not in kernels:
-            kernels[compiled.hash] = _checked(parse(compiled.asm["ptx"]), compiled.metadata)
+        if compiled.hash not in seen.kernels:
+            seen.kernels[compiled.hash] = _checked(parse(compiled.asm["ptx"]), compiled.metadata)
         bound = inspect.signature(function.fn).bind_partial(*args).arguments
         bound |= {name: value for name, value in options.items() if name in function.arg_names}
         held = {name: bound[name] for name, kind in compiled.src.signature.items() if kind != "constexpr"}
@@ -69,8 +75,8 @@ def emulated_gpu(capability: int = 90, last: int | None = None) -> Iterator[Coun
         number = math.prod(shape)
         chosen = np.arange(0 if last is None else max(0, number - last), number)
         values, shared = list(held.values()), compiled.metadata.shared
-        _launch(kernels[compiled.hash], (*shape, 1, 1)[:3], values, shared, chosen)
-        launches[function.__name__] += 1
+        _launch(seen.kernels[compiled.hash], (*shape, 1, 1)[:3], values, shared, chosen)
+        seen.launches[function.__name__] += 1
         return compiled
 
     dispatch._choose_from.cache_clear()
@@ -81,7 +87,7 @@ def emulated_gpu(capability: int = 90, last: int | None = None) -> Iterator[Coun
             mock.patch.object(jit.JITFunction, "run", run),
             mock.patch.object(dispatch, "_obstacle", return_value=None),
         ):
-            yield launches
+            yield seen
     finally:
         dispatch._choose_from.cache_clear()
 

@@ -26,7 +26,7 @@ from lightning_n2uq.ops.kernels.channels_cuda import (
     prelu,
     store_column_sums,
 )
-from lightning_n2uq.ops.kernels.positions_cuda import LAUNCH
+from lightning_n2uq.ops.kernels.positions_cuda import LAUNCH, UNSPECIALIZED
 from lightning_n2uq.ops.kernels.stem_cuda import pool, pool_gradient
 
 __all__ = ["pool", "pool_gradient", "residual", "residual_gradient"]
@@ -46,7 +46,7 @@ def _norm_numbers(norm_ptr, channel, known, channels, NORM: tl.constexpr):
     return mean, scale, shift
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _forward_kernel(
     x_ptr, other_ptr, y_ptr, norm_ptr, other_norm_ptr, bias_in_ptr, slope_ptr, bias_out_ptr,
     rows, channels, tiles, OTHER: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr,
@@ -67,7 +67,7 @@ def _forward_kernel(
         tl.store(y_ptr + begin * channels + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _sums_kernel(
     grad_ptr, x_ptr, other_ptr, sums_ptr, other_sums_ptr, norm_ptr, other_norm_ptr, bias_in_ptr, slope_ptr,
     rows, channels, tiles, OTHER: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr,
@@ -102,7 +102,7 @@ def _sums_kernel(
         store_column_sums(other_sums_ptr, 3, 4, other_moment, channels, COLUMNS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _input_kernel(
     grad_ptr, x_ptr, other_ptr, dx_ptr, dother_ptr, correction_ptr, other_correction_ptr,
     norm_ptr, other_norm_ptr, bias_in_ptr, slope_ptr,

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_n2uq.ops.kernels.positions_cuda import GROUP, LANES, LAUNCH, MULTIPROCESSORS
+from lightning_n2uq.ops.kernels.positions_cuda import GROUP, LANES, LAUNCH, MULTIPROCESSORS, UNSPECIALIZED
 from lightning_n2uq.ops.kernels.product_cuda import FUSED, product
 
 _MOST_COLUMNS = 64
@@ -120,7 +120,7 @@ def store_column_sums(sums_ptr, kind, KINDS: tl.constexpr, value, channels, COLU
     tl.store(sums_ptr + base + channel, total, mask=channel < channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _moments_kernel(
     x_ptr, sums_ptr, rows, channels, tiles, COLUMNS: tl.constexpr, LANES: tl.constexpr
 ) -> None:
@@ -149,7 +149,7 @@ def _rows_of(
     return tl.load(sums_ptr + place, mask=(row < programs)[:, None] & known[None, :], other=0.0)
 
 
-@triton.jit(do_not_specialize=["programs"])
+@triton.jit(do_not_specialize=[*UNSPECIALIZED, "programs"])
 def _norm_kernel(
     x_ptr, sums_ptr, programs, gamma_ptr, beta_ptr, stats_ptr, norm_ptr, rows, channels, eps,
     FROM_SUMS: tl.constexpr, SUMMED: tl.constexpr, CHANNELS: tl.constexpr,
@@ -216,7 +216,7 @@ def _finishing(channels: int) -> tuple[int]:
     return (-(-channels // _SUMMED_CHANNELS),)
 
 
-@triton.jit(do_not_specialize=["programs"])
+@triton.jit(do_not_specialize=[*UNSPECIALIZED, "programs"])
 def _channels_kernel(
     sums_ptr, programs, norm_ptr, correction_ptr, d_gamma_ptr, d_beta_ptr, d_bias_in_ptr, d_slope_ptr,
     d_bias_out_ptr, rows, channels,

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_n2uq.ops.kernels.channels_cuda import Layout, first_row, layout, place
-from lightning_n2uq.ops.kernels.positions_cuda import LAUNCH, join4
+from lightning_n2uq.ops.kernels.positions_cuda import LAUNCH, UNSPECIALIZED, join4
 from lightning_n2uq.ops.kernels.tables_cuda import OUTPUTS, table_shape
 
 _ALIGNMENT = 16  # bytes, of the tables
@@ -75,7 +75,7 @@ def load_codes(packed_ptr, begin, rows, byte_row, column, there, row_bytes, BITS
     return join4(word & MASK, (word >> BITS) & MASK, (word >> (2 * BITS)) & MASK, (word >> (3 * BITS)) & MASK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _rebuild_kernel(
     packed_ptr, tables_ptr, y_ptr, rows, channels, tiles, row_bytes,
     N: tl.constexpr, BITS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr,

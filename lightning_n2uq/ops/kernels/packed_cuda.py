@@ -40,6 +40,7 @@ from lightning_n2uq.ops.kernels.codes_cuda import (
 )
 from lightning_n2uq.ops.kernels.positions_cuda import (
     LAUNCH,
+    UNSPECIALIZED,
     add_group,
     add_products,
     add_values,
@@ -113,7 +114,7 @@ def _code(s, held, low, middle, high, bounds_ptr, N: tl.constexpr, HELD: tl.cons
     return code
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _forward_kernel(
     x_ptr, y_ptr, packed_ptr, norm_ptr, bias_in_ptr, slope_ptr, bias_out_ptr, tables_ptr,
     rows, channels, tiles, row_bytes,
@@ -165,7 +166,7 @@ def _slope_and_level(s, code, tables_ptr, N: tl.constexpr):
     return tl.where(s > knot, slope_above, slope), level
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _sums_kernel(
     grad_ptr, x_ptr, packed_ptr, dx_ptr, sums_ptr, climbs_ptr, norm_ptr, bias_in_ptr, slope_ptr,
     bias_out_ptr, tables_ptr, rows, channels, tiles, row_bytes,
@@ -228,7 +229,7 @@ def _sums_kernel(
     tl.store(mine_ptr + 2, total(pull_v_sum))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _input_kernel(
     grad_ptr, x_ptr, packed_ptr, dx_ptr, correction_ptr, norm_ptr, bias_in_ptr, slope_ptr, bias_out_ptr,
     tables_ptr, rows, channels, tiles, row_bytes,

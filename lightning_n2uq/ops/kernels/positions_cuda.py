@@ -21,6 +21,7 @@ CLIMBS = tl.constexpr(tables_cuda.CLIMBS)
 LANES = 128  # threads of a program
 MULTIPROCESSORS = 132  # of an H100; a fixed number keeps the order of additions
 LAUNCH = {"LANES": LANES, **FUSED}
+UNSPECIALIZED = ["rows", "tiles"]  # a kernel compiled for their divisors, or for 1, would be no faster
 GROUP = 4
 MOST_HELD = 16  # bounds, or widths, that a thread holds at a time; more would not fit its registers
 

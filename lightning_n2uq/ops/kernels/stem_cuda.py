@@ -26,7 +26,7 @@ from lightning_n2uq.ops.kernels.channels_cuda import (
     place,
     store_column_sums,
 )
-from lightning_n2uq.ops.kernels.positions_cuda import LAUNCH
+from lightning_n2uq.ops.kernels.positions_cuda import LAUNCH, UNSPECIALIZED
 
 _MOST_VALUES = 2**31 - 1
 _GROUP = 8  # channels of a thread: what it computes about rows and windows serves more values than with 4
@@ -43,7 +43,7 @@ def _pixel(begin, row, height, width, WIDE: tl.constexpr):
     return line // height, line % height, pixel % width
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _forward_kernel(
     x_ptr, y_ptr, taps_ptr, norm_ptr, rows, channels, tiles, height, width, out_height, out_width,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, WIDE: tl.constexpr,
@@ -99,7 +99,7 @@ def _gradient(
     return d
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _sums_kernel(
     grad_ptr, taps_ptr, x_ptr, sums_ptr, norm_ptr,
     rows, channels, tiles, height, width, out_height, out_width,
@@ -128,7 +128,7 @@ def _sums_kernel(
     store_column_sums(sums_ptr, 3, 4, moment, channels, COLUMNS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _input_kernel(
     grad_ptr, taps_ptr, x_ptr, dx_ptr, correction_ptr, norm_ptr,
     rows, channels, tiles, height, width, out_height, out_width,

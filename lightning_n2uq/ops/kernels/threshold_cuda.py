@@ -20,6 +20,7 @@ from lightning_n2uq.ops.kernels.positions_cuda import (
     LANES,
     LAUNCH,
     MULTIPROCESSORS,
+    UNSPECIALIZED,
     add_group,
     add_products,
     add_values,
@@ -119,7 +120,7 @@ def _forward_kernel(
     tl.store(y_ptr + begin + place, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _backward_kernel(
     grad_ptr, x_ptr, dx_ptr, sums_ptr, tables_ptr, numel, n, tiles, first,
     RAMPED: tl.constexpr, WRITES: tl.constexpr, HELD: tl.constexpr, CHUNKS: tl.constexpr,
