@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
+pytest.importorskip("triton")
+
 from lightning_n2uq.backbones import resnet18
 from lightning_n2uq.ops.dispatch import force
 from tests.ops import test_nuq_kernels, triton_cases, triton_chain_cases
@@ -42,6 +44,7 @@ def test_the_compiled_codec_gives_the_oracles_bytes() -> None:
 
 @pytest.mark.parametrize("bits", [2, 4])
 def test_a_compiled_training_step_equals_that_of_the_cpu_kernels(bits: int) -> None:
+    pytest.importorskip("numba")
     network = resnet18(bits, bits, num_classes=10).to(memory_format=torch.channels_last)
     network.layer3 = network.layer4 = nn.Identity()  # a last bit of their few statistics can move everything
     network.fc = nn.Linear(128, 10)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_n2uq.layers import QuantConv2d, QuantSpec
 from lightning_n2uq.ops.dispatch import force
+from lightning_n2uq.ops.kernels.product_cuda import INTERPRETED
 from lightning_n2uq.ops.packed import packed_activation
 from lightning_n2uq.ops.packed_conv import Geometry, PackedInput, QuantizedWeight, packed_conv2d
 from lightning_n2uq.ops.packed_format import Activation
@@ -61,16 +62,24 @@ def mostly_close(slow: Tensor, fast: Tensor, rtol: float = 1e-5) -> None:
     assert differs.float().mean() < 2e-3, differs.float().mean()
 
 
-def check_chain(shape: tuple[int, ...], bits: int, device: str, *, with_norm: bool, with_act: bool) -> None:
+def check_chain(
+    shape: tuple[int, ...],
+    bits: int,
+    device: str,
+    *,
+    with_norm: bool,
+    with_act: bool,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     channels = shape[1]
-    x = leaf((torch.randn(shape) + 0.5).to(device))
-    grad = torch.randn(shape).to(device)
+    x = leaf((torch.randn(shape) + 0.5).to(device, dtype))
+    grad = torch.randn(shape).to(device, dtype)
     affine = norm(channels, device) if with_norm else None
     act = activation(channels, device) if with_act else None
     values = quantizer(bits, device)
 
     def call() -> list[Tensor]:
-        y, packed, stats = packed_activation(x, affine, EPS, act, values, torch.float32)
+        y, packed, stats = packed_activation(x, affine, EPS, act, values, dtype)
         leaves = [x, *(affine or ()), *(act or ()), *values]
         return [y, stats, *torch.autograd.grad(y, leaves, grad), packed]
 
@@ -79,7 +88,7 @@ def check_chain(shape: tuple[int, ...], bits: int, device: str, *, with_norm: bo
     if with_norm:
         mostly_close(slow[0], fast[0])
         close(slow[1], fast[1])
-        mostly_close(slow[2], fast[2], 1e-4)
+        mostly_close(slow[2], fast[2], 1e-4 if dtype == torch.float32 else 1e-2)
         tolerance = {"rtol": 1e-3, "atol": 2e-3 * x.numel() ** 0.5}
         for a, b in zip(slow[3:-1], fast[3:-1], strict=True):
             torch.testing.assert_close(b, a, **tolerance)
@@ -94,7 +103,7 @@ def check_chain(shape: tuple[int, ...], bits: int, device: str, *, with_norm: bo
 def check_rebuild(y: Tensor, packed: Tensor, bits: int) -> None:
     from lightning_n2uq.ops.kernels import packed_cuda
 
-    again = packed_cuda.rebuild(packed, 2**bits - 1, list(y.shape), torch.float32)
+    again = packed_cuda.rebuild(packed, 2**bits - 1, list(y.shape), y.dtype)
     assert torch.equal(y, again)
 
 
@@ -143,12 +152,14 @@ def check_packed_conv(device: str, bits: int) -> None:
     assert ours[1].is_contiguous()
 
 
-def check_residual(shape: tuple[int, ...], device: str, *, both_norms: bool) -> None:
+def check_residual(
+    shape: tuple[int, ...], device: str, *, both_norms: bool, dtype: torch.dtype = torch.float32
+) -> None:
     channels = shape[1]
-    x, other = (leaf(torch.randn(shape).to(device)) for _ in range(2))
+    x, other = (leaf(torch.randn(shape).to(device, dtype)) for _ in range(2))
     first, act = norm(channels, device), activation(channels, device)
     second = norm(channels, device) if both_norms else None
-    grad = torch.randn(shape).to(device)
+    grad = torch.randn(shape).to(device, dtype)
 
     def call() -> list[Tensor]:
         y, stats, other_stats = residual_activation(
@@ -159,14 +170,20 @@ def check_residual(shape: tuple[int, ...], device: str, *, both_norms: bool) -> 
 
     slow, fast = both(call)
     for i, (a, b) in enumerate(zip(slow, fast, strict=True)):
-        close(a, b, 1 if i < 5 else x.numel(), 2e-5)
+        close(a, b, 1 if i < 5 else x.numel(), 2e-5 if a.dtype == torch.float32 else 2e-2)
 
 
 def check_stem(
-    size: tuple[int, int], window: tuple[int, int, int], device: str, *, ties: bool = False
+    size: tuple[int, int],
+    window: tuple[int, int, int],
+    device: str,
+    *,
+    ties: bool = False,
+    channels: int = 6,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
-    values = torch.randn(2, 6, *size)
-    x, affine = leaf((values.round() if ties else values).to(device)), norm(6, device)
+    values = torch.randn(2, channels, *size)
+    x, affine = leaf((values.round() if ties else values).to(device, dtype)), norm(channels, device)
     grad = torch.randn_like(norm_relu_pool(x, (*affine, EPS), window)[0])
 
     def call() -> list[Tensor]:
@@ -175,7 +192,7 @@ def check_stem(
 
     slow, fast = both(call)
     for i, (a, b) in enumerate(zip(slow, fast, strict=True)):
-        close(a, b, 1 if i < 3 else x.numel(), 2e-5)
+        close(a, b, 1 if i < 3 else x.numel(), 2e-5 if a.dtype == torch.float32 else 2e-2)
 
 
 def check_many_programs(device: str) -> None:
@@ -245,8 +262,20 @@ def check_layer(device: str) -> None:
         close(a, b)
 
 
+def check_half_precision(device: str) -> None:
+    """Maps as autocast has them; Triton's interpreter does not round them."""
+    for dtype in (torch.bfloat16, torch.float16):
+        for bits in (2, 4):
+            check_chain((2, 16, 5, 5), bits, device, with_norm=False, with_act=True, dtype=dtype)
+            check_chain((4, 70, 6, 6), bits, device, with_norm=True, with_act=True, dtype=dtype)
+        check_residual((3, 24, 6, 6), device, both_norms=True, dtype=dtype)
+        check_stem((9, 12), (3, 2, 1), device, channels=16, dtype=dtype)
+
+
 def check_all(device: str) -> None:
     torch.manual_seed(0)
+    if not INTERPRETED.value:
+        check_half_precision(device)
     for bits in (1, 2, 3, 4):
         check_chain((2, 6, 5, 5), bits, device, with_norm=False, with_act=bits > 1)
     check_chain((3, 80, 7, 7), 2, device, with_norm=False, with_act=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from tests.ptx.code import Address, Instruction, Kernel, bits_of, type_of
 from tests.ptx.memory import Bytes, Fault, GlobalMemory, Integers, SharedMemory
-from tests.ptx.operations import OPERATIONS
+from tests.ptx.operations import OPERATIONS, known
 
 WARP = 32
 SHARED = "global_smem"  # where Triton's shared memory begins
@@ -88,6 +88,8 @@ class Machine:
             else:
                 operation, operands = OPERATIONS[instruction.name], instruction.operands
                 kind = instruction.kind
+                if not known(instruction):
+                    raise Fault(f"arithmetic in {kind}")
                 result = operation(instruction, lambda i, k=None: self._read(operands[i], k or kind, threads))
                 self._write(operands[0], result, threads)
         except (Fault, KeyError) as error:

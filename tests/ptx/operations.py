@@ -41,6 +41,18 @@ def _arithmetic(operation: Callable[..., np.ndarray]) -> Operation:
     return lambda instruction, read: _apply(instruction, read, operation)
 
 
+def _sign(operation: Callable[..., np.ndarray], bits: Callable[[np.ndarray, int], np.ndarray]) -> Operation:
+    """`neg` or `abs`: of bfloat16 by its sign bit."""
+
+    def result(instruction: Instruction, read: Read) -> np.ndarray:
+        if not instruction.kind.startswith("bf16"):
+            return _apply(instruction, read, operation)
+        values = read(1)
+        return bits(values.view(np.uint16), np.uint16(0x8000)).view(values.dtype)
+
+    return result
+
+
 def _multiply(instruction: Instruction, read: Read) -> np.ndarray:
     if instruction.kind == "f32x2":
         return _apply(instruction, read, np.multiply)
@@ -251,11 +263,26 @@ def _move(instruction: Instruction, read: Read) -> np.ndarray:
     return read(1)
 
 
+def known(instruction: Instruction) -> bool:
+    """Whether the function below computes numbers of this kind; any kind of integer and of bits it does."""
+    name, kind = instruction.name, instruction.kind
+    if name in ("cvt", "mov", "selp"):
+        return True
+    if kind.startswith("bf16"):
+        return name in ("neg", "abs")
+    if kind.startswith("f16"):
+        return name == "setp" and kind == "f16"
+    if "x2" in kind:
+        return name in ("add", "sub") or (name in ("mul", "fma") and kind == "f32x2")
+    return True
+
+
 OPERATIONS: dict[str, Operation] = {
     "mov": _move, "cvta": _move, "cvt": _convert, "selp": _select, "setp": _compare,
     "add": _arithmetic(np.add), "sub": _arithmetic(np.subtract), "mul": _multiply, "mad": _multiply_add,
     "fma": _fma, "div": _divide, "rem": _arithmetic(np.fmod), "sqrt": _square_root,
-    "neg": _arithmetic(np.negative), "abs": _arithmetic(np.abs), "min": _extreme(-1), "max": _extreme(1),
+    "neg": _sign(np.negative, lambda values, sign: values ^ sign),
+    "abs": _sign(np.abs, lambda values, sign: values & ~sign), "min": _extreme(-1), "max": _extreme(1),
     "and": _arithmetic(np.bitwise_and), "or": _arithmetic(np.bitwise_or), "xor": _arithmetic(np.bitwise_xor),
     "not": _arithmetic(np.invert), "shl": _shift(left=True), "shr": _shift(left=False), "shf": _funnel_shift,
     "bfe": _extract, "bfi": _insert, "lop3": _logic, "prmt": _permute, "popc": _population,

@@ -116,6 +116,8 @@ def test_bfloat16_is_rounded_as_torch_does() -> None:
         ("mov.b64 %rd2, 0x100000002; mov.b64 {%r2, %r1}, %rd2;", 1),
         ("setp.gtu.f32 %p1, 0f7FC00000, 0f00000000; selp.b32 %r1, 5, 6, %p1;", 5),
         ("setp.ne.f32 %p1, 0f7FC00000, 0f00000000; selp.b32 %r1, 5, 6, %p1;", 6),
+        ("abs.bf16x2 %r1, 0xBF80C000;", 0x3F804000),
+        ("neg.bf16x2 %r1, 0xBF804000;", 0x3F80C000),
         ("add.s16x2 %r1, 0x0001FFFF, 0x00010001;", 0x00020000),
         ("mov.b64 %rd2, 0x400000003F800000; add.rn.f32x2 %rd3, %rd2, %rd2; shr.u64 %rd3, %rd3, 32; "
          "cvt.u32.u64 %r1, %rd3;", 0x40800000),
@@ -199,6 +201,9 @@ def test_matrices_are_stored_and_loaded() -> None:
         ("mov.b32 %r2, 1024; st.shared.b32 [%r2], { %r0 };", 64, "of 1024 bytes of shared memory"),
         ("div.full.f32 %r1, 0f3F800000, 0f3F800000;", 64, "not rounded as IEEE"),
         ("setp.lt.u32 %p1, %r0, 7; @%p1 shfl.sync.bfly.b32 %r1, %r0, 1, 31, -1;", 64, "take no part"),
+        ("add.rn.bf16x2 %r1, 0x3F803F80, 0x3F803F80;", 64, "arithmetic in bf16x2"),
+        ("fma.rn.bf16x2 %r1, 0x3F803F80, 0x3F803F80, 0x3F803F80;", 64, "arithmetic in bf16x2"),
+        ("min.f16x2 %r1, 0, 0;", 64, "arithmetic in f16x2"),
         ("ex2.approx.f32 %r1, 0f3F800000;", 64, "ex2"),
     ],
 )  # fmt: skip
