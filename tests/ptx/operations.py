@@ -42,10 +42,10 @@ def _arithmetic(operation: Callable[..., np.ndarray]) -> Operation:
 
 
 def _sign(operation: Callable[..., np.ndarray], bits: Callable[[np.ndarray, int], np.ndarray]) -> Operation:
-    """`neg` or `abs`: of bfloat16 by its sign bit."""
+    """`neg` or `abs`: of half precision by the sign bit."""
 
     def result(instruction: Instruction, read: Read) -> np.ndarray:
-        if not instruction.kind.startswith("bf16"):
+        if not instruction.kind.startswith(("bf16", "f16")):
             return _apply(instruction, read, operation)
         values = read(1)
         return bits(values.view(np.uint16), np.uint16(0x8000)).view(values.dtype)
@@ -268,10 +268,8 @@ def known(instruction: Instruction) -> bool:
     name, kind = instruction.name, instruction.kind
     if name in ("cvt", "mov", "selp"):
         return True
-    if kind.startswith("bf16"):
+    if kind.startswith(("bf16", "f16")):
         return name in ("neg", "abs")
-    if kind.startswith("f16"):
-        return name == "setp" and kind == "f16"
     if "x2" in kind:
         return name in ("add", "sub") or (name in ("mul", "fma") and kind == "f32x2")
     return True
