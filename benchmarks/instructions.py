@@ -73,7 +73,7 @@ def _chain(n: int) -> list[Case]:
 
 
 def _quantizer(n: int, data: str, size: int) -> list[Case]:
-    held = {"HELD": n + 1, "CHUNKS": 1, "FIFTEEN": n == 15, "RAMPED": False, "LANES": 128}
+    held = {"HELD": n + 1, "CHUNKS": 1, "FIFTEEN": n == 15, "RAMPED": False, "CENTRED": False, "LANES": 128}
     name, module = f"quantizer, {n.bit_length()} bits, {data}", "threshold_cuda"
     return [
         Case(f"{name}, forward", module, "_forward_kernel", held, 2 * size, 4, data),

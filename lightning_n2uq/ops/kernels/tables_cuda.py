@@ -32,6 +32,7 @@ KNOTS, THRESHOLDS, OUTPUTS, RAMP_STARTS, RAMP_SLOPES, INVERSES, OFFSETS = (
 )
 _RECORD_ROWS = 4  # n + 2 records of four numbers
 BY_SEGMENT, BY_CODE = tl.constexpr(len(ROWS)), tl.constexpr(len(ROWS) + _RECORD_ROWS)
+KNOT_RESTS = tl.constexpr(len(ROWS) + 2 * _RECORD_ROWS)  # behind the records, which begin at a multiple of 8
 _SUMMED, _FEWEST_ROWS = 4096, 32  # numbers, and rows, that the summing program adds up at a time
 _SUMMING_WARPS = 8
 
@@ -93,6 +94,7 @@ def _tables_kernel(
     `inverse * s + offset`, held to 0..1. Behind the rows come records of four numbers, four rows for those of
     every segment (threshold, slope, the levels below and above it; infinity where a flat end has none) and
     four for those of every code (the knot between its thresholds, the level, the slopes below and above it).
+    The last row is what the knots have lost in rounding.
     """
     PITCH: tl.constexpr = N + 2
     number = out_ptr.dtype.element_ty
@@ -119,6 +121,8 @@ def _tables_kernel(
     tl.store(out_ptr + INVERSES * PITCH + lane, inverse, mask=lane < N)
     offset = -knot * inverse.to(tl.float64)
     tl.store(out_ptr + OFFSETS * PITCH + lane, offset.to(number), mask=lane < N)
+    rest = knot - knot.to(number).to(tl.float64)
+    tl.store(out_ptr + KNOT_RESTS * PITCH + lane, rest.to(number), mask=lane <= N)
     _store_records(out_ptr + BY_CODE * PITCH, knot, level, slope, slope_above, lane, lane <= N)
     records_ptr, infinity = out_ptr + BY_SEGMENT * PITCH, tl.full(lane.shape, float("inf"), tl.float64)
     top, first = tl.zeros(lane.shape, tl.float64) + N * step, lane == 0  # a segment's threshold is the lane's
@@ -166,7 +170,7 @@ def _gradients_kernel(
 
 def table_shape(n: int) -> tuple[int, int]:
     """Rows of `n + 2` numbers; see `ROWS` and `_tables_kernel`."""
-    return len(ROWS) + 2 * _RECORD_ROWS, n + 2
+    return KNOT_RESTS.value + 1, n + 2
 
 
 def table_rows(

@@ -19,11 +19,13 @@ from lightning_n2uq.ops.kernels.positions_cuda import (
     GROUP,
     LANES,
     LAUNCH,
+    MOST_HELD,
     MULTIPROCESSORS,
     UNSPECIALIZED,
     add_group,
     add_products,
     add_values,
+    climbed,
     count_below,
     count_below_fifteen,
     flat_to_zero,
@@ -40,6 +42,8 @@ from lightning_n2uq.ops.kernels.positions_cuda import (
 from lightning_n2uq.ops.kernels.product_cuda import product
 from lightning_n2uq.ops.kernels.tables_cuda import (
     BY_SEGMENT,
+    INVERSES,
+    KNOT_RESTS,
     KNOTS,
     OUTPUTS,
     RAMP_SLOPES,
@@ -97,6 +101,42 @@ def _count(
 
 
 @triton.jit
+def _load_centres(tables_ptr, first, n, HELD: tl.constexpr, LANES: tl.constexpr):
+    """Inverse, knot below and what that has lost in rounding, of `HELD` widths; behind the last, zeros."""
+    k = first + tl.arange(0, HELD)
+    known = k < n
+    shape: tl.constexpr = [HELD, LANES]
+    inverse = tl.load(tables_ptr + INVERSES * (n + 2) + k, mask=known, other=0.0)
+    knot = tl.load(tables_ptr + KNOTS * (n + 2) + k, mask=known, other=0.0)
+    rest = tl.load(tables_ptr + KNOT_RESTS * (n + 2) + k, mask=known, other=0.0)
+    return (
+        tl.broadcast_to(inverse[:, None], shape),
+        tl.broadcast_to(knot[:, None], shape),
+        tl.broadcast_to(rest[:, None], shape),
+    )
+
+
+@triton.jit
+def _add_centred(climbs, pull, s, error, inverse, knot, rest):
+    """`add_climbs` for narrow segments: the share below an input is that of its distance to the knot."""
+    distance = (tl.broadcast_to(s[None, :], climbs.shape) - knot) + (error[None, :] - rest)
+    share = climbed(distance, inverse, tl.zeros_like(distance))
+    return tl.fma(share, tl.broadcast_to(pull[None, :], climbs.shape), climbs)
+
+
+@triton.jit
+def _add_group_centred(climbs, pull, s, error, inverse, knot, rest):
+    """`_add_centred` of `[LANES, 4]`, column after column; `error` is what `s` has lost in rounding."""
+    a0, a1, a2, a3 = split4(pull)
+    s0, s1, s2, s3 = split4(s)
+    e0, e1, e2, e3 = split4(error)
+    climbs = _add_centred(climbs, a0, s0, e0, inverse, knot, rest)
+    climbs = _add_centred(climbs, a1, s1, e1, inverse, knot, rest)
+    climbs = _add_centred(climbs, a2, s2, e2, inverse, knot, rest)
+    return _add_centred(climbs, a3, s3, e3, inverse, knot, rest)
+
+
+@triton.jit
 def _forward_kernel(
     x_ptr, y_ptr, tables_ptr, numel, n,
     RAMPED: tl.constexpr, HELD: tl.constexpr, CHUNKS: tl.constexpr, FIFTEEN: tl.constexpr,
@@ -124,11 +164,12 @@ def _forward_kernel(
 def _backward_kernel(
     grad_ptr, x_ptr, dx_ptr, sums_ptr, tables_ptr, numel, n, tiles, first,
     RAMPED: tl.constexpr, WRITES: tl.constexpr, HELD: tl.constexpr, CHUNKS: tl.constexpr,
-    FIFTEEN: tl.constexpr, LANES: tl.constexpr,
+    FIFTEEN: tl.constexpr, CENTRED: tl.constexpr, LANES: tl.constexpr,
 ) -> None:  # fmt: skip
     """`tiles` tiles: sums over the widths from `first` on, and with `WRITES` all the rest.
 
-    What lies behind the end has no gradient, and so adds nothing.
+    What lies behind the end has no gradient, and so adds nothing. `CENTRED` takes shares of narrow segments
+    from distances: an inverse width times an input, less as large a number, would lose digits.
     """
     program = tl.program_id(0).to(tl.int64)
     alpha = tl.load(tables_ptr)
@@ -136,7 +177,10 @@ def _backward_kernel(
     knots_ptr = tables_ptr + KNOTS * (n + 2)
     held, sixteenth = load_bounds(knots_ptr, 0, n + 1, HELD), tl.load(knots_ptr + 15)
     low, middle, high = load_pivots(knots_ptr)
-    inverse, offset = load_shares(tables_ptr, first, n, HELD, LANES)
+    if CENTRED:
+        inverse, knot, rest = _load_centres(tables_ptr, first, n, HELD, LANES)
+    else:
+        inverse, offset = load_shares(tables_ptr, first, n, HELD, LANES)
     climbs = tl.zeros([HELD, LANES], alpha.dtype)
     zero = tl.zeros([LANES], alpha.dtype)
     value_sum, pull_sum, moment = zero, zero, zero
@@ -153,7 +197,12 @@ def _backward_kernel(
         threshold, slope, under, over = record(tables_ptr + BY_SEGMENT * (n + 2), segment)
         g = tl.where(s != s, s, g)  # a NaN input reaches every sum
         pull = g * slope
-        climbs = add_group(climbs, pull, s, inverse, offset)
+        if CENTRED:
+            error = tl.fma(x, tl.zeros_like(x) + alpha, -s)
+            error = tl.where(error == error, error, 0.0).to(s.dtype)  # of infinite inputs
+            climbs = _add_group_centred(climbs, pull, s, error, inverse, knot, rest)
+        else:
+            climbs = add_group(climbs, pull, s, inverse, offset)
         if WRITES:
             tl.store(dx_ptr + begin + place, (g * (slope * gain)).to(dx_ptr.dtype.element_ty), mask=inside)
             value = _ramp(s, tables_ptr, n) if RAMPED else tl.where(s > threshold, over, under)
@@ -195,6 +244,7 @@ def backward(
         for first in range(0, n, held):
             _backward_kernel[(programs,)](
                 grad, x, dx, sums, tables, x.numel(), n, tiles, first, RAMPED=ramp > 0, WRITES=first == 0,
-                HELD=held, CHUNKS=triton.cdiv(n + 1, held), FIFTEEN=n == 15, **LAUNCH,
+                HELD=held, CHUNKS=triton.cdiv(n + 1, held), FIFTEEN=n == 15, CENTRED=n > MOST_HELD,
+                **LAUNCH,
             )  # fmt: skip
     return parameter_gradients(sums, *quantizer)
