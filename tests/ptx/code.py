@@ -107,7 +107,7 @@ def fusable(kernel: Kernel) -> list[Instruction]:
     products, found = set(), []
     for instruction in kernel.code:
         result, *sources = instruction.operands or [""]
-        is_sum = instruction.name in ("add", "sub") and instruction.kind[0] == "f"
+        is_sum = instruction.name in ("add", "sub") and {"f32", "f64"} & set(instruction.modifiers)
         if is_sum and products.intersection(source for source in sources if isinstance(source, str)):
             found.append(instruction)
         if not isinstance(result, str):

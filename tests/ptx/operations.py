@@ -29,12 +29,27 @@ def _one_nan(values: np.ndarray) -> np.ndarray:
 
 
 def _apply(instruction: Instruction, read: Read, operation: Callable[..., np.ndarray]) -> np.ndarray:
-    """To all sources; to both halves of a pair (`f32x2`, `s16x2`)."""
+    """To all sources; to both halves of a pair (`f32x2`, `s16x2`); to float32 made of half precision."""
+    if _mixed(instruction):
+        *halves, last = range(1, len(instruction.operands))
+        wide = [_widened(read(i, "b16"), instruction.kind) for i in halves]
+        return _one_nan(operation(*wide, read(last, "f32")))
     sources = [read(i) for i in range(1, len(instruction.operands))]
     each, pair, _ = instruction.kind.partition("x2")
     if not pair:
         return _one_nan(operation(*sources))
     return _one_nan(operation(*(source.view(type_of(each)) for source in sources))).view(sources[0].dtype)
+
+
+def _mixed(instruction: Instruction) -> bool:
+    """Whether all sources but the last are half precision, the result float32 (`add.f32.bf16`)."""
+    return instruction.modifiers[-2:] in (("f32", "bf16"), ("f32", "f16"))
+
+
+def _widened(bits: np.ndarray, kind: str) -> np.ndarray:
+    if kind == "bf16":
+        return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return bits.view(np.float16).astype(np.float32)
 
 
 def _arithmetic(operation: Callable[..., np.ndarray]) -> Operation:
@@ -89,7 +104,7 @@ def fma32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def _fma(instruction: Instruction, read: Read) -> np.ndarray:
-    if instruction.kind == "f32x2":
+    if instruction.kind == "f32x2" or _mixed(instruction):
         return _apply(instruction, read, fma32)
     a, b, c = read(1), read(2), read(3)
     if instruction.kind == "f64":  # to the last bit or so
@@ -233,10 +248,7 @@ def _convert(instruction: Instruction, read: Read) -> np.ndarray:
     if target.endswith("x2"):
         upper, lower = (_narrowed(read(i, source), target[:-2]).astype(np.uint32) for i in (1, 2))
         return upper << np.uint32(16) | lower
-    if source == "bf16":
-        values = (read(1, "b16").astype(np.uint32) << np.uint32(16)).view(np.float32)
-    else:
-        values = read(1, source)
+    values = _widened(read(1, "b16"), "bf16") if source == "bf16" else read(1, source)
     if target == "bf16":
         return to_bfloat16(values)
     wanted = type_of(target)
@@ -269,7 +281,7 @@ def known(instruction: Instruction) -> bool:
     if name in ("cvt", "mov", "selp"):
         return True
     if kind.startswith(("bf16", "f16")):
-        return name in ("neg", "abs")
+        return name in ("neg", "abs") or (name in ("add", "sub", "fma") and _mixed(instruction))
     if "x2" in kind:
         return name in ("add", "sub") or (name in ("mul", "fma") and kind == "f32x2")
     return True

@@ -116,6 +116,8 @@ def test_bfloat16_is_rounded_as_torch_does() -> None:
         ("mov.b64 %rd2, 0x100000002; mov.b64 {%r2, %r1}, %rd2;", 1),
         ("setp.gtu.f32 %p1, 0f7FC00000, 0f00000000; selp.b32 %r1, 5, 6, %p1;", 5),
         ("setp.ne.f32 %p1, 0f7FC00000, 0f00000000; selp.b32 %r1, 5, 6, %p1;", 6),
+        ("mov.b16 %rs1, 0x3F80; sub.rn.f32.bf16 %r1, %rs1, 0f40000000;", 0xBF800000),
+        ("mov.b16 %rs1, 0x3C00; fma.rn.f32.f16 %r1, %rs1, %rs1, 0f40000000;", 0x40400000),
         ("abs.bf16x2 %r1, 0xBF80C000;", 0x3F804000),
         ("neg.bf16x2 %r1, 0xBF804000;", 0x3F80C000),
         ("add.s16x2 %r1, 0x0001FFFF, 0x00010001;", 0x00020000),
