@@ -76,7 +76,7 @@ def through_scale(grad: Tensor, scale: Tensor, dtype: torch.dtype, *, owned: boo
         owned: whether `grad` may be overwritten.
     """
     fast = None if watched((grad,)) else kernels.load("quantize_weight", grad.device)
-    if fast is None or not hasattr(fast, "gradient") or not _channels_outermost(grad):
+    if fast is None or not hasattr(fast, "gradient") or not _one_run(grad):
         divisor, wide = torch.where(scale == 0, 1.0, scale), grad.to(scale.dtype)
         return (wide.div_(divisor) if owned else wide / divisor).to(dtype)
     target = grad if owned and grad.dtype == dtype else torch.empty_like(grad, dtype=dtype)
@@ -105,6 +105,11 @@ def _(weight: Tensor, bits: int, straight_through: bool) -> tuple[Tensor, Tensor
 def _empty_scale(weight: Tensor) -> Tensor:
     size = (weight.shape[0],) + (1,) * (weight.dim() - 1)
     return weight.new_empty(size, dtype=compute_dtype(weight.dtype))
+
+
+def _one_run(x: Tensor) -> bool:
+    """Whether `x` is one run in memory, channel (dim 0) after channel."""
+    return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
 def _channels_outermost(x: Tensor) -> bool:

@@ -76,9 +76,11 @@ def check_gradients(n: int, programs: int) -> None:
         torch.testing.assert_close(found.squeeze(), gradient.float().squeeze(), rtol=1e-5, atol=1e-5)
 
 
-def check_weight(weight: Tensor, bits: int) -> None:
+def check_weight(weight: Tensor, bits: int, upstream: Tensor | None = None) -> None:
     """Values and gradients have the oracle's bits."""
-    leaf, upstream = weight.requires_grad_(), torch.randn(weight.shape).to(weight.dtype)
+    leaf = weight.requires_grad_()
+    if upstream is None:
+        upstream = torch.randn(weight.shape).to(weight.dtype)
     results = []
     for kernels in ("reference", "triton"):
         with force(kernels):
@@ -111,6 +113,8 @@ def check_all() -> None:
     for broken in (torch.nan, torch.inf):
         for where in (-5.0, 0.3, 5.0):
             check_threshold(torch.tensor([where, 0.2, 0.5]), 3, 0.0, broken)
+    check_weight(torch.randn(5, 4), 3, torch.randn(5, 4)[:, :1].expand(5, 4))  # not one run of memory
+    check_weight(torch.randn(5, 4, 3, 3), 3, torch.randn(5, 3, 3, 4).permute(0, 3, 1, 2))
     weight = torch.randn(5, 9)
     weight[0], weight[1, 2], weight[2, 3] = 0.0, torch.nan, torch.inf
     check_weight(weight, 2)
