@@ -6,6 +6,7 @@ treated as a small one is.
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ SEEN = 1000  # numbers at the end, which the last programs write
 def _large(numel: int, dtype: torch.dtype, end: Tensor) -> Tensor:
     try:
         values = torch.empty(numel, dtype=dtype)
-    except RuntimeError:  # the system promises no more than it has
+        np.zeros(values.nbytes, np.uint8)  # as much again, for the emulator
+    except (RuntimeError, MemoryError):  # the system promises no more than it has
         pytest.skip(f"no memory for {numel} numbers")
     values[-len(end) :] = end.to(dtype)
     return values
