@@ -110,8 +110,8 @@ def weight_scale(weight: Tensor, bits: int) -> Tensor:
 
 
 def scale_factor(bits: int) -> float:
-    """What `mean |W|` is multiplied by."""
-    return (2**bits - 1) / 2 ** (bits - 1)  # type: ignore[no-any-return]
+    """`(2^b - 1) / 2^(b-1)`, which `mean |W|` is multiplied by."""
+    return 2.0 - 2.0 ** (1 - bits)
 
 
 def weight_codes(weight: Tensor, bits: int) -> Tensor:

@@ -61,6 +61,15 @@ def test_ties_round_to_even() -> None:
     assert_same(weight.double(), 2)
 
 
+def test_the_scale_is_the_mean_in_float64_rounded_once() -> None:
+    weight = 10.0 ** torch.empty(64, 501).uniform_(-6, 3)
+    for bits in (1, 2, 3, 8):
+        exact = weight.double().mean(1, keepdim=True) * ((2**bits - 1) / 2 ** (bits - 1))
+        for kernels in ("reference", "numba"):
+            with force(kernels):
+                assert torch.equal(quantize_weight_with_scale(weight, bits)[1], exact.float())
+
+
 def test_a_known_scale_gives_the_same_bits() -> None:
     weight = torch.randn(16, 27)
     quantized, scale = quantize_weight_with_scale(weight, 3)

@@ -6,6 +6,7 @@ vectors of memory, exchanges by shuffles and shared memory, rounding as a GPU ro
 
 import inspect
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,8 +49,11 @@ class Emulation:
     kernels: dict[str, Kernel] = field(default_factory=dict)
 
 
+CAPABILITY = int(os.environ.get("PTX_CAPABILITY", "90"))
+
+
 @contextmanager
-def emulated_gpu(capability: int = 90, last: int | None = None) -> Iterator[Emulation]:
+def emulated_gpu(capability: int = CAPABILITY, last: int | None = None) -> Iterator[Emulation]:
     """Operators on CPU tensors run the kernels compiled for `sm_{capability}`.
 
     Args:
