@@ -1,15 +1,12 @@
-"""Data-parallel training that sends fewer bits.
+"""Lightning strategies for data-parallel training that sends fewer bits.
 
-Reading order: ``layout`` -> ``wire`` -> ``legs`` -> ``chain`` -> ``pipeline`` -> ``engine`` -> ``state``
--> ``hook``.
-Importing this package registers the names for ``--trainer.strategy``.
+Importing this package registers the names for `--trainer.strategy`. The exchange itself is in
+`lightning_n2uq.distributed`; its public names are importable from here, too.
 """
 
-from lightning_n2uq.strategies.config import ExchangeConfig
-from lightning_n2uq.strategies.hook import nuqsgd_hook
+from lightning_n2uq.distributed import ExchangeConfig, NUQSGDState, nuqsgd_hook
 from lightning_n2uq.strategies.nuqsgd import NUQSGDStrategy
 from lightning_n2uq.strategies.registry import register_strategies
-from lightning_n2uq.strategies.state import NUQSGDState
 from lightning_n2uq.strategies.torch_hooks import TorchHookStrategy
 
 __all__ = [

@@ -15,11 +15,11 @@ from torch.distributed.constants import default_pg_timeout
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
+from lightning_n2uq.distributed.checkpoint import KEY, gather_state, state_for_rank
+from lightning_n2uq.distributed.config import ExchangeConfig
+from lightning_n2uq.distributed.hook import nuqsgd_hook
+from lightning_n2uq.distributed.state import NUQSGDState
 from lightning_n2uq.strategies.base import HookedDDPStrategy
-from lightning_n2uq.strategies.checkpoint import KEY, gather_state, state_for_rank
-from lightning_n2uq.strategies.config import ExchangeConfig
-from lightning_n2uq.strategies.hook import nuqsgd_hook
-from lightning_n2uq.strategies.state import NUQSGDState
 
 
 class NUQSGDStrategy(HookedDDPStrategy):

@@ -15,8 +15,8 @@ from torch.distributed.constants import default_pg_timeout
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
+from lightning_n2uq.distributed.ordered import OrderedState, ordered_hook
 from lightning_n2uq.strategies.base import HookedDDPStrategy
-from lightning_n2uq.strategies.ordered import OrderedState, ordered_hook
 
 HOOKS = ("fp16", "bf16", "powersgd")
 

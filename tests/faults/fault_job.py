@@ -16,7 +16,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_n2uq.strategies import NUQSGDStrategy, engine
+from lightning_n2uq.distributed import exchange
+from lightning_n2uq.strategies import NUQSGDStrategy
 
 WORLD = 4
 
@@ -155,7 +156,7 @@ def rank_main(rank, folder, environment, arguments, own):
     if own.get("network"):
         enter_network(own["network"])
     if own.get("version"):
-        engine.__version__ = own["version"]
+        exchange.__version__ = own["version"]
     os.environ.update(environment)
     torch.set_num_threads(1)
     try:

@@ -8,9 +8,9 @@ import time
 import pytest
 import torch.distributed as dist
 
-from lightning_n2uq.strategies.answer import Answer, Notice, plain
-from lightning_n2uq.strategies.farewell import report_failure
-from lightning_n2uq.strategies.rollcall import RollCall
+from lightning_n2uq.distributed.answer import Answer, Notice, plain
+from lightning_n2uq.distributed.farewell import report_failure
+from lightning_n2uq.distributed.rollcall import RollCall
 
 
 @pytest.fixture

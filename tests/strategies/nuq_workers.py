@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_n2uq.compression import IdentityCodec
+from lightning_n2uq.distributed.ordered import ordered_hook
 from lightning_n2uq.strategies import NUQSGDState, nuqsgd_hook
-from lightning_n2uq.strategies.ordered import ordered_hook
 from lightning_n2uq.strategies.torch_hooks import powersgd_state
 
 TINY_BUCKETS = 0.01  # MiB: about one layer per DDP bucket

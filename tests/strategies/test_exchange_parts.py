@@ -14,6 +14,15 @@ from lightning.pytorch.strategies import StrategyRegistry
 from torch import nn
 
 from lightning_n2uq.compression import IdentityCodec, NUQCodec
+from lightning_n2uq.distributed.answer import Answer, Notice
+from lightning_n2uq.distributed.checkpoint import state_for_rank
+from lightning_n2uq.distributed.handshake import require_agreement
+from lightning_n2uq.distributed.partition import Span, clip_ranges, split_chunks, split_units
+from lightning_n2uq.distributed.pipeline import Pipeline
+from lightning_n2uq.distributed.residuals import Owed
+from lightning_n2uq.distributed.rollcall import RollCall, _ask
+from lightning_n2uq.distributed.stats import ExchangeStats, busy_seconds
+from lightning_n2uq.distributed.task import count_nonfinite
 from lightning_n2uq.strategies import (
     ExchangeConfig,
     NUQSGDState,
@@ -21,15 +30,6 @@ from lightning_n2uq.strategies import (
     TorchHookStrategy,
     nuqsgd_hook,
 )
-from lightning_n2uq.strategies.answer import Answer, Notice
-from lightning_n2uq.strategies.checkpoint import state_for_rank
-from lightning_n2uq.strategies.handshake import require_agreement
-from lightning_n2uq.strategies.layout import Span, clip_ranges, split_chunks, split_units
-from lightning_n2uq.strategies.owed import Owed
-from lightning_n2uq.strategies.pipeline import Pipeline
-from lightning_n2uq.strategies.rollcall import RollCall, _ask
-from lightning_n2uq.strategies.stats import ExchangeStats, busy_seconds
-from lightning_n2uq.strategies.task import count_nonfinite
 
 
 @given(
@@ -288,7 +288,7 @@ def test_a_process_that_ends_lets_its_exchange_finish():
     """A thread that frees a tensor while the interpreter ends would abort the process."""
     code = """
 import time, torch
-from lightning_n2uq.strategies.pipeline import Pipeline
+from lightning_n2uq.distributed.pipeline import Pipeline
 class Task:
     def run(self, stage):
         time.sleep(0.3)

@@ -9,8 +9,8 @@ from typing import cast
 
 import torch.distributed as dist
 
-from lightning_n2uq.strategies.config import ExchangeConfig
-from lightning_n2uq.strategies.wire import Wire
+from lightning_n2uq.distributed.collectives import Wire
+from lightning_n2uq.distributed.config import ExchangeConfig
 
 
 def node_size(config: ExchangeConfig, world_size: int) -> int:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_n2uq.strategies.chain import Chain
-from lightning_n2uq.strategies.layout import Span
-from lightning_n2uq.strategies.owed import Owed
+from lightning_n2uq.distributed.chain import Chain
+from lightning_n2uq.distributed.partition import Span
+from lightning_n2uq.distributed.residuals import Owed
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_n2uq.strategies.chain import Chain
-from lightning_n2uq.strategies.stats import ExchangeStats
+from lightning_n2uq.distributed.chain import Chain
+from lightning_n2uq.distributed.stats import ExchangeStats
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class BucketJob:
 
 
 class UnitTask:
-    """One unit of a bucket; satisfies :class:`~lightning_n2uq.strategies.pipeline.Task`.
+    """One unit of a bucket; satisfies :class:`~lightning_n2uq.distributed.pipeline.Task`.
 
     Args:
         context: Shared things.

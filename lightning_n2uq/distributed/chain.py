@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.compression import Codec, IdentityCodec, SkipCodec
-from lightning_n2uq.strategies.config import ExchangeConfig
-from lightning_n2uq.strategies.layout import Span, split_chunks
-from lightning_n2uq.strategies.legs import Gather, GatherMean, Lane, Leg, Scatter
-from lightning_n2uq.strategies.topology import Topology
+from lightning_n2uq.distributed.config import ExchangeConfig
+from lightning_n2uq.distributed.partition import Span, split_chunks
+from lightning_n2uq.distributed.phases import Gather, GatherMean, Lane, Leg, Scatter
+from lightning_n2uq.distributed.topology import Topology
 
 CodecPair = tuple[Codec, Codec]
 """Codecs of the first and of the second phase."""

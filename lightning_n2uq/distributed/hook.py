@@ -5,8 +5,8 @@
 import torch
 from torch._C._distributed_c10d import GradBucket  # `torch.distributed.GradBucket`, known to type checkers
 
-from lightning_n2uq.strategies.refuse import refuse_bucket
-from lightning_n2uq.strategies.state import NUQSGDState
+from lightning_n2uq.distributed.refuse import refuse_bucket
+from lightning_n2uq.distributed.state import NUQSGDState
 
 
 def nuqsgd_hook(state: NUQSGDState, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_n2uq.compression import Codec, ErrorFeedback
-from lightning_n2uq.strategies.layout import Span, offsets
-from lightning_n2uq.strategies.wire import Wire, padded
+from lightning_n2uq.distributed.collectives import Wire, padded
+from lightning_n2uq.distributed.partition import Span, offsets
 
 SeedFn = Callable[[int], int]
 """From the index of a message within a leg to the seed of its stochastic rounding."""

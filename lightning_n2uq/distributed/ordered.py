@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch._C._distributed_c10d import GradBucket
 
-from lightning_n2uq.strategies.pipeline import Pipeline
+from lightning_n2uq.distributed.pipeline import Pipeline
 
 Hook = Callable[[Any, GradBucket], torch.futures.Future[torch.Tensor]]
 

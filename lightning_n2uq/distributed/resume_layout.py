@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_n2uq.strategies.owed import Layout
+from lightning_n2uq.distributed.residuals import Layout
 
 Future = torch.futures.Future[Tensor]
 Submit = Callable[[int, list[Tensor], Tensor, bool], Future]

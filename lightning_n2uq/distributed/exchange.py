@@ -12,17 +12,17 @@ from torch import Tensor
 
 from lightning_n2uq._version import __version__
 from lightning_n2uq.compression import Codec, mix_seed
-from lightning_n2uq.strategies.answer import Answer, Notice
-from lightning_n2uq.strategies.chain import Chain, build_legs
-from lightning_n2uq.strategies.config import ExchangeConfig
-from lightning_n2uq.strategies.handshake import exchange_records, require_agreement
-from lightning_n2uq.strategies.layout import split_units
-from lightning_n2uq.strategies.pipeline import Pipeline
-from lightning_n2uq.strategies.plan import BucketPlan, Place, whole_span
-from lightning_n2uq.strategies.rollcall import RollCall
-from lightning_n2uq.strategies.stats import ExchangeStats
-from lightning_n2uq.strategies.task import BucketJob, Context, UnitTask
-from lightning_n2uq.strategies.topology import Topology
+from lightning_n2uq.distributed.answer import Answer, Notice
+from lightning_n2uq.distributed.chain import Chain, build_legs
+from lightning_n2uq.distributed.config import ExchangeConfig
+from lightning_n2uq.distributed.handshake import exchange_records, require_agreement
+from lightning_n2uq.distributed.partition import split_units
+from lightning_n2uq.distributed.pipeline import Pipeline
+from lightning_n2uq.distributed.plan import BucketPlan, Place, whole_span
+from lightning_n2uq.distributed.rollcall import RollCall
+from lightning_n2uq.distributed.stats import ExchangeStats
+from lightning_n2uq.distributed.task import BucketJob, Context, UnitTask
+from lightning_n2uq.distributed.topology import Topology
 
 _TELLING_S = 1.0  # a rank that hangs cannot be told; a failing one must not wait for it
 _UNITS_PER_BUCKET = 1 << 16  # numbering only: units of different DDP buckets never share a seed

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lightning_n2uq.strategies.wire import all_gather
+from lightning_n2uq.distributed.collectives import all_gather
 
 _RECORD_BYTES = 4096
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from lightning_n2uq.strategies.answer import Answer, Notice
+from lightning_n2uq.distributed.answer import Answer, Notice
 
 _MAX_BYTES = 1024
 _LISTENING = 3.0  # seconds for a peer that closed a connection to say why

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_n2uq.strategies.state import NUQSGDState
+from lightning_n2uq.distributed.state import NUQSGDState
 
 KEY = "nuqsgd"
 

@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 
 from lightning_n2uq.compression import Codec, codec_at_step
-from lightning_n2uq.strategies.config import ExchangeConfig
-from lightning_n2uq.strategies.engine import Engine
-from lightning_n2uq.strategies.farewell import report_failure
-from lightning_n2uq.strategies.owed import Layout, Owed, as_layout
-from lightning_n2uq.strategies.plan import BucketPlan, lay_out
-from lightning_n2uq.strategies.refuse import refuse_sharded
-from lightning_n2uq.strategies.regroup import Regrouping
-from lightning_n2uq.strategies.stats import ExchangeStats
+from lightning_n2uq.distributed.config import ExchangeConfig
+from lightning_n2uq.distributed.exchange import Engine
+from lightning_n2uq.distributed.farewell import report_failure
+from lightning_n2uq.distributed.plan import BucketPlan, lay_out
+from lightning_n2uq.distributed.refuse import refuse_sharded
+from lightning_n2uq.distributed.residuals import Layout, Owed, as_layout
+from lightning_n2uq.distributed.resume_layout import Regrouping
+from lightning_n2uq.distributed.stats import ExchangeStats
 
 
 class NUQSGDState:
-    """State of :func:`~lightning_n2uq.strategies.hook.nuqsgd_hook`.
+    """State of :func:`~lightning_n2uq.distributed.hook.nuqsgd_hook`.
 
     Picklable: process groups, threads and buffers are left out and made again at the next call.
 
@@ -38,7 +38,7 @@ class NUQSGDState:
             ``IdentityCodec()``, with which the exchange reproduces plain DDP).
         timeout: Of the exchange's process groups.
         config: Settings; made from the keywords if None.
-        **settings: Fields of :class:`~lightning_n2uq.strategies.config.ExchangeConfig`, such as
+        **settings: Fields of :class:`~lightning_n2uq.distributed.config.ExchangeConfig`, such as
             ``bits``, ``bucket_size``, ``norm``, ``levels``, ``scheme``, ``error_feedback``.
 
     Attributes:
