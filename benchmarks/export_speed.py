@@ -46,7 +46,7 @@ def float_file(size: int) -> bytes:
 
 def integer_file(bits: int, size: int) -> bytes:
     """This package's network and export, with uneven thresholds as after training."""
-    from lightning_n2uq.export.onnx_file import to_onnx
+    from lightning_n2uq.export.formats.onnx_file import to_onnx
 
     torch.manual_seed(0)
     model = resnet18(bits, bits)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from lightning_n2uq.export.description import Description
+from lightning_n2uq.export.ir.description import Description
 
 FORMATS = {"onnx": "onnx", "qonnx": "qonnx", "safetensors": "safetensors"}
 """Formats, with the package that each needs."""
@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check_packages(arguments.format, arguments.verify is not None)
     if arguments.verify is None and arguments.verify_root is not None:
         raise ValueError(f"verify_root: got {arguments.verify_root!r} without verify, give both or neither")
-    from lightning_n2uq.export.checkpoint import load_network
-    from lightning_n2uq.export.trace import describe
+    from lightning_n2uq.export.lower.checkpoint import load_network
+    from lightning_n2uq.export.lower.trace import describe
 
     model, shape, metadata = load_network(arguments.ckpt)
     plain = describe(model, shape, metadata)
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(description.summary())
     output = Path(arguments.output)
     _write(description, output, arguments)
-    from lightning_n2uq.export.sizes import size_report
+    from lightning_n2uq.export.ir.sizes import size_report
 
     print(f"wrote {output}\n{size_report(description, output.stat().st_size)}")
     if arguments.verify is None:
@@ -103,7 +103,7 @@ def _with_preprocessing(description: Description, arguments: argparse.Namespace)
         return description
     if arguments.mean is None or arguments.std is None:
         raise ValueError("mean, std: one without the other, give both or neither")
-    from lightning_n2uq.export.preprocessing import with_normalization
+    from lightning_n2uq.export.lower.preprocessing import with_normalization
 
     return with_normalization(description, arguments.mean, arguments.std, arguments.pixel_scale)
 
@@ -114,15 +114,15 @@ def _write(description: Description, output: Path, arguments: argparse.Namespace
     draft = output.with_name(output.name + ".part")
     try:
         if arguments.format == "onnx":
-            from lightning_n2uq.export.onnx_file import save_onnx
+            from lightning_n2uq.export.formats.onnx_file import save_onnx
 
             save_onnx(description, draft, arguments.convolution, arguments.opset)
         elif arguments.format == "qonnx":
-            from lightning_n2uq.export.qonnx_file import save_qonnx
+            from lightning_n2uq.export.formats.qonnx_file import save_qonnx
 
             save_qonnx(description, draft, arguments.batch)
         else:
-            from lightning_n2uq.export.safetensors_file import save_safetensors
+            from lightning_n2uq.export.formats.safetensors_file import save_safetensors
 
             save_safetensors(description, draft)
         os.replace(draft, output)
@@ -137,14 +137,14 @@ def _verify(
     output: Path,
     arguments: argparse.Namespace,
 ) -> bool:
-    from lightning_n2uq.export.data import run_data, verification_batches
-    from lightning_n2uq.export.engines import chosen_engines
-    from lightning_n2uq.export.preprocessing import normalizer, to_pixels
-    from lightning_n2uq.export.verify import compare, float_engine
+    from lightning_n2uq.export.lower.preprocessing import normalizer, to_pixels
+    from lightning_n2uq.export.runtime.engines import chosen_engines
+    from lightning_n2uq.export.verify.data import run_data, verification_batches
+    from lightning_n2uq.export.verify.parity import compare, float_engine
 
     subject, file = description, None
     if arguments.format == "safetensors":
-        from lightning_n2uq.export.safetensors_file import load_safetensors
+        from lightning_n2uq.export.formats.safetensors_file import load_safetensors
 
         subject = load_safetensors(output)
     else:
@@ -165,8 +165,8 @@ def _engine_names(description: Description, arguments: argparse.Namespace) -> li
     """The engines asked for, less those that cannot run here, which are named."""
     from importlib.util import find_spec
 
-    from lightning_n2uq.export.description import needs_float64
-    from lightning_n2uq.export.steps import IntConv
+    from lightning_n2uq.export.ir.description import needs_float64
+    from lightning_n2uq.export.ir.steps import IntConv
 
     names: list[str] = arguments.engines.split(",")
     wide = any(isinstance(step, IntConv) and needs_float64(step) for step in description.steps)
@@ -180,7 +180,7 @@ def _engine_names(description: Description, arguments: argparse.Namespace) -> li
 def _sweep(description: Description, names: list[str], arguments: argparse.Namespace) -> bool:
     if not arguments.sweep:
         return True
-    from lightning_n2uq.export.sweep import sweep
+    from lightning_n2uq.export.verify.sweep import sweep
 
     wrong = 0
     for step in description.quantizers():

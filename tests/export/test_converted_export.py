@@ -5,11 +5,11 @@ from torch import Tensor, nn
 
 from lightning_n2uq.convert import quantize_model
 from lightning_n2uq.export import ExactNetwork, describe, run_numpy
-from lightning_n2uq.export.verify import compare, float_engine
+from lightning_n2uq.export.verify.parity import compare, float_engine
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra 'export')")
 
-from lightning_n2uq.export.engines import ENGINES
+from lightning_n2uq.export.runtime.engines import ENGINES
 
 
 class Mixed(nn.Module):

@@ -7,15 +7,15 @@ from lightning_n2uq import backbones
 from lightning_n2uq.backbones.blocks import Bottleneck
 from lightning_n2uq.backbones.mobilenet_v2 import InvertedResidual
 from lightning_n2uq.export import ExactNetwork, describe, run_numpy
-from lightning_n2uq.export.description import needs_float64
-from lightning_n2uq.export.engines import ENGINES, onnxruntime_engine, session
-from lightning_n2uq.export.steps import Codes, IntConv
-from lightning_n2uq.export.verify import compare, float_engine
+from lightning_n2uq.export.ir.description import needs_float64
+from lightning_n2uq.export.ir.steps import Codes, IntConv
+from lightning_n2uq.export.runtime.engines import ENGINES, onnxruntime_engine, session
+from lightning_n2uq.export.verify.parity import compare, float_engine
 from lightning_n2uq.layers import QuantConv2d, QuantSpec
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra 'export')")
 
-from lightning_n2uq.export.onnx_file import to_onnx
+from lightning_n2uq.export.formats.onnx_file import to_onnx
 
 FAST = ("torch", "numpy", "onnxruntime")
 

@@ -10,10 +10,11 @@ pytest.importorskip("safetensors", reason="safetensors is not installed (extra '
 
 import onnx
 
-from lightning_n2uq.export import command, engines, load_safetensors
-from lightning_n2uq.export.engines import session
-from lightning_n2uq.export.onnx_file import newest_opset
-from lightning_n2uq.export.verify import ParityReport, Tally
+from lightning_n2uq.export import command, load_safetensors
+from lightning_n2uq.export.formats.onnx_file import newest_opset
+from lightning_n2uq.export.runtime import engines
+from lightning_n2uq.export.runtime.engines import session
+from lightning_n2uq.export.verify.parity import ParityReport, Tally
 from lightning_n2uq.modules import QuantizedClassifier
 
 
@@ -158,7 +159,7 @@ def test_a_failure_leaves_no_half_file(checkpoint, tmp_path, monkeypatch):
     def fail(*arguments: object) -> None:
         raise RuntimeError("disk")
 
-    monkeypatch.setattr("lightning_n2uq.export.onnx_file.save_onnx", fail)
+    monkeypatch.setattr("lightning_n2uq.export.formats.onnx_file.save_onnx", fail)
     with pytest.raises(RuntimeError, match="disk"):
         export(checkpoint, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
@@ -190,14 +191,14 @@ def test_the_default_opset_is_one_that_the_installed_runtime_reads(monkeypatch, 
             raise PackageNotFoundError(package)
         return runtime
 
-    monkeypatch.setattr("lightning_n2uq.export.onnx_file.version", version)
+    monkeypatch.setattr("lightning_n2uq.export.formats.onnx_file.version", version)
     assert newest_opset() == opset
 
 
 def test_an_older_opset_is_verified_with_that_opset(checkpoint, tmp_path, monkeypatch):
     opsets = []
     monkeypatch.setattr(
-        "lightning_n2uq.export.engines.session",
+        "lightning_n2uq.export.runtime.engines.session",
         lambda model, threads: opsets.append(engines._opset(model)) or session(model, threads),
     )
     verify = ("--verify", "random:2", "--engines", "torch,onnxruntime")

@@ -5,8 +5,8 @@ pytest.importorskip("onnx", reason="onnx is not installed (extra 'export')")
 
 from lightning_n2uq import backbones
 from lightning_n2uq.export import describe
-from lightning_n2uq.export.onnx_file import to_onnx
-from lightning_n2uq.export.sizes import float_bytes, size_report
+from lightning_n2uq.export.formats.onnx_file import to_onnx
+from lightning_n2uq.export.ir.sizes import float_bytes, size_report
 
 
 @pytest.mark.parametrize(("bits", "share"), [(2, 0.115), (4, 0.18)])

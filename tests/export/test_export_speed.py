@@ -7,7 +7,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra '
 from benchmarks import __main__ as benchmarks
 from benchmarks import export_speed
 from lightning_n2uq.export import describe
-from lightning_n2uq.export.onnx_file import to_onnx
+from lightning_n2uq.export.formats.onnx_file import to_onnx
 
 
 def test_networks_take_turns_and_their_tables_render(small_network, capsys):

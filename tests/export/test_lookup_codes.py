@@ -8,12 +8,12 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra '
 from onnx import TensorProto
 
 from lightning_n2uq.export import describe
-from lightning_n2uq.export.description import Description
-from lightning_n2uq.export.engines import session
-from lightning_n2uq.export.graph import GraphWriter
-from lightning_n2uq.export.onnx_file import to_onnx
-from lightning_n2uq.export.onnx_lookup import find_buckets, write_lookup
-from lightning_n2uq.export.steps import Codes, Input
+from lightning_n2uq.export.formats.onnx_file import to_onnx
+from lightning_n2uq.export.formats.onnx_graph import GraphWriter
+from lightning_n2uq.export.formats.onnx_lookup import find_buckets, write_lookup
+from lightning_n2uq.export.ir.description import Description
+from lightning_n2uq.export.ir.steps import Codes, Input
+from lightning_n2uq.export.runtime.engines import session
 
 
 def around(thresholds):

@@ -10,9 +10,9 @@ from qonnx.transformation.infer_datatypes import InferDataTypes
 from qonnx.transformation.infer_shapes import InferShapes
 
 from lightning_n2uq.export import describe
-from lightning_n2uq.export.engines import numpy_engine, qonnx_engine
-from lightning_n2uq.export.qonnx_file import at_least, to_qonnx
-from lightning_n2uq.export.sweep import sweep, sweep_values
+from lightning_n2uq.export.formats.qonnx_file import at_least, to_qonnx
+from lightning_n2uq.export.runtime.engines import numpy_engine, qonnx_engine
+from lightning_n2uq.export.verify.sweep import sweep, sweep_values
 from lightning_n2uq.layers import BiasedPReLU, QuantConv2d, QuantLinear, QuantSpec
 
 

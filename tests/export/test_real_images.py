@@ -10,8 +10,8 @@ import torch
 
 from lightning_n2uq import backbones
 from lightning_n2uq.export import describe
-from lightning_n2uq.export.engines import ENGINES
-from lightning_n2uq.export.verify import compare, float_engine
+from lightning_n2uq.export.runtime.engines import ENGINES
+from lightning_n2uq.export.verify.parity import compare, float_engine
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra 'export')")
 

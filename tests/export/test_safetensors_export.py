@@ -17,7 +17,7 @@ from lightning_n2uq.export import (
     save_safetensors,
     with_normalization,
 )
-from lightning_n2uq.export.packing import pack, unpack
+from lightning_n2uq.export.ir.packing import pack, unpack
 
 
 @given(st.integers(1, 8), st.lists(st.integers(0, 255), max_size=70))

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_n2uq.export.chain import Bend, Limit, Linear, evaluate
-from lightning_n2uq.export.fold import float_from_key, fold_float, fold_integer
+from lightning_n2uq.export.lower.deferred import Bend, Limit, Linear, evaluate
+from lightning_n2uq.export.lower.fold import float_from_key, fold_float, fold_integer
 
 NUMBERS = st.floats(-4, 4, width=32)
 SLOPES = st.one_of(st.just(0.0), st.floats(0.0009765625, 2, width=32))

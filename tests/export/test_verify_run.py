@@ -10,7 +10,7 @@ from PIL import Image
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra 'export')")
 
 from lightning_n2uq.export import command
-from lightning_n2uq.export.data import verification_batches
+from lightning_n2uq.export.verify.data import verification_batches
 from lightning_n2uq.modules import QuantizedClassifier
 
 

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from lightning_n2uq.export import steps as s
-from lightning_n2uq.export.builder import Builder
-from lightning_n2uq.export.chain import Lazy
-from lightning_n2uq.export.layers import apply, is_known
+from lightning_n2uq.export.ir import steps as s
+from lightning_n2uq.export.lower.builder import Builder
+from lightning_n2uq.export.lower.deferred import Lazy
+from lightning_n2uq.export.lower.layers import apply, is_known
 
 Handler = Callable[..., Lazy]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lightning_n2uq.export.steps import Codes, Input, IntConv, Step, UniformCodes
+from lightning_n2uq.export.ir.steps import Codes, Input, IntConv, Step, UniformCodes
 
 EXACT_FLOAT32 = 2**24
 """Integers up to here, and sums of them, are exact in float32."""

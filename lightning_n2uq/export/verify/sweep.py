@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_n2uq.export.description import EXACT_FLOAT32, Description
-from lightning_n2uq.export.engines import ENGINES, float_input
-from lightning_n2uq.export.qonnx_file import uniform_thresholds
-from lightning_n2uq.export.steps import Codes, Input, UniformCodes
+from lightning_n2uq.export.formats.qonnx_file import uniform_thresholds
+from lightning_n2uq.export.ir.description import EXACT_FLOAT32, Description
+from lightning_n2uq.export.ir.steps import Codes, Input, UniformCodes
+from lightning_n2uq.export.runtime.engines import ENGINES, float_input
 
 
 def sweep_values(step: Codes | UniformCodes, count: int, seed: int = 0) -> NDArray[Any]:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightning_n2uq.export.description import Description
-from lightning_n2uq.export.numpy_engine import run_numpy
-from lightning_n2uq.export.steps import Input
-from lightning_n2uq.export.torch_engine import ExactNetwork
+from lightning_n2uq.export.ir.description import Description
+from lightning_n2uq.export.ir.steps import Input
+from lightning_n2uq.export.runtime.numpy_engine import run_numpy
+from lightning_n2uq.export.runtime.torch_engine import ExactNetwork
 
 Tensor = NDArray[Any]
 
@@ -69,7 +69,7 @@ def onnxruntime_engine(description: Description, model: bytes | None = None, thr
     Raises:
         ValueError: the installed onnxruntime cannot read the file.
     """
-    from lightning_n2uq.export.onnx_file import to_onnx, write_graph
+    from lightning_n2uq.export.formats.onnx_file import to_onnx, write_graph
 
     names = [step.name for step in description.quantizers()]
     opset = None if model is None else _opset(model)
@@ -143,7 +143,7 @@ def _with_batch(description: Description, model: bytes | None, batch: int) -> An
     """A QONNX model with a fixed batch size, which its executor wants."""
     import onnx
 
-    from lightning_n2uq.export.qonnx_file import to_qonnx
+    from lightning_n2uq.export.formats.qonnx_file import to_qonnx
 
     if model is None:
         return to_qonnx(description, batch)

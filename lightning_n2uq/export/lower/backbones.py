@@ -5,9 +5,9 @@ from __future__ import annotations
 from lightning_n2uq.backbones.blocks import BasicBlock, Bottleneck
 from lightning_n2uq.backbones.mobilenet_v2 import InvertedResidual, MobileNetV2
 from lightning_n2uq.backbones.resnet import ResNet
-from lightning_n2uq.export.builder import Builder, to_float64
-from lightning_n2uq.export.chain import Bend, Lazy
-from lightning_n2uq.export.layers import apply, join
+from lightning_n2uq.export.lower.builder import Builder, to_float64
+from lightning_n2uq.export.lower.deferred import Bend, Lazy
+from lightning_n2uq.export.lower.layers import apply, join
 from lightning_n2uq.layers import BiasedPReLU
 
 

@@ -17,11 +17,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import StringStringEntryProto, TensorAnnotation, TensorProto
 
-from lightning_n2uq.export import steps as s
-from lightning_n2uq.export.description import Description, needs_float64
-from lightning_n2uq.export.fold import last_failing_float
-from lightning_n2uq.export.graph import GraphWriter, Layout
-from lightning_n2uq.export.onnx_float import convolution, write_float
+from lightning_n2uq.export.formats.onnx_float import convolution, write_float
+from lightning_n2uq.export.formats.onnx_graph import GraphWriter, Layout
+from lightning_n2uq.export.ir import steps as s
+from lightning_n2uq.export.ir.description import Description, needs_float64
+from lightning_n2uq.export.lower.fold import last_failing_float
 
 DOMAIN = "qonnx.custom_op.general"
 OPSET = 21

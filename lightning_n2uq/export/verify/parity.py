@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_n2uq.export.engines import Engine, Outputs
+from lightning_n2uq.export.runtime.engines import Engine, Outputs
 
 LOGIT_TOLERANCE = 1e-5
 """Allowed difference of logits, relative to the largest magnitude in the batch."""

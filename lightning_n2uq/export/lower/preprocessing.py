@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_n2uq.export.data import Batch
-from lightning_n2uq.export.description import Description
-from lightning_n2uq.export.steps import Input, Normalize
-from lightning_n2uq.export.torch_engine import run_step
+from lightning_n2uq.export.ir.description import Description
+from lightning_n2uq.export.ir.steps import Input, Normalize
+from lightning_n2uq.export.runtime.torch_engine import run_step
+from lightning_n2uq.export.verify.data import Batch
 
 
 def with_normalization(

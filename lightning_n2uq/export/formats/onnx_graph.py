@@ -10,8 +10,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from lightning_n2uq.export.description import Description
-from lightning_n2uq.export.shapes import infer_shapes
+from lightning_n2uq.export.ir.description import Description
+from lightning_n2uq.export.ir.shapes import infer_shapes
 
 Layout = Literal["NCHW", "NHWC", "flat"]
 PERMUTATIONS = {"NHWC": [0, 2, 3, 1], "NCHW": [0, 3, 1, 2]}

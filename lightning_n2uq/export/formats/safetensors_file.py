@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_n2uq.export.description import Description
-from lightning_n2uq.export.packing import pack, unpack
-from lightning_n2uq.export.steps import STEPS, IntConv, Step, Window
+from lightning_n2uq.export.ir.description import Description
+from lightning_n2uq.export.ir.packing import pack, unpack
+from lightning_n2uq.export.ir.steps import STEPS, IntConv, Step, Window
 
 FORMAT, VERSION = "lightning_n2uq.deploy", "1"
 _META = "meta."

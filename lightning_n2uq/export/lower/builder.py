@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_n2uq.export import steps as s
-from lightning_n2uq.export.activations import ThresholdRule, UniformRule, activation_rule
-from lightning_n2uq.export.chain import Bend, Float64, Lazy, Limit, Linear, Stage, directions
-from lightning_n2uq.export.description import FoldReport
-from lightning_n2uq.export.fixed_point import fixed_linear, split_conv
-from lightning_n2uq.export.fold import fold_float, fold_integer
-from lightning_n2uq.export.shapes import output_shape
-from lightning_n2uq.export.weights import IntegerWeight, integer_weight
+from lightning_n2uq.export.ir import steps as s
+from lightning_n2uq.export.ir.description import FoldReport
+from lightning_n2uq.export.ir.shapes import output_shape
+from lightning_n2uq.export.lower.activations import ThresholdRule, UniformRule, activation_rule
+from lightning_n2uq.export.lower.deferred import Bend, Float64, Lazy, Limit, Linear, Stage, directions
+from lightning_n2uq.export.lower.fixed_point import fixed_linear, split_conv
+from lightning_n2uq.export.lower.fold import fold_float, fold_integer
+from lightning_n2uq.export.lower.weights import IntegerWeight, integer_weight
 from lightning_n2uq.layers import QuantConv2d, QuantLinear
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import singledispatch
 
-from lightning_n2uq.export import steps as s
+from lightning_n2uq.export.ir import steps as s
 
 Shape = tuple[int, ...]
 

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from lightning_n2uq.convert.calibrated import CalibratedInput
-from lightning_n2uq.export.chain import Float64
+from lightning_n2uq.export.lower.deferred import Float64
 from lightning_n2uq.ops.tables import floored_widths, output_step
 from lightning_n2uq.quantizers import LSQ, PACT, DoReFa, LearnableThresholdQuantizer, LSQPlus
 

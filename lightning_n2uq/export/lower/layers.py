@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_n2uq.export import steps as s
-from lightning_n2uq.export.builder import Builder, to_float64
-from lightning_n2uq.export.chain import Bend, Lazy, Limit
+from lightning_n2uq.export.ir import steps as s
+from lightning_n2uq.export.lower.builder import Builder, to_float64
+from lightning_n2uq.export.lower.deferred import Bend, Lazy, Limit
 from lightning_n2uq.layers import BiasedPReLU, QuantConv2d, QuantLinear
 
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_n2uq.export import steps as s
-from lightning_n2uq.export.description import Description, needs_float64
-from lightning_n2uq.export.fixed_point import TINY
+from lightning_n2uq.export.ir import steps as s
+from lightning_n2uq.export.ir.description import Description, needs_float64
+from lightning_n2uq.export.lower.fixed_point import TINY
 
 Arrays = dict[str, Tensor]
 

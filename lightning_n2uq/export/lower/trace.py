@@ -12,12 +12,12 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-import lightning_n2uq.export.backbones  # noqa: F401 -- registers this package's networks
-from lightning_n2uq.export import layers
-from lightning_n2uq.export.builder import Builder
-from lightning_n2uq.export.description import Description
-from lightning_n2uq.export.flip import absorb_signs
-from lightning_n2uq.export.fx import trace_with_fx
+import lightning_n2uq.export.lower.backbones  # noqa: F401 -- registers this package's networks
+from lightning_n2uq.export.ir.description import Description
+from lightning_n2uq.export.lower import layers
+from lightning_n2uq.export.lower.builder import Builder
+from lightning_n2uq.export.lower.fx import trace_with_fx
+from lightning_n2uq.export.lower.sign_folding import absorb_signs
 
 
 @torch.no_grad()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lightning_n2uq.export.description import Description
-from lightning_n2uq.export.steps import Affine, Codes, FixedLinear, IntConv, PReLU, SplitConv, Step
+from lightning_n2uq.export.ir.description import Description
+from lightning_n2uq.export.ir.steps import Affine, Codes, FixedLinear, IntConv, PReLU, SplitConv, Step
 
 
 def float_bytes(description: Description) -> int:

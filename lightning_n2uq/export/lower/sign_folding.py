@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lightning_n2uq.export.steps import Affine, Codes, IntConv, Step
+from lightning_n2uq.export.ir.steps import Affine, Codes, IntConv, Step
 
 
 def absorb_signs(steps: Sequence[Step]) -> tuple[Step, ...]:

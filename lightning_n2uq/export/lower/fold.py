@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_n2uq.export.chain import Float64, Stage, directions, evaluate
+from lightning_n2uq.export.lower.deferred import Float64, Stage, directions, evaluate
 
 Int64 = NDArray[np.int64]
 

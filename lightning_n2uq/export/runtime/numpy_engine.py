@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from lightning_n2uq.export import steps as s
-from lightning_n2uq.export.description import Description
-from lightning_n2uq.export.fixed_point import TINY
+from lightning_n2uq.export.ir import steps as s
+from lightning_n2uq.export.ir.description import Description
+from lightning_n2uq.export.lower.fixed_point import TINY
 
 Tensor = Any
 """A numpy array of any dtype."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from lightning_n2uq.export.graph import GraphWriter
+from lightning_n2uq.export.formats.onnx_graph import GraphWriter
 
 BUCKETS = (32, 64, 128, 256, 512)
 """Sizes that are tried; each doubles the table."""

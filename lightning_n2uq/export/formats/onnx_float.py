@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from lightning_n2uq.export import steps as s
-from lightning_n2uq.export.fixed_point import TINY
-from lightning_n2uq.export.graph import GraphWriter, Layout
+from lightning_n2uq.export.formats.onnx_graph import GraphWriter, Layout
+from lightning_n2uq.export.ir import steps as s
+from lightning_n2uq.export.lower.fixed_point import TINY
 
 
 @singledispatch

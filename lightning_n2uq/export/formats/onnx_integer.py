@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from lightning_n2uq.export import steps as s
-from lightning_n2uq.export.description import needs_float64
-from lightning_n2uq.export.graph import GraphWriter, Layout
-from lightning_n2uq.export.onnx_float import convolution, window_attributes, write_float
-from lightning_n2uq.export.onnx_lookup import find_buckets, write_lookup
+from lightning_n2uq.export.formats.onnx_float import convolution, window_attributes, write_float
+from lightning_n2uq.export.formats.onnx_graph import GraphWriter, Layout
+from lightning_n2uq.export.formats.onnx_lookup import find_buckets, write_lookup
+from lightning_n2uq.export.ir import steps as s
+from lightning_n2uq.export.ir.description import needs_float64
 
 PAIR_LIMIT = 2**15 - 1
 """x86 kernels without VNNI add two products of unsigned and signed bytes in 16 bits, and saturate."""

@@ -1,0 +1,1 @@
+"""Files of deployed networks: ONNX, QONNX and safetensors."""

@@ -1,0 +1,1 @@
+"""Comparisons of engines with each other and with the trained network."""
