@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test soak fuzz audit lint types bench gpu clean
+.PHONY: demo test compiled soak fuzz audit lint types bench gpu clean
 
 # torch and torchvision are resolved together (one command), since only releases of the same day fit.
 $(STAMP): pyproject.toml
@@ -20,7 +20,11 @@ demo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/n2uq fit --config configs/digits/n2uq_w2a2.yaml --test_after_fit true
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+# The Triton kernels, compiled for a GPU and emulated without one.
+compiled: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m compiled
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m slow

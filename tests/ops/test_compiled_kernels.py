@@ -1,4 +1,4 @@
-"""What Triton makes of the kernels, run without a GPU by an emulator (tests/ptx) against the oracle."""
+"""What Triton makes of the kernels, run without a GPU by an emulator against the oracle."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -11,10 +11,15 @@ from torch.profiler import ProfilerActivity, profile
 
 pytest.importorskip("triton")
 
+import test_nuq_kernels
+import triton_cases
+import triton_chain_cases
+
 from lightning_n2uq.backbones import resnet18
 from lightning_n2uq.ops.dispatch import force
-from tests.ops import test_nuq_kernels, triton_cases, triton_chain_cases
-from tests.ptx.device import emulated_gpu
+from ptx_emulator.device import emulated_gpu
+
+pytestmark = pytest.mark.compiled
 
 
 def test_compiled_quantizers_equal_the_oracle() -> None:

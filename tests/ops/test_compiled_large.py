@@ -14,7 +14,9 @@ from torch import Tensor
 from lightning_n2uq.ops.dispatch import force
 from lightning_n2uq.ops.nuq import nuq_decode_mean, nuq_encode
 from lightning_n2uq.ops.nuq_format import NUQFormat
-from tests.ptx.device import emulated_gpu
+from ptx_emulator.device import emulated_gpu
+
+pytestmark = pytest.mark.compiled
 
 NUMEL = 2**31 + 1_234_567
 IMAGES, CHANNELS, SIDE = 8200, 64, 64  # of maps with more than 2^31 numbers

@@ -170,7 +170,7 @@ TRITON_CASES = "import sys; sys.path.insert(0, sys.argv[1]); import test_nuq_ker
 
 
 def test_triton_gives_the_oracles_bytes_under_the_interpreter():
-    from tests.ops.interpreter import need_interpreter
+    from triton_interpreter import need_interpreter
 
     need_interpreter()
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_triton_quantizers import compile_ptx
 from torch import nn
+from triton_interpreter import need_interpreter
 
 from lightning_n2uq.backbones import resnet18
 from lightning_n2uq.ops.dispatch import force
-from tests.ops.interpreter import need_interpreter
-from tests.ops.test_triton_quantizers import compile_ptx
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -70,7 +70,7 @@ def test_chain_kernels_compile_for_a_gpu(module: str, name: str, constants: dict
 
 @needs_gpu
 def test_the_chain_on_a_gpu_equals_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.ops.triton_chain_cases import check_all
+    from triton_chain_cases import check_all
 
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     check_all("cuda")

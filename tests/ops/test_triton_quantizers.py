@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from triton_interpreter import need_interpreter
 
 from lightning_n2uq.ops import quantize_weight, threshold_quantize
 from lightning_n2uq.ops.dispatch import force
-from tests.ops.interpreter import need_interpreter
 
 
 def test_triton_quantizers_equal_the_oracle_under_the_interpreter() -> None:

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from tests.ptx.code import Instruction, bits_of, type_of
-from tests.ptx.memory import Fault
+from ptx_emulator.code import Instruction, bits_of, type_of
+from ptx_emulator.memory import Fault
 
 
 class Read(Protocol):

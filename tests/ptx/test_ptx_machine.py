@@ -12,11 +12,13 @@ from torch import Tensor
 
 from lightning_n2uq.ops import threshold_quantize
 from lightning_n2uq.ops.dispatch import force
-from tests.ptx import device
-from tests.ptx.code import fusable, parse
-from tests.ptx.machine import Machine
-from tests.ptx.memory import Fault, GlobalMemory
-from tests.ptx.operations import fma32, to_bfloat16
+from ptx_emulator import device
+from ptx_emulator.code import fusable, parse
+from ptx_emulator.machine import Machine
+from ptx_emulator.memory import Fault, GlobalMemory
+from ptx_emulator.operations import fma32, to_bfloat16
+
+pytestmark = pytest.mark.compiled
 
 HEAD = """
 .visible .entry kernel(

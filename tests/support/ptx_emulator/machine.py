@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from tests.ptx.code import Address, Instruction, Kernel, bits_of, type_of
-from tests.ptx.memory import Bytes, Fault, GlobalMemory, Integers, SharedMemory
-from tests.ptx.operations import OPERATIONS, known
+from ptx_emulator.code import Address, Instruction, Kernel, bits_of, type_of
+from ptx_emulator.memory import Bytes, Fault, GlobalMemory, Integers, SharedMemory
+from ptx_emulator.operations import OPERATIONS, known
 
 WARP = 32
 SHARED = "global_smem"  # where Triton's shared memory begins

@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from lightning_n2uq.ops import dispatch
-from tests.ptx.code import Kernel, fusable, parse
-from tests.ptx.machine import Machine
-from tests.ptx.memory import Fault, GlobalMemory, Integers
+from ptx_emulator.code import Kernel, fusable, parse
+from ptx_emulator.machine import Machine
+from ptx_emulator.memory import Fault, GlobalMemory, Integers
 
 
 class EmulatedDriver:

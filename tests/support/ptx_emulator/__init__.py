@@ -1,0 +1,1 @@
+"""Runs the PTX that Triton compiles kernels to on CPU tensors; see `device.emulated_gpu`."""
