@@ -17,7 +17,6 @@ _OPTIONAL = {
     "numba": "CPU kernels; without it quantizers and codec run in plain torch, many times slower",
     "triton": "CUDA kernels; comes with torch's CUDA builds on Linux",
     "wandb": "the default logger",
-    "constriction": "entropy coding of gradient messages (extra `entropy`)",
     "onnx": "export to ONNX and QONNX",
     "onnxruntime": "running exported networks",
     "sklearn": "the handwritten digits of the example",

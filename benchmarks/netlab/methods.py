@@ -41,9 +41,7 @@ METHODS: dict[str, Register] = {
     "nuqsgd_3bit": _nuqsgd(bits=3),
     "nuqsgd_2bit": _nuqsgd(bits=2),
     "nuqsgd_huffman": _nuqsgd(bits=4, coding="huffman"),
-    "nuqsgd_ans": _nuqsgd(bits=4, coding="ans"),
     "nuqsgd_2bit_huffman": _nuqsgd(bits=2, coding="huffman"),
-    "nuqsgd_2bit_ans": _nuqsgd(bits=2, coding="ans"),
     "nuqsgd_all_gather": _nuqsgd(bits=4, scheme="all_gather"),
 }
 """By name; the names of strategies where there is one.

@@ -35,7 +35,7 @@ def render(figures: Sequence[Mapping[str, Any]]) -> str:
         ratios = [
             f"{times[other] / times[name]:.2f}" if other in times else "-" for other in ("ddp", "ddp_fp16")
         ]
-        packed = name in BITS and not name.endswith(("huffman", "ans", "all_gather"))
+        packed = name in BITS and not name.endswith(("huffman", "all_gather"))
         ideal = f"{row['bytes'] / ideal_bytes(BITS[name], row['numel'], row['hosts']):.3f}" if packed else "-"
         lines.append(
             f"| {name} | {times[name]:.3f} | {' | '.join(ratios)} | {row['bytes'] / 1e6:.2f} | {ideal} |"

@@ -24,6 +24,7 @@ _NAMED_FROM = (
     "lightning.pytorch.callbacks",
     "lightning.pytorch.loggers",
 )
+_REMOVED = {("coding", "ans"): "; ans was removed because huffman is faster in every measurement"}
 _TYPE_NAMES = {"NoneType": "null", "dict": "a mapping", "list": "a list"}
 
 
@@ -166,7 +167,10 @@ def _wrong_value(text: str) -> str | None:
     leaf = [(kind, got) for kind, got in expected if got] or expected
     got = leaf[0][1] or _given(text)
     kinds = dict.fromkeys(_type_name(kind) for kind, _ in leaf)
-    return f"{key}: got {got!r}, allowed {' or '.join(kinds)}" if not _constructor_lines(text) else None
+    if _constructor_lines(text):
+        return None
+    removed = _REMOVED.get((key.rpartition(".")[2], str(got).strip("'")), "")
+    return f"{key}: got {got!r}, allowed {' or '.join(kinds)}{removed}"
 
 
 def _type_name(kind: str) -> str:

@@ -5,11 +5,10 @@ Reading order: `ops.nuq_format` (bytes) -> `ops.nuq_reference` (arithmetic) -> `
 
 from lightning_n2uq.compression.base import Codec
 from lightning_n2uq.compression.feedback import ErrorFeedback
-from lightning_n2uq.compression.identity import IdentityCodec
+from lightning_n2uq.compression.identity import IdentityCodec, codec_at_step
 from lightning_n2uq.compression.nuq import NUQCodec
 from lightning_n2uq.compression.registry import CODECS, make_codec
 from lightning_n2uq.compression.skip import SkipCodec
-from lightning_n2uq.compression.warmup import codec_at_step
 from lightning_n2uq.ops.kernels.rng import mix_seed
 
 __all__ = [

@@ -1,59 +1,44 @@
-"""Variable-length messages: a packed message with its codes entropy-coded.
+"""Variable-length messages: a packed message whose codes are Huffman-coded.
 
 Byte 0 is the mode. Mode 0: the packed message follows as it is (coding would not have made it shorter, as for
 tiny messages). Mode 1: the norms follow, then the coded symbols. A symbol is as many codes as fit a byte: a
 byte of the packed codes for 2, 4 and 8 bits, two codes for 3 bits. Coding several codes at once divides the
-loss of Huffman's whole-bit lengths by their number. Each message carries its own static model.
+loss of Huffman's whole-bit lengths by their number. Each message carries its own code.
 
 Coding runs on the CPU; messages of CUDA gradients are copied there and back.
 """
 
-from typing import Protocol
-
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_n2uq.compression.coding import Coder
+from lightning_n2uq.compression.huffman import Bytes, HuffmanCoder
 from lightning_n2uq.ops.nuq_format import NUQFormat
 
-Bytes = npt.NDArray[np.uint8]
 _RAW, _CODED = 0, 1
 
 
-class SymbolCoder(Protocol):
-    """Lossless coding of an array of symbols."""
-
-    def compress(self, symbols: Bytes) -> Bytes:
-        """The coded symbols, model included."""
-
-    def expand(self, data: Bytes, count: int) -> Bytes:
-        """The `count` symbols; ValueError if `data` is malformed."""
-
-
-class EntropyCoder(Coder):
-    """Frames what a symbol coder makes of a packed message.
+class EntropyCoder:
+    """Turns a packed message into a shorter one and back, without loss.
 
     Args:
-        coding: `huffman` (needs numba) or `ans` (needs constriction).
         form: Format of the packed message.
 
     Raises:
-        ValueError: If the package a coding needs is not installed.
+        ValueError: If numba is not installed.
     """
 
-    def __init__(self, coding: str, form: NUQFormat) -> None:
+    def __init__(self, form: NUQFormat) -> None:
         self._form = form
         self._alphabet = 64 if form.bits == 3 else 256
-        self._symbols = _make_symbol_coder(coding, self._alphabet)
+        self._symbols = HuffmanCoder(self._alphabet)
 
     def max_bytes(self, packed_bytes: int) -> int:
-        """One byte more than the packed message."""
+        """Returns the upper bound of a message's size: one byte more than the packed message."""
         return packed_bytes + 1
 
     def compress(self, packed: Tensor, numel: int, out: Tensor) -> Tensor:
-        """See `Coder.compress`."""
+        """Writes the coded message to the front of `out` and returns that part."""
         start = self._form.norm_bytes(numel)
         codes = packed[start:].cpu().numpy()
         body = self._symbols.compress(_to_six_bits(codes) if self._form.bits == 3 else codes)
@@ -67,7 +52,7 @@ class EntropyCoder(Coder):
         return out[: 1 + start + len(body)]
 
     def expand(self, message: Tensor, numel: int) -> Tensor:
-        """See `Coder.expand`."""
+        """Returns the packed message; raises ValueError if `message` is malformed."""
         if message.numel() == 0:
             raise ValueError("payload must have at least the mode byte, got 0 bytes.")
         mode = int(message[0])
@@ -90,16 +75,6 @@ class EntropyCoder(Coder):
         if self._form.bits != 3:
             return self._symbols.expand(body, size)
         return _from_six_bits(self._symbols.expand(body, -(-size // 3) * 4), size)
-
-
-def _make_symbol_coder(coding: str, alphabet: int) -> SymbolCoder:
-    if coding == "huffman":
-        from lightning_n2uq.compression.huffman import HuffmanCoder
-
-        return HuffmanCoder(alphabet)
-    from lightning_n2uq.compression.ans import AnsCoder
-
-    return AnsCoder(alphabet)
 
 
 def _to_six_bits(codes: Bytes) -> Bytes:

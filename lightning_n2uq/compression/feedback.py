@@ -1,6 +1,6 @@
 """Error feedback: what rounding took away from one message is added to the next."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
@@ -43,14 +43,6 @@ class ErrorFeedback:
             residual = torch.zeros_like(x)
         payload, self.residuals[key] = encode_with_residual(codec, x, residual, seed, out)
         return payload
-
-    def state_dict(self) -> dict[Hashable, Tensor]:
-        """The residuals by key (this rank's own), as CPU copies."""
-        return {key: residual.detach().to("cpu", copy=True) for key, residual in self.residuals.items()}
-
-    def load_state_dict(self, state: Mapping[Hashable, Tensor]) -> None:
-        """Replaces the residuals by copies of those in `state`."""
-        self.residuals = {key: residual.detach().clone() for key, residual in state.items()}
 
 
 def encode_with_residual(

@@ -21,7 +21,7 @@ LONGEST = 11  # bits of the longest codeword: a table of 2**11 entries stays in 
 
 
 class HuffmanCoder:
-    """Codes symbols below `alphabet`, an even number.
+    """Codes symbols below `alphabet`, an even number, without loss.
 
     Raises:
         ValueError: If numba is not installed.

@@ -44,3 +44,16 @@ class IdentityCodec(Codec):
     def describe(self) -> str:
         """The name; there are no parameters."""
         return "identity"
+
+
+def codec_at_step(codec: Codec, step: int, warmup_steps: int) -> Codec:
+    """Returns the codec of a step: `IdentityCodec` during warm-up, then `codec`.
+
+    Early gradients change fastest, so the first steps travel in full precision.
+
+    Args:
+        codec: The codec after warm-up.
+        step: The optimisation step, counted from 0; the same on every rank.
+        warmup_steps: How many steps travel in full precision.
+    """
+    return IdentityCodec() if step < warmup_steps else codec

@@ -38,14 +38,6 @@ class SkipCodec(Codec):
         self.skipped = sum(numel for _, numel in self.segments)
         self.fixed_size = codec.fixed_size
 
-    def narrow(self, start: int, stop: int) -> Codec:
-        """The codec of the slice `start:stop` of the gradient: the inner one where nothing is skipped."""
-        clipped = [(max(a, start), min(a + n, stop)) for a, n in self.segments]
-        inside = [(a - start, b - a) for a, b in clipped if b > a]
-        if not inside:
-            return self.codec
-        return IdentityCodec() if inside == [(0, stop - start)] else SkipCodec(self.codec, inside)
-
     def nbytes(self, numel: int) -> int:
         """Four bytes per skipped coordinate plus the inner message."""
         self._check_numel(numel)

@@ -1,6 +1,6 @@
-r"""What the codec does in expectation: variance bound, code distribution, entropy, expected code length.
+r"""The codec's variance bound, and what is chosen by it.
 
-Variance bound (all families; docs/numerics.md's figures for exponential levels are the case `k = 1/8`).
+The bound holds for all families; `docs/numerics.md` states the case of exponential levels, `k = 1/8`.
 Let `0 = l_0 < l_1 < .. = 1` be the levels and `r_i = |v_i| / ||v||_p`. Rounding `r` in `[l, u]` without bias
 has the variance `(u - r)(r - l)`.
 
@@ -20,15 +20,10 @@ Ramezani-Kebrya et al., JMLR 22(114), 2021 (arXiv 1908.06077), theorem 4, bounds
 exponential levels; the constants here are tighter because both regions are maximised together.
 """
 
-import heapq
 import itertools
 import math
 
-import torch
-from torch import Tensor
-
 from lightning_n2uq.ops.nuq_format import NUQFormat
-from lightning_n2uq.ops.nuq_reference import bucket_norms, unpack
 
 
 def variance_bound(form: NUQFormat) -> float:
@@ -54,67 +49,3 @@ def best_mantissa_bits(bits: int, bucket_size: int, norm: str) -> int:
     """The number of mantissa bits of the `float` family with the smallest variance bound."""
     forms = (NUQFormat(bits, bucket_size, norm, "float", m) for m in range(bits - 1))  # type: ignore[arg-type]
     return min(forms, key=variance_bound).mantissa_bits
-
-
-def code_probabilities(x: Tensor, form: NUQFormat) -> Tensor:
-    """The exact expected histogram of codes when `x` is encoded, over the random numbers.
-
-    Args:
-        x: 1-D fp32 tensor with finite entries.
-        form: The wire format.
-
-    Returns:
-        fp64 tensor `[2**bits]` that sums to 1: the expected share of every code.
-    """
-    rows = -(-x.numel() // form.bucket_size)
-    buckets = torch.nn.functional.pad(x, (0, rows * form.bucket_size - x.numel())).view(rows, -1)
-    norms = bucket_norms(buckets, form.norm).double().unsqueeze(1)
-    ratio = torch.where(norms > 0, buckets.double() / norms, 0.0).view(-1)[: x.numel()]
-    levels = torch.tensor(form.levels, dtype=torch.float64)
-    lower = (torch.bucketize(ratio.abs(), levels, right=True) - 1).clamp(0, form.top - 1)
-    up = ((ratio.abs() - levels[lower]) / (levels[lower + 1] - levels[lower])).clamp(0, 1)
-    sign = (ratio < 0).long() << (form.bits - 1)
-    weights = torch.zeros(1 << form.bits, dtype=torch.float64)
-    weights.index_add_(0, lower + torch.where(lower > 0, sign, 0), 1 - up)
-    weights.index_add_(0, lower + 1 + sign, up)
-    return weights / max(x.numel(), 1)
-
-
-def entropy(probabilities: Tensor) -> float:
-    """Shannon entropy in bits per symbol; the floor of every coder that treats symbols one by one."""
-    positive = probabilities[probabilities > 0].double()
-    return float(-(positive * positive.log2()).sum())
-
-
-def code_entropy(payload: Tensor, form: NUQFormat, numel: int) -> float:
-    """Empirical entropy of the codes in a packed message, in bits per coordinate."""
-    codes = unpack(payload[form.norm_bytes(numel) :].cpu(), form.bits, numel)
-    counts = torch.bincount(codes, minlength=1 << form.bits)
-    return entropy(counts / max(numel, 1))
-
-
-def expected_code_length(probabilities: Tensor, group: int = 1) -> float:
-    """Exact expected length of a Huffman code of independent codes, in bits per coordinate.
-
-    Huffman coding of `group` codes at a time costs at most `entropy + 1 / group`.
-
-    Args:
-        probabilities: Expected share of every code, for example from `code_probabilities`.
-        group: How many codes make one symbol.
-
-    Returns:
-        The expected length: the sum of all inner nodes of the Huffman tree, divided by `group`.
-    """
-    joint = probabilities.double()
-    for _ in range(group - 1):
-        joint = torch.outer(joint, probabilities.double()).view(-1)
-    heap = [share for share in joint.tolist() if share > 0]
-    if len(heap) < 2:
-        return 1.0 / group
-    heapq.heapify(heap)
-    length = 0.0
-    while len(heap) > 1:
-        node = heapq.heappop(heap) + heapq.heappop(heap)
-        length += node
-        heapq.heappush(heap, node)
-    return length / group

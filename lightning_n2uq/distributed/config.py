@@ -30,7 +30,7 @@ class ExchangeConfig:
         norm: ``"l2"`` (NUQSGD, QSGD) or ``"linf"``.
         levels: Level family of the codec, or the list of levels.
         mantissa_bits: Mantissa bits kept by ``levels="float"``.
-        coding: ``"packed"``, ``"huffman"`` or ``"ans"``.
+        coding: ``"packed"`` or ``"huffman"``.
         scheme: ``"two_phase"`` or ``"all_gather"`` (the paper's).
         second_phase_bits: Bits of the averaged chunk in the second phase; ``bits`` if None.
         hierarchical: Reduce in full precision inside a node and compress between nodes only.
@@ -52,7 +52,7 @@ class ExchangeConfig:
     norm: Literal["l2", "linf"] = "l2"
     levels: str | Sequence[float] = "exponential"
     mantissa_bits: int | None = None
-    coding: Literal["packed", "huffman", "ans"] = "packed"
+    coding: Literal["packed", "huffman"] = "packed"
     scheme: Literal["two_phase", "all_gather"] = "two_phase"
     second_phase_bits: int | None = None
     hierarchical: bool = False

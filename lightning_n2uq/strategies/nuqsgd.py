@@ -38,7 +38,7 @@ class NUQSGDStrategy(HookedDDPStrategy):
         norm: ``"l2"`` or ``"linf"``.
         levels: ``"exponential"``, ``"uniform"``, ``"float"`` or the list of levels.
         mantissa_bits: For ``levels="float"``.
-        coding: ``"packed"``, or ``"huffman"`` and ``"ans"`` for slow links.
+        coding: ``"packed"``, or ``"huffman"`` for slow links.
         scheme: ``"two_phase"`` or ``"all_gather"`` (the paper's; bytes grow with the ranks).
         second_phase_bits: Bits of the averaged gradient; ``bits`` if None.
         hierarchical: Full precision inside a node, compressed between nodes.
@@ -68,7 +68,7 @@ class NUQSGDStrategy(HookedDDPStrategy):
         norm: Literal["l2", "linf"] = "l2",
         levels: str | list[float] = "exponential",
         mantissa_bits: int | None = None,
-        coding: Literal["packed", "huffman", "ans"] = "packed",
+        coding: Literal["packed", "huffman"] = "packed",
         scheme: Literal["two_phase", "all_gather"] = "two_phase",
         second_phase_bits: int | None = None,
         hierarchical: bool = False,

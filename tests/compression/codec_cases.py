@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.compression import NUQCodec
+from lightning_n2uq.ops.nuq_format import NUQFormat
+from lightning_n2uq.ops.nuq_reference import bucket_norms, unpack
 
 FAMILIES = ("exponential", "float", "uniform", "list")
 BITS = (2, 3, 4, 8)
@@ -63,3 +65,32 @@ def rounding_variance(x: Tensor, codec: NUQCodec) -> Tensor:
     levels = torch.tensor(codec.form.levels, dtype=torch.float64)
     lower = (torch.bucketize(ratio, levels, right=True) - 1).clamp(max=len(levels) - 2)
     return (levels[lower + 1] - ratio) * (ratio - levels[lower]) * norm**2
+
+
+def code_probabilities(x: Tensor, form: NUQFormat) -> Tensor:
+    """The exact expected share of every code when `x` is encoded, over the random numbers: fp64, sum 1."""
+    rows = -(-x.numel() // form.bucket_size)
+    buckets = torch.nn.functional.pad(x, (0, rows * form.bucket_size - x.numel())).view(rows, -1)
+    norms = bucket_norms(buckets, form.norm).double().unsqueeze(1)
+    ratio = torch.where(norms > 0, buckets.double() / norms, 0.0).view(-1)[: x.numel()]
+    levels = torch.tensor(form.levels, dtype=torch.float64)
+    lower = (torch.bucketize(ratio.abs(), levels, right=True) - 1).clamp(0, form.top - 1)
+    up = ((ratio.abs() - levels[lower]) / (levels[lower + 1] - levels[lower])).clamp(0, 1)
+    sign = (ratio < 0).long() << (form.bits - 1)
+    weights = torch.zeros(1 << form.bits, dtype=torch.float64)
+    weights.index_add_(0, lower + torch.where(lower > 0, sign, 0), 1 - up)
+    weights.index_add_(0, lower + 1 + sign, up)
+    return weights / max(x.numel(), 1)
+
+
+def entropy(probabilities: Tensor) -> float:
+    """Shannon entropy in bits per symbol."""
+    positive = probabilities[probabilities > 0].double()
+    return float(-(positive * positive.log2()).sum())
+
+
+def code_entropy(payload: Tensor, form: NUQFormat, numel: int) -> float:
+    """Empirical entropy of the codes in a packed message, in bits per coordinate."""
+    codes = unpack(payload[form.norm_bytes(numel) :].cpu(), form.bits, numel)
+    counts = torch.bincount(codes, minlength=1 << form.bits)
+    return entropy(counts / max(numel, 1))

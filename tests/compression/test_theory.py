@@ -1,20 +1,13 @@
-"""The variance bound, the code distribution and the code lengths."""
+"""The variance bound and the distribution of codes."""
 
 import math
 
 import pytest
 import torch
-from codec_cases import laplace, make_codec, rounding_variance
+from codec_cases import code_entropy, code_probabilities, entropy, laplace, make_codec, rounding_variance
 
 from lightning_n2uq.compression import NUQCodec
-from lightning_n2uq.compression.theory import (
-    best_mantissa_bits,
-    code_entropy,
-    code_probabilities,
-    entropy,
-    expected_code_length,
-    variance_bound,
-)
+from lightning_n2uq.compression.theory import best_mantissa_bits, variance_bound
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
@@ -75,16 +68,3 @@ def test_code_probabilities_match_the_codes_sent(family):
     payload = codec.encode(x, seed=2)
     assert float(expected.sum()) == pytest.approx(1.0)
     assert entropy(expected) == pytest.approx(code_entropy(payload, codec.form, x.numel()), abs=0.01)
-
-
-def test_expected_code_length():
-    halves = torch.tensor([0.5, 0.25, 0.125, 0.125])
-    assert expected_code_length(halves) == pytest.approx(1.75) == entropy(halves)
-    skewed = torch.tensor([0.9, 0.1])
-    assert expected_code_length(skewed) == pytest.approx(1.0)
-    assert expected_code_length(skewed, group=2) == pytest.approx((0.81 + 2 * 0.09 + 3 * 0.10) / 2)
-    assert expected_code_length(torch.tensor([1.0, 0.0]), group=2) == 0.5
-
-
-def test_entropy_of_a_certain_code_is_zero():
-    assert entropy(torch.tensor([1.0, 0.0])) == 0.0

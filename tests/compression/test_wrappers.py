@@ -50,15 +50,6 @@ def test_skipped_segments_are_exact_and_the_rest_is_the_inner_codec(inner, segme
     assert torch.equal(codec.decode_mean([payload, payload], 1000), decoded)
 
 
-def test_narrowed_codec_skips_the_same_coordinates():
-    codec = SkipCodec(NUQCodec(), [(10, 20), (50, 10)])
-    assert codec.narrow(0, 10) is codec.codec
-    assert isinstance(codec.narrow(12, 20), IdentityCodec)
-    narrowed = codec.narrow(25, 55)
-    assert isinstance(narrowed, SkipCodec)
-    assert narrowed.segments == ((0, 5), (25, 5))
-
-
 @pytest.mark.parametrize("segments", [[(0, 5), (4, 2)], [(-1, 3)], [(3, -1)]], ids=str)
 def test_bad_segments_are_refused(segments):
     with pytest.raises(ValueError, match="segments"):
@@ -95,15 +86,6 @@ def test_error_feedback_survives_non_finite_gradients():
     assert torch.equal(after[8:16], before[8:16])
     assert not torch.equal(after[:8], before[:8])
     assert codec.decode(feedback.encode(codec, 0, laplace(24), seed=2), 24).isfinite().all()
-
-
-def test_error_feedback_state_resumes_exactly():
-    codec, feedback = NUQCodec(), ErrorFeedback()
-    feedback.encode(codec, "w", laplace(100), seed=0)
-    restored = ErrorFeedback()
-    restored.load_state_dict(feedback.state_dict())
-    x = laplace(100, seed=1)
-    assert torch.equal(restored.encode(codec, "w", x, 5), feedback.encode(codec, "w", x, 5))
 
 
 def test_error_feedback_does_not_touch_the_gradient_and_checks_sizes():

@@ -94,7 +94,7 @@ def images():
 
 CODECS = [
     NUQCodec(bits=4, bucket_size=64), NUQCodec(bits=3, bucket_size=64, norm="linf"),
-    NUQCodec(bits=2, bucket_size=256, coding="huffman"), NUQCodec(bits=3, bucket_size=256, coding="ans"),
+    NUQCodec(bits=2, bucket_size=256, coding="huffman"), NUQCodec(bits=3, bucket_size=256, coding="huffman"),
 ]  # fmt: skip
 NUMEL = 1003
 
