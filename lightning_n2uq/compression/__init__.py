@@ -1,4 +1,4 @@
-"""Gradient codecs: levels, packing, entropy coding, theory, and wrappers around codecs.
+"""Gradient codecs: levels, packing, Huffman coding, theory, and wrappers around codecs.
 
 Reading order: `ops.nuq_format` (bytes) -> `ops.nuq_reference` (arithmetic) -> `nuq` -> `theory` -> wrappers.
 """

@@ -22,20 +22,20 @@ class Codec(abc.ABC):
 
     @abc.abstractmethod
     def nbytes(self, numel: int) -> int:
-        """Bytes of a message of `numel` coordinates (upper bound if not `fixed_size`), without encoding."""
+        """Returns the bytes of a message of `numel` coordinates, an upper bound if not `fixed_size`."""
 
     @abc.abstractmethod
     def encode(self, x: Tensor, seed: int, out: Tensor | None = None) -> Tensor:
         """Encodes a gradient.
 
         Args:
-            x: 1-D fp32 tensor on any device.
-            seed: Seed of the stochastic rounding; any integer, 64 bits count.
-            out: 1-D contiguous uint8 buffer on the same device, of `nbytes(x.numel())` bytes (more is
-                allowed); None allocates.
+            x: A 1-D fp32 tensor on any device.
+            seed: The seed of the stochastic rounding: any integer, of which 64 bits count.
+            out: A 1-D contiguous uint8 buffer on the same device, of at least `nbytes(x.numel())` bytes;
+                None allocates one.
 
         Returns:
-            1-D uint8 tensor: the message, the front of `out` where that was given.
+            The message, a 1-D uint8 tensor: the front of `out` where that was given.
 
         Raises:
             ValueError: If an argument has the wrong type, shape or size.
@@ -46,9 +46,9 @@ class Codec(abc.ABC):
         """Decodes one message.
 
         Args:
-            payload: 1-D uint8 tensor, the whole message and nothing else.
-            numel: Number of coordinates that were encoded.
-            out: 1-D contiguous fp32 tensor `[numel]` to overwrite; None allocates.
+            payload: The whole message and nothing else, a 1-D uint8 tensor.
+            numel: The number of coordinates that were encoded.
+            out: A 1-D contiguous fp32 tensor `[numel]` to overwrite; None allocates one.
 
         Returns:
             fp32 tensor `[numel]`.
@@ -63,9 +63,9 @@ class Codec(abc.ABC):
         """Decodes `W` messages and averages them: an fp32 sum in the order given, divided by `W`.
 
         Args:
-            payloads: `W` messages, or a uint8 tensor `[W, nbytes]`.
-            numel: Number of coordinates of each.
-            out: As in `decode`.
+            payloads: The `W` messages, or a uint8 tensor `[W, nbytes]`.
+            numel: The number of coordinates of each message.
+            out: The tensor to overwrite, as in `decode`.
 
         Returns:
             fp32 tensor `[numel]`; the same bits wherever the same messages are given in the same order.
@@ -83,11 +83,11 @@ class Codec(abc.ABC):
 
     @abc.abstractmethod
     def variance_bound(self) -> float:
-        """Upper bound `e` of `E||decode(encode(v)) - v||^2 <= e ||v||^2`."""
+        """Returns an upper bound `e` of `E||decode(encode(v)) - v||^2 <= e ||v||^2`."""
 
     @abc.abstractmethod
     def describe(self) -> str:
-        """All parameters in one canonical line; two codecs understand each other iff the lines are equal."""
+        """Returns all parameters in one line; two codecs understand each other iff the lines are equal."""
 
     def __repr__(self) -> str:
         return self.describe()
@@ -110,7 +110,7 @@ def check_payload(payload: Tensor, numel: int) -> Tensor:
 
 
 def message_buffer(out: Tensor | None, nbytes: int, device: torch.device) -> Tensor:
-    """The first `nbytes` of `out`, or a new uint8 tensor of that size.
+    """Returns the first `nbytes` of `out`, or a new uint8 tensor of that size.
 
     Raises:
         ValueError: If `out` is no contiguous 1-D uint8 tensor of at least `nbytes` on `device`.
@@ -127,7 +127,7 @@ def message_buffer(out: Tensor | None, nbytes: int, device: torch.device) -> Ten
 
 
 def gradient_buffer(out: Tensor | None, numel: int, device: torch.device) -> Tensor:
-    """`out`, or a new fp32 tensor `[numel]`.
+    """Returns `out`, or a new fp32 tensor `[numel]`.
 
     Raises:
         ValueError: If `out` is no contiguous fp32 tensor `[numel]` on `device`.

@@ -22,7 +22,7 @@ class EntropyCoder:
     """Turns a packed message into a shorter one and back, without loss.
 
     Args:
-        form: Format of the packed message.
+        form: The format of the packed message.
 
     Raises:
         ValueError: If numba is not installed.
@@ -78,7 +78,7 @@ class EntropyCoder:
 
 
 def _to_six_bits(codes: Bytes) -> Bytes:
-    """Three bytes to four 6-bit symbols; the last bytes are padded with zeros."""
+    """Turns three bytes into four 6-bit symbols; the last bytes are padded with zeros."""
     a, b, c = np.pad(codes, (0, -len(codes) % 3)).reshape(-1, 3).T
     return np.stack([a & 63, (a >> 6 | b << 2) & 63, (b >> 4 | c << 4) & 63, c >> 2], axis=1).reshape(-1)
 

@@ -26,10 +26,11 @@ class ErrorFeedback:
 
         Args:
             codec: The codec of this message.
-            key: Whose residual; stable across steps (DDP may rebuild its buckets after the first).
-            x: 1-D fp32 tensor, not modified.
-            seed: As in `Codec.encode`.
-            out: As in `Codec.encode`.
+            key: The owner of the residual, the same at every step (DDP may rebuild its buckets after the
+                first).
+            x: A 1-D fp32 tensor, which is not modified.
+            seed: The seed of the rounding, as in `Codec.encode`.
+            out: The buffer of the message, as in `Codec.encode`.
 
         Returns:
             The message, as from `Codec.encode`.
@@ -48,14 +49,14 @@ class ErrorFeedback:
 def encode_with_residual(
     codec: Codec, x: Tensor, residual: Tensor, seed: int, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One step of error feedback, for callers that keep the residuals themselves.
+    """Performs one step of error feedback, for callers that keep the residuals themselves.
 
     Args:
-        codec: The codec.
-        x: 1-D fp32 tensor.
-        residual: fp32 tensor of the same size; finite.
-        seed: As in `Codec.encode`.
-        out: As in `Codec.encode`.
+        codec: The codec of this message.
+        x: A 1-D fp32 tensor.
+        residual: A finite fp32 tensor of the same size.
+        seed: The seed of the rounding, as in `Codec.encode`.
+        out: The buffer of the message, as in `Codec.encode`.
 
     Returns:
         The message of `x + residual`, and the next residual (a new tensor): `x + residual - decoded` where

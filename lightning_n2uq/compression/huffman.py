@@ -35,7 +35,7 @@ class HuffmanCoder:
         self._alphabet = alphabet
 
     def compress(self, symbols: Bytes) -> Bytes:
-        """The coded symbols, code lengths included."""
+        """Returns the coded symbols, code lengths included."""
         from lightning_n2uq.ops.kernels import huffman_cpu
 
         lengths = code_lengths(huffman_cpu.histogram(symbols, self._alphabet))
@@ -44,7 +44,7 @@ class HuffmanCoder:
         return np.concatenate([header, sizes.astype("<u2").view(np.uint8), streams])
 
     def expand(self, data: Bytes, count: int) -> Bytes:
-        """The `count` symbols.
+        """Returns the `count` symbols.
 
         Raises:
             ValueError: If the header, a segment's size or its contents are malformed.
@@ -69,7 +69,7 @@ class HuffmanCoder:
 
 
 def code_lengths(counts: npt.NDArray[np.int64]) -> Bytes:
-    """Lengths of an optimal code for the counts, at most `LONGEST` bits (0 for absent symbols).
+    """Returns the lengths of an optimal code for the counts, at most `LONGEST` bits (0 for absent symbols).
 
     Where the optimal code is deeper, counts are flattened by halving until it is not, which costs little
     since only symbols rarer than about 1 in 2,000 are concerned.
@@ -83,7 +83,7 @@ def code_lengths(counts: npt.NDArray[np.int64]) -> Bytes:
 
 
 def _optimal_lengths(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Depths of the leaves of a Huffman tree; ties go to the node made first."""
+    """Returns the depths of the leaves of a Huffman tree; ties go to the node made first."""
     lengths = np.zeros(len(counts), dtype=np.int64)
     present = np.flatnonzero(counts).tolist()
     if len(present) == 1:  # a second codeword keeps the code complete, so that every bit pattern decodes
@@ -104,7 +104,7 @@ def _optimal_lengths(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def codewords(lengths: Bytes) -> npt.NDArray[np.uint32]:
-    """Canonical codewords of the lengths, bit-reversed (first bit lowest)."""
+    """Returns the canonical codewords of the lengths, bit-reversed (first bit lowest)."""
     words = np.zeros(len(lengths), dtype=np.uint32)
     code, previous = 0, 0
     for length, symbol in sorted((int(length), symbol) for symbol, length in enumerate(lengths) if length):
@@ -115,7 +115,7 @@ def codewords(lengths: Bytes) -> npt.NDArray[np.uint32]:
 
 
 def decoding_table(lengths: Bytes) -> npt.NDArray[np.uint16]:
-    """For every `LONGEST` bits the symbol they start with and its length: `symbol | length << 8`.
+    """Returns, for every `LONGEST` bits, the symbol they start with and its length: `symbol | length << 8`.
 
     Raises:
         ValueError: If the lengths are too long or belong to no complete prefix code.

@@ -16,7 +16,7 @@ class IdentityCodec(Codec):
     """Sends the fp32 bytes of the gradient; exact, NaN and infinities included."""
 
     def nbytes(self, numel: int) -> int:
-        """Four bytes per coordinate."""
+        """Returns four bytes per coordinate."""
         return 4 * numel
 
     def encode(self, x: Tensor, seed: int, out: Tensor | None = None) -> Tensor:
@@ -38,11 +38,11 @@ class IdentityCodec(Codec):
         return result
 
     def variance_bound(self) -> float:
-        """Zero: nothing is rounded."""
+        """Returns zero: nothing is rounded."""
         return 0.0
 
     def describe(self) -> str:
-        """The name; there are no parameters."""
+        """Returns the name; there are no parameters."""
         return "identity"
 
 
@@ -54,6 +54,6 @@ def codec_at_step(codec: Codec, step: int, warmup_steps: int) -> Codec:
     Args:
         codec: The codec after warm-up.
         step: The optimisation step, counted from 0; the same on every rank.
-        warmup_steps: How many steps travel in full precision.
+        warmup_steps: The number of steps that travel in full precision.
     """
     return IdentityCodec() if step < warmup_steps else codec

@@ -18,12 +18,13 @@ def make_format(
     """Builds the wire format.
 
     Args:
-        bits: Bits per code, sign included.
-        bucket_size: Coordinates per bucket.
-        norm: `l2` or `linf`.
-        levels: `exponential` (NUQSGD: `0, 2^-s, .., 1/2, 1`), `uniform` (QSGD), `float` (levels
+        bits: The bits per code, sign included.
+        bucket_size: The number of coordinates per bucket.
+        norm: The norm of a bucket, `l2` or `linf`.
+        levels: The levels: `exponential` (NUQSGD: `0, 2^-s, .., 1/2, 1`), `uniform` (QSGD), `float` (levels
             `2^-j (1 + k/2^m)`) or `2**(bits - 1)` ascending numbers from 0 to 1.
-        mantissa_bits: `m` of the float levels; None takes the one with the smallest variance bound.
+        mantissa_bits: The number `m` of the float levels; None takes the one with the smallest variance
+            bound.
 
     Raises:
         ValueError: If an argument is not allowed.

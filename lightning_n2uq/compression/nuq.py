@@ -34,12 +34,14 @@ class NUQCodec(Codec):
     bucket to zeros. Subnormal values are handled exactly; a decoded value below 1e-45 becomes 0.
 
     Args:
-        bits: Bits per coordinate, sign included: 2, 3, 4 or 8.
-        bucket_size: Coordinates that share a norm; a multiple of 8, at most 32768.
-        norm: `l2` (the paper's) or `linf`.
-        levels: `exponential` (the paper's), `uniform`, `float`, or `2**(bits - 1)` ascending numbers 0 .. 1.
-        mantissa_bits: For `float` levels only; None takes the smallest variance bound.
-        coding: `packed` (fixed size) or `huffman` (smaller, variable size, CPU work).
+        bits: The bits per coordinate, sign included: 2, 3, 4 or 8.
+        bucket_size: The number of coordinates that share a norm; a multiple of 8, at most 32768.
+        norm: The norm of a bucket, `l2` (the paper's) or `linf`.
+        levels: The levels: `exponential` (the paper's), `uniform`, `float`, or `2**(bits - 1)` ascending
+            numbers from 0 to 1.
+        mantissa_bits: The mantissa bits of `float` levels; None takes those with the smallest variance bound.
+        coding: How codes are written: `packed` (fixed size) or `huffman` (smaller, of variable size, coded
+            on the CPU).
 
     Raises:
         ValueError: If an argument is not allowed, or `huffman` is wanted and numba is missing.
@@ -72,16 +74,16 @@ class NUQCodec(Codec):
 
     @property
     def bits(self) -> int:
-        """Bits per coordinate, before entropy coding."""
+        """Returns the bits per coordinate, before entropy coding."""
         return self.form.bits
 
     @property
     def bucket_size(self) -> int:
-        """Coordinates per bucket."""
+        """Returns the number of coordinates per bucket."""
         return self.form.bucket_size
 
     def nbytes(self, numel: int) -> int:
-        """Bytes of a message; exact for `packed`, an upper bound for `huffman`."""
+        """Returns the bytes of a message: exact for `packed`, an upper bound for `huffman`."""
         packed = self.form.nbytes(numel)
         return packed if self._coder is None else self._coder.max_bytes(packed)
 
@@ -111,7 +113,7 @@ class NUQCodec(Codec):
         return result
 
     def _rows(self, payloads: Sequence[Tensor] | Tensor, numel: int) -> Tensor:
-        """Validated packed messages as one uint8 tensor `[W, nbytes]`."""
+        """Returns the validated packed messages as one uint8 tensor `[W, nbytes]`."""
         if len(payloads) == 0:
             raise ValueError("payloads must hold at least one message, got none.")
         messages = [check_payload(payload, numel) for payload in payloads]
@@ -133,11 +135,11 @@ class NUQCodec(Codec):
             _check_contents(message, self.form, numel)
 
     def variance_bound(self) -> float:
-        """Bound `e` of `E||decode(encode(v)) - v||^2 <= e * ||v||^2`; see `compression.theory`."""
+        """Returns the bound `e` of `E||decode(encode(v)) - v||^2 <= e ||v||^2`; see `compression.theory`."""
         return variance_bound(self.form)
 
     def describe(self) -> str:
-        """Every parameter that the bytes depend on, in one line."""
+        """Returns every parameter that the bytes depend on, in one line."""
         form = self.form
         levels = {"float": f"float{form.mantissa_bits}", "uniform": "uniform"}.get(
             form.family, str(form.table)

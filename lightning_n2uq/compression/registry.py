@@ -1,4 +1,4 @@
-"""Named codecs: the strategies' registered variants are these with their arguments."""
+"""Named codecs, which the registered strategies use with their arguments."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -20,15 +20,15 @@ CODECS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "qsgd_inf": {"bits": 4, "levels": "uniform", "norm": "linf"},
     }
 )
-"""Arguments of `NUQCodec` by name."""
+"""The arguments of `NUQCodec` by name."""
 
 
 def make_codec(name: str, **arguments: Any) -> Codec:  # noqa: ANN401  # checked by NUQCodec's constructor
     """Builds a codec by name.
 
     Args:
-        name: `identity` or a key of `CODECS`.
-        **arguments: Arguments of `NUQCodec` that override the named ones.
+        name: The name: `identity` or a key of `CODECS`.
+        **arguments: The arguments of `NUQCodec` that override those of the name.
 
     Raises:
         ValueError: If the name is unknown, or an argument is not allowed.

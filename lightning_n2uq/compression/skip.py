@@ -25,8 +25,8 @@ class SkipCodec(Codec):
     remaining coordinates joined together.
 
     Args:
-        codec: Codec of the coordinates outside the segments.
-        segments: `(offset, numel)` pairs in any order; they must not overlap.
+        codec: The codec of the coordinates outside the segments.
+        segments: The `(offset, numel)` pairs, in any order; they must not overlap.
 
     Raises:
         ValueError: If segments overlap, or an offset or length is negative.
@@ -34,12 +34,12 @@ class SkipCodec(Codec):
 
     def __init__(self, codec: Codec, segments: Sequence[Segment]) -> None:
         self.codec = codec
-        self.segments = _normalised(segments)
+        self.segments = _normalized(segments)
         self.skipped = sum(numel for _, numel in self.segments)
         self.fixed_size = codec.fixed_size
 
     def nbytes(self, numel: int) -> int:
-        """Four bytes per skipped coordinate plus the inner message."""
+        """Returns four bytes per skipped coordinate plus the inner message."""
         self._check_numel(numel)
         return 4 * self.skipped + self.codec.nbytes(numel - self.skipped)
 
@@ -76,11 +76,11 @@ class SkipCodec(Codec):
         return result
 
     def variance_bound(self) -> float:
-        """That of the inner codec; skipped coordinates add nothing."""
+        """Returns the bound of the inner codec; skipped coordinates add nothing."""
         return self.codec.variance_bound()
 
     def describe(self) -> str:
-        """The inner codec and the segments."""
+        """Returns the inner codec and the segments in one line."""
         return f"skip({self.codec.describe()}, {list(self.segments)})"
 
     def _checked(self, payload: Tensor, numel: int) -> Tensor:
@@ -100,14 +100,14 @@ class SkipCodec(Codec):
             )
 
     def _gaps(self, numel: int) -> list[tuple[int, int]]:
-        """The `(start, stop)` ranges outside the segments; one empty range if there are none."""
+        """Returns the `(start, stop)` ranges outside the segments; one empty range if there are none."""
         starts = [0, *(offset + length for offset, length in self.segments)]
         stops = [*(offset for offset, _ in self.segments), numel]
         return [(a, b) for a, b in zip(starts, stops, strict=True) if b > a] or [(0, 0)]
 
 
-def _normalised(segments: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Sorted, empty segments dropped, touching ones joined."""
+def _normalized(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """Returns the segments sorted, without empty ones, and with touching ones joined."""
     merged: list[Segment] = []
     for offset, numel in sorted((int(a), int(n)) for a, n in segments):
         end = sum(merged[-1]) if merged else 0

@@ -27,10 +27,10 @@ from lightning_n2uq.ops.nuq_format import NUQFormat
 
 
 def variance_bound(form: NUQFormat) -> float:
-    """Upper bound `e` of `E||Q(v) - v||^2 <= e ||v||^2` (derivation in the module's docstring).
+    """Returns an upper bound `e` of `E||Q(v) - v||^2 <= e ||v||^2` (derivation in the module's docstring).
 
     Args:
-        form: Levels, norm and bucket size.
+        form: The levels, the norm and the bucket size.
 
     Returns:
         The bound; rounding of fp32 arithmetic adds a relative 1e-6 at most.
@@ -46,6 +46,6 @@ def variance_bound(form: NUQFormat) -> float:
 
 
 def best_mantissa_bits(bits: int, bucket_size: int, norm: str) -> int:
-    """The number of mantissa bits of the `float` family with the smallest variance bound."""
+    """Returns the number of mantissa bits of the `float` family with the smallest variance bound."""
     forms = (NUQFormat(bits, bucket_size, norm, "float", m) for m in range(bits - 1))  # type: ignore[arg-type]
     return min(forms, key=variance_bound).mantissa_bits
