@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_n2uq.ops.packed import packed_activation
-from lightning_n2uq.ops.packed_format import Activation
+from lightning_n2uq.ops.formats.fused_activation import Activation
+from lightning_n2uq.ops.fused_activation import packed_activation
 from lightning_n2uq.ops.residual import residual_activation
 from lightning_n2uq.ops.stem import norm_relu_pool
 

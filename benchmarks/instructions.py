@@ -33,7 +33,7 @@ class Case(NamedTuple):
 
     Attributes:
         title: what is printed.
-        module: of `lightning_n2uq.ops.kernels`.
+        module: of `lightning_n2uq.ops.backends.triton`.
         kernel: its name there.
         constants: compile-time arguments.
         bytes: moved per value, in bfloat16 maps and codes of `N`.
@@ -65,16 +65,22 @@ def _chain(n: int) -> list[Case]:
     own = {"N": n, "HELD": held, "BITS": bits, "ACT": True, "COLUMNS": 64, "LANES": 128}
     name = f"chain, {n.bit_length()} bits"
     return [
-        Case(f"{name}, forward", "packed_cuda", "_forward_kernel", {**own, "NORM": False}, 4 + code),
-        Case(f"{name}, backward", "packed_cuda", "_sums_kernel", {**own, "NORM": False}, 6 + code),
-        Case(f"{name}, behind a norm: sums", "packed_cuda", "_sums_kernel", {**own, "NORM": True}, 4 + code),
-        Case(f"{name}, behind a norm: input", "packed_cuda", "_input_kernel", own, 6 + code),
+        Case(f"{name}, forward", "fused_activation", "_forward_kernel", {**own, "NORM": False}, 4 + code),
+        Case(f"{name}, backward", "fused_activation", "_sums_kernel", {**own, "NORM": False}, 6 + code),
+        Case(
+            f"{name}, behind a norm: sums",
+            "fused_activation",
+            "_sums_kernel",
+            {**own, "NORM": True},
+            4 + code,
+        ),
+        Case(f"{name}, behind a norm: input", "fused_activation", "_input_kernel", own, 6 + code),
     ]
 
 
 def _quantizer(n: int, data: str, size: int) -> list[Case]:
     held = {"HELD": n + 1, "CHUNKS": 1, "FIFTEEN": n == 15, "RAMPED": False, "CENTRED": False, "LANES": 128}
-    name, module = f"quantizer, {n.bit_length()} bits, {data}", "threshold_cuda"
+    name, module = f"quantizer, {n.bit_length()} bits, {data}", "threshold"
     return [
         Case(f"{name}, forward", module, "_forward_kernel", held, 2 * size, 4, data),
         Case(f"{name}, backward", module, "_backward_kernel", {**held, "WRITES": True}, 3 * size, 4, data),
@@ -88,12 +94,12 @@ CASES = [
     *(case for n in (3, 7, 15) for data in SIZES for case in _quantizer(n, data, SIZES[data])),
     *_chain(3),
     *_chain(15),
-    Case("block's end, forward", "block_cuda", "_forward_kernel", BLOCK, 6),
-    Case("block's end, sums", "block_cuda", "_sums_kernel", BLOCK, 6),
-    Case("block's end, inputs", "block_cuda", "_input_kernel", BLOCK, 10),
-    Case("stem, forward, per output", "stem_cuda", "_forward_kernel", {**STEM, "GROUP": 8}, 11, 8),
-    Case("stem, sums, per output", "stem_cuda", "_sums_kernel", STEM, 11),
-    Case("stem, input", "stem_cuda", "_input_kernel", {**STEM, "GROUP": 8}, 4.75, 8),
+    Case("block's end, forward", "residual", "_forward_kernel", BLOCK, 6),
+    Case("block's end, sums", "residual", "_sums_kernel", BLOCK, 6),
+    Case("block's end, inputs", "residual", "_input_kernel", BLOCK, 10),
+    Case("stem, forward, per output", "stem", "_forward_kernel", {**STEM, "GROUP": 8}, 11, 8),
+    Case("stem, sums, per output", "stem", "_sums_kernel", STEM, 11),
+    Case("stem, input", "stem", "_input_kernel", {**STEM, "GROUP": 8}, 4.75, 8),
 ]
 
 
@@ -102,9 +108,11 @@ def measure(case: Case) -> Cost:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from lightning_n2uq.ops.kernels.product_cuda import FUSED
+    from lightning_n2uq.ops.backends.triton.product import FUSED
 
-    kernel = getattr(importlib.import_module(f"lightning_n2uq.ops.kernels.{case.module}"), case.kernel)
+    kernel = getattr(
+        importlib.import_module(f"lightning_n2uq.ops.backends.triton.{case.module}"), case.kernel
+    )
     types = dict.fromkeys(MAPS, f"*{case.data}") | OTHERS
     names = [name for name in kernel.arg_names if name not in case.constants]
     constants = {name: value for name, value in case.constants.items() if name in kernel.arg_names}

@@ -103,9 +103,9 @@ def _cache_folder() -> str:
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     if chosen:
         return chosen
-    from lightning_n2uq.ops import kernels
+    from lightning_n2uq.ops.backends import numba
 
-    folder = Path(kernels.__file__).parent
+    folder = Path(numba.__file__).parent
     return str(folder / "__pycache__") if os.access(folder, os.W_OK) else "the user's cache folder"
 
 

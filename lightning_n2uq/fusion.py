@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 from lightning_n2uq.ops.dispatch import kernel_for
-from lightning_n2uq.ops.packed import packed_activation
-from lightning_n2uq.ops.packed_conv import Geometry, PackedInput, QuantizedWeight, packed_conv2d
-from lightning_n2uq.ops.packed_format import Activation
+from lightning_n2uq.ops.formats.fused_activation import Activation
+from lightning_n2uq.ops.fused_activation import packed_activation
+from lightning_n2uq.ops.fused_conv import Geometry, PackedInput, QuantizedWeight, packed_conv2d
 from lightning_n2uq.ops.weight import quantize_weight_with_scale
 from lightning_n2uq.quantizers.n2uq import EntropyPreservingWeightQuantizer, LearnableThresholdQuantizer
 

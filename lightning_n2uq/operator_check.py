@@ -10,8 +10,8 @@ from torch import Tensor
 from lightning_n2uq.compression import NUQCodec
 from lightning_n2uq.ops import quantize_weight, threshold_quantize
 from lightning_n2uq.ops.dispatch import force
-from lightning_n2uq.ops.packed import packed_activation
-from lightning_n2uq.ops.packed_format import Activation
+from lightning_n2uq.ops.formats.fused_activation import Activation
+from lightning_n2uq.ops.fused_activation import packed_activation
 from lightning_n2uq.ops.residual import residual_activation
 from lightning_n2uq.ops.stem import norm_relu_pool
 

@@ -20,7 +20,7 @@ from lightning_n2uq.fusion import (
     update_running_stats,
 )
 from lightning_n2uq.layers import BiasedPReLU, QuantConv2d
-from lightning_n2uq.ops.packed_format import Activation
+from lightning_n2uq.ops.formats.fused_activation import Activation
 from lightning_n2uq.ops.residual import residual_activation
 from lightning_n2uq.ops.stem import norm_relu_pool
 

@@ -1,6 +1,7 @@
 """Gradient codecs: levels, packing, Huffman coding, theory, and wrappers around codecs.
 
-Reading order: `ops.nuq_format` (bytes) -> `ops.nuq_reference` (arithmetic) -> `nuq` -> `theory` -> wrappers.
+Reading order: `ops.formats.gradient_codec` (bytes) -> `ops.backends.reference.gradient_codec` (arithmetic)
+-> `nuq` -> `theory` -> wrappers.
 """
 
 from lightning_n2uq.compression.base import Codec
@@ -9,7 +10,7 @@ from lightning_n2uq.compression.identity import IdentityCodec, codec_at_step
 from lightning_n2uq.compression.nuq import NUQCodec
 from lightning_n2uq.compression.registry import CODECS, make_codec
 from lightning_n2uq.compression.skip import SkipCodec
-from lightning_n2uq.ops.kernels.rng import mix_seed
+from lightning_n2uq.ops.backends.common.rng import mix_seed
 
 __all__ = [
     "CODECS",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.compression.huffman import Bytes, HuffmanCoder
-from lightning_n2uq.ops.nuq_format import NUQFormat
+from lightning_n2uq.ops.formats.gradient_codec import NUQFormat
 
 _RAW, _CODED = 0, 1
 

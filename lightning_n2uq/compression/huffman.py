@@ -36,10 +36,10 @@ class HuffmanCoder:
 
     def compress(self, symbols: Bytes) -> Bytes:
         """Returns the coded symbols, code lengths included."""
-        from lightning_n2uq.ops.kernels import huffman_cpu
+        from lightning_n2uq.ops.backends.numba import huffman
 
-        lengths = code_lengths(huffman_cpu.histogram(symbols, self._alphabet))
-        sizes, streams = huffman_cpu.encode(symbols, codewords(lengths), lengths, SEGMENT, LONGEST)
+        lengths = code_lengths(huffman.histogram(symbols, self._alphabet))
+        sizes, streams = huffman.encode(symbols, codewords(lengths), lengths, SEGMENT, LONGEST)
         header = lengths[0::2] | lengths[1::2] << 4
         return np.concatenate([header, sizes.astype("<u2").view(np.uint8), streams])
 
@@ -49,7 +49,7 @@ class HuffmanCoder:
         Raises:
             ValueError: If the header, a segment's size or its contents are malformed.
         """
-        from lightning_n2uq.ops.kernels import huffman_cpu
+        from lightning_n2uq.ops.backends.numba import huffman
 
         segments = -(-count // SEGMENT)
         start = self._alphabet // 2
@@ -63,7 +63,7 @@ class HuffmanCoder:
                 f"payload must have {sizes.sum()} bytes in its segments, got {len(data) - body}."
             )
         symbols = np.empty(count, dtype=np.uint8)
-        if not huffman_cpu.decode(data[body:], sizes, decoding_table(lengths), SEGMENT, LONGEST, symbols):
+        if not huffman.decode(data[body:], sizes, decoding_table(lengths), SEGMENT, LONGEST, symbols):
             raise ValueError("payload is malformed: a segment does not decode to its symbols.")
         return symbols
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lightning_n2uq.compression.theory import best_mantissa_bits
-from lightning_n2uq.ops.nuq_format import Norm, NUQFormat
+from lightning_n2uq.ops.formats.gradient_codec import Norm, NUQFormat
 
 FAMILIES = ("exponential", "uniform", "float")
 

@@ -16,8 +16,8 @@ from lightning_n2uq.compression.base import (
 from lightning_n2uq.compression.entropy import EntropyCoder
 from lightning_n2uq.compression.levels import make_format
 from lightning_n2uq.compression.theory import variance_bound
-from lightning_n2uq.ops.nuq import nuq_decode_mean, nuq_encode
-from lightning_n2uq.ops.nuq_format import NUQFormat
+from lightning_n2uq.ops.formats.gradient_codec import NUQFormat
+from lightning_n2uq.ops.gradient_codec import nuq_decode_mean, nuq_encode
 
 Coding = Literal["packed", "huffman"]
 
@@ -27,8 +27,8 @@ class NUQCodec(Codec):
 
     Implements the quantizer `Q_s` of NUQSGD (Ramezani-Kebrya et al., JMLR 22(114), 2021, arXiv 1908.06077,
     section 3.1). `levels="uniform"` is QSGD (Alistarh et al., 2017), with `norm="linf"` QSGDinf. The wire
-    format is documented in `lightning_n2uq.ops.nuq_format`, the arithmetic in
-    `lightning_n2uq.ops.nuq_reference`; Huffman-coded messages in `lightning_n2uq.compression.entropy`.
+    format is documented in `lightning_n2uq.ops.formats.gradient_codec`, the arithmetic in
+    `lightning_n2uq.ops.backends.reference.gradient_codec`; Huffman-coded messages in `lightning_n2uq.compression.entropy`.
 
     A bucket with a NaN or an infinity, or whose norm exceeds fp32 (3.4e38), decodes to NaN everywhere; a zero
     bucket to zeros. Subnormal values are handled exactly; a decoded value below 1e-45 becomes 0.

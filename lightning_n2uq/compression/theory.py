@@ -23,7 +23,7 @@ exponential levels; the constants here are tighter because both regions are maxi
 import itertools
 import math
 
-from lightning_n2uq.ops.nuq_format import NUQFormat
+from lightning_n2uq.ops.formats.gradient_codec import NUQFormat
 
 
 def variance_bound(form: NUQFormat) -> float:

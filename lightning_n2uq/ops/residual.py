@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_n2uq.ops import block_reference, kernels
+from lightning_n2uq.ops import backends
+from lightning_n2uq.ops.backends.reference import residual as residual_reference
 from lightning_n2uq.ops.eager import differentiable, undispatched
-from lightning_n2uq.ops.packed import channels_last_kernels, empty_gradient, norm_of
-from lightning_n2uq.ops.packed_format import Activation, batch_norm, planes
+from lightning_n2uq.ops.formats.fused_activation import Activation, batch_norm, planes
+from lightning_n2uq.ops.fused_activation import channels_last_kernels, empty_gradient, norm_of
 
 OP = "residual_block"
 
@@ -67,7 +68,7 @@ def _residual_activation(
         second_norm = _given(other_gamma, other_beta, other_eps)
         found: tuple[Tensor, Tensor, Tensor] = triton.residual(x, (gamma, beta, eps), other, second_norm, act)
         return found
-    fast = kernels.load(OP, x.device) or block_reference
+    fast = backends.load(OP, x.device) or residual_reference
     source, second = planes(x), planes(other)
     stats = torch.stack(fast.statistics(source)).float()
     other_stats = source.new_empty(2, 0)
@@ -127,7 +128,7 @@ def _residual_activation_backward(
             grad, x, stats, (gamma, beta, eps), other, other_stats, second_norm, act
         )
         return found
-    fast = kernels.load(OP, x.device) or block_reference
+    fast = backends.load(OP, x.device) or residual_reference
     norm = batch_norm(stats, gamma, beta, eps)
     other_norm = norm_of(other_stats, other_gamma, other_beta, other_eps)
     dx, dother, sums, other_sums = fast.residual_gradient(

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_n2uq.ops import block_reference, kernels
+from lightning_n2uq.ops import backends
+from lightning_n2uq.ops.backends.reference import stem as stem_reference
 from lightning_n2uq.ops.eager import differentiable, undispatched
-from lightning_n2uq.ops.packed import channels_last_kernels, empty_gradient
-from lightning_n2uq.ops.packed_format import batch_norm
+from lightning_n2uq.ops.formats.fused_activation import batch_norm
+from lightning_n2uq.ops.fused_activation import channels_last_kernels, empty_gradient
 
 OP = "stem"
 
@@ -47,7 +48,7 @@ def _norm_relu_pool(
     if triton is not None:
         found: tuple[Tensor, Tensor, Tensor] = triton.pool(x, (gamma, beta, eps), (kernel, stride, padding))
         return found
-    fast = kernels.load(OP, x.device) or block_reference
+    fast = backends.load(OP, x.device) or stem_reference
     source, window = x.detach().float().contiguous(), (kernel, stride, padding)
     stats = torch.stack(fast.statistics(source.flatten(2))).float()
     size = _pooled(x.shape[2], *window), _pooled(x.shape[3], *window)
@@ -87,7 +88,7 @@ def _norm_relu_pool_backward(
             grad, taps, x, stats, (gamma, beta, eps), window
         )
         return found
-    fast = kernels.load(OP, x.device) or block_reference
+    fast = backends.load(OP, x.device) or stem_reference
     norm = batch_norm(stats, gamma, beta, eps)
     source = x.detach().float().contiguous()
     grad = grad.detach().float().contiguous()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_n2uq.ops import kernels, reference
+from lightning_n2uq.ops import backends, reference
 from lightning_n2uq.ops.eager import differentiable, undispatched
 from lightning_n2uq.ops.host_tables import host_parameter_gradients, operator_tables
 from lightning_n2uq.ops.layout import flat, flat_like
@@ -101,7 +101,7 @@ def _check(
 def _threshold_quantize(
     x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor, ramp: float
 ) -> Tensor:
-    fast = kernels.load("threshold_quantize", x.device)
+    fast = backends.load("threshold_quantize", x.device)
     if fast is None:
         value = reference.threshold_quantize(x, start, widths, scale_in, scale_out, ramp)
         return torch.empty_like(x).copy_(value)
@@ -119,7 +119,7 @@ def _(x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Ten
 def _threshold_quantize_backward(
     grad: Tensor, x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor, ramp: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    fast = kernels.load("threshold_quantize", x.device)
+    fast = backends.load("threshold_quantize", x.device)
     dx, quantizer = torch.empty_like(x), (start, widths, scale_in, scale_out)
     if fast is None:
         tables = operator_tables(*quantizer, compute_dtype(x.dtype), ramp)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_n2uq.ops import kernels, reference
+from lightning_n2uq.ops import backends, reference
 from lightning_n2uq.ops.eager import differentiable, watched
 from lightning_n2uq.ops.layout import flat, flat_like
 from lightning_n2uq.ops.tables import compute_dtype
@@ -57,7 +57,7 @@ def quantize_weight_with_scale(weight: Tensor, bits: int, gradient: str = "scale
 def apply_scale(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     """The quantized weight for a scale that is known already: the same bits, no gradient."""
     quantized = torch.empty_like(weight)
-    fast = kernels.load("quantize_weight", weight.device)
+    fast = backends.load("quantize_weight", weight.device)
     if fast is None or not _channels_outermost(quantized):
         return quantized.copy_(reference.quantize_weight(weight, bits))
     fast.forward(flat_like(weight.detach(), quantized), scale.reshape(-1), bits, flat(quantized))
@@ -75,7 +75,7 @@ def through_scale(grad: Tensor, scale: Tensor, dtype: torch.dtype, *, owned: boo
         dtype: of the result.
         owned: whether `grad` may be overwritten.
     """
-    fast = None if watched((grad,)) else kernels.load("quantize_weight", grad.device)
+    fast = None if watched((grad,)) else backends.load("quantize_weight", grad.device)
     if fast is None or not hasattr(fast, "gradient") or not _one_run(grad):
         divisor, wide = torch.where(scale == 0, 1.0, scale), grad.to(scale.dtype)
         return (wide.div_(divisor) if owned else wide / divisor).to(dtype)
@@ -87,7 +87,7 @@ def through_scale(grad: Tensor, scale: Tensor, dtype: torch.dtype, *, owned: boo
 @torch.library.custom_op("lightning_n2uq::quantize_weight", mutates_args=())
 def _quantize_weight(weight: Tensor, bits: int, straight_through: bool) -> tuple[Tensor, Tensor]:
     quantized = torch.empty_like(weight)
-    fast = kernels.load("quantize_weight", weight.device)
+    fast = backends.load("quantize_weight", weight.device)
     if fast is None or weight.dtype == torch.float64 or not _channels_outermost(quantized):
         scale = reference.weight_scale(weight, bits)
         return apply_scale(weight, scale, bits), scale

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_n2uq.ops.kernels.rng import mix_seed, random_bits
+from lightning_n2uq.ops.backends.common.rng import mix_seed, random_bits
 
 
 def chi_square_z(counts: torch.Tensor) -> float:

@@ -12,7 +12,7 @@ from codec_cases import all_codecs, label, laplace, make_codec, rounding_varianc
 
 from lightning_n2uq.compression import NUQCodec
 from lightning_n2uq.compression.registry import make_codec as named_codec
-from lightning_n2uq.ops.nuq_reference import decode_reference, encode_reference
+from lightning_n2uq.ops.backends.reference.gradient_codec import decode_reference, encode_reference
 
 DRAWS = 2000
 NUMEL = 128

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_n2uq.compression import IdentityCodec, NUQCodec
-from lightning_n2uq.ops.nuq_reference import pack, unpack
+from lightning_n2uq.ops.backends.reference.gradient_codec import pack, unpack
 
 
 @given(bits=st.sampled_from([2, 3, 4, 8]), numel=st.integers(0, 70), seed=st.integers(0, 2**31))

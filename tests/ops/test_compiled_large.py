@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops.dispatch import force
-from lightning_n2uq.ops.nuq import nuq_decode_mean, nuq_encode
-from lightning_n2uq.ops.nuq_format import NUQFormat
+from lightning_n2uq.ops.formats.gradient_codec import NUQFormat
+from lightning_n2uq.ops.gradient_codec import nuq_decode_mean, nuq_encode
 from ptx_emulator.device import emulated_gpu
 
 pytestmark = pytest.mark.compiled
@@ -58,23 +58,23 @@ def _same_end(large: list[Tensor], small: list[Tensor]) -> None:
 def many_short_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a GPU of many more multiprocessors has them, so that the last ones are soon done."""
     pytest.importorskip("triton")
-    from lightning_n2uq.ops.kernels import channels_cuda, threshold_cuda
+    from lightning_n2uq.ops.backends.triton import channels, threshold
 
-    for module in (channels_cuda, threshold_cuda):
+    for module in (channels, threshold):
         monkeypatch.setattr(module, "MULTIPROCESSORS", 132 * 512)
 
 
 def test_the_quantizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_n2uq.ops.kernels import threshold_cuda
+    from lightning_n2uq.ops.backends.triton import threshold
 
-    monkeypatch.setattr(threshold_cuda, "parameter_gradients", lambda *_: None)
+    monkeypatch.setattr(threshold, "parameter_gradients", lambda *_: None)
     x = _large(NUMEL, torch.float16, torch.randn(8192))
     grad = _large(NUMEL, torch.float16, torch.randn(8192))
 
     def run(x: Tensor, grad: Tensor) -> list[Tensor]:
         y, dx = torch.empty_like(x), torch.empty_like(x)
-        threshold_cuda.forward(x, QUANTIZER, y, 0.0)
-        threshold_cuda.backward(grad, x, QUANTIZER, dx, 0.0)
+        threshold.forward(x, QUANTIZER, y, 0.0)
+        threshold.backward(grad, x, QUANTIZER, dx, 0.0)
         return [y, dx]
 
     with emulated_gpu(last=3):
@@ -86,12 +86,12 @@ def test_the_quantizer(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def norm(monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
     """A norm whose numbers are known, since sums over all programs are not to be had here."""
-    from lightning_n2uq.ops.kernels import block_cuda, packed_cuda, stem_cuda
+    from lightning_n2uq.ops.backends.triton import fused_activation, residual, stem
 
     zeros, ones = torch.zeros(CHANNELS), torch.ones(CHANNELS)
     table = torch.stack([torch.randn(CHANNELS), ones, 0.5 + torch.rand(CHANNELS), torch.randn(CHANNELS)])
     correction = 0.1 * torch.randn(2, CHANNELS)
-    for module in (block_cuda, packed_cuda, stem_cuda):
+    for module in (residual, fused_activation, stem):
         monkeypatch.setattr(module, "measured_norm", lambda *_: (table[:2], table))
         monkeypatch.setattr(module, "known_norm", lambda *_: table)
         monkeypatch.setattr(module, "channel_gradients", lambda *_: (correction, [zeros, zeros]))
@@ -112,15 +112,15 @@ def _check_maps(run: Callable[[Tensor, Tensor], list[Tensor]]) -> None:
 
 @pytest.mark.parametrize("behind_a_norm", [False, True])
 def test_the_chain(norm: tuple[Tensor, Tensor], behind_a_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_n2uq.ops.kernels import packed_cuda
+    from lightning_n2uq.ops.backends.triton import fused_activation
 
-    monkeypatch.setattr(packed_cuda, "parameter_gradients", lambda *_: [])
+    monkeypatch.setattr(fused_activation, "parameter_gradients", lambda *_: [])
     affine, act = norm if behind_a_norm else (), _act()
 
     def run(x: Tensor, grad: Tensor) -> list[Tensor]:
-        y, packed, stats = packed_cuda.forward(x, affine, 1e-5, act, QUANTIZER, x.dtype)
-        dx, *_ = packed_cuda.backward(grad, x, packed, stats, affine, 1e-5, act, QUANTIZER)
-        again = packed_cuda.rebuild(packed, 3, list(x.shape), x.dtype)
+        y, packed, stats = fused_activation.forward(x, affine, 1e-5, act, QUANTIZER, x.dtype)
+        dx, *_ = fused_activation.backward(grad, x, packed, stats, affine, 1e-5, act, QUANTIZER)
+        again = fused_activation.rebuild(packed, 3, list(x.shape), x.dtype)
         return [y, dx, again, packed[: x.numel() // 4]]
 
     _check_maps(run)
@@ -128,30 +128,30 @@ def test_the_chain(norm: tuple[Tensor, Tensor], behind_a_norm: bool, monkeypatch
 
 @pytest.mark.parametrize("two_norms", [False, True])
 def test_the_end_of_a_block(norm: tuple[Tensor, Tensor], two_norms: bool) -> None:
-    from lightning_n2uq.ops.kernels import block_cuda
+    from lightning_n2uq.ops.backends.triton import residual
 
     first, act = (*norm, 1e-5), _act()
     second = first if two_norms else None
 
     def run(x: Tensor, grad: Tensor) -> list[Tensor]:
-        y, stats, other = block_cuda.residual(x, first, grad, second, act)
-        dx, dother, *_ = block_cuda.residual_gradient(grad, x, stats, first, x, other, second, act)
+        y, stats, other = residual.residual(x, first, grad, second, act)
+        dx, dother, *_ = residual.residual_gradient(grad, x, stats, first, x, other, second, act)
         return [y, dx, dother]
 
     _check_maps(run)
 
 
 def test_the_stem(norm: tuple[Tensor, Tensor]) -> None:
-    from lightning_n2uq.ops.kernels import stem_cuda
+    from lightning_n2uq.ops.backends.triton import stem
 
     first, window = (*norm, 1e-5), (3, 1, 1)
     some = torch.full((1, CHANNELS, SIDE, SIDE), 4, dtype=torch.uint8)
     some[..., 1:-1, 1:-1] = torch.randint(9, (CHANNELS, SIDE - 2, SIDE - 2))
 
     def run(x: Tensor, grad: Tensor) -> list[Tensor]:
-        y, taps, stats = stem_cuda.pool(x, first, window)
+        y, taps, stats = stem.pool(x, first, window)
         taps[-1:] = some  # windows that reach the last lines, but belong to earlier programs
-        dx, *_ = stem_cuda.pool_gradient(grad, taps, x, stats, first, window)
+        dx, *_ = stem.pool_gradient(grad, taps, x, stats, first, window)
         return [y, dx]
 
     _check_maps(run)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops.dispatch import force
-from lightning_n2uq.ops.nuq import nuq_decode_mean, nuq_encode
-from lightning_n2uq.ops.nuq_format import NUQFormat
+from lightning_n2uq.ops.formats.gradient_codec import NUQFormat
+from lightning_n2uq.ops.gradient_codec import nuq_decode_mean, nuq_encode
 
 LENGTHS = (0, 1, 2, 7, 8, 9, 63, 64, 65, 403)
 
@@ -183,7 +183,7 @@ def test_triton_compiles_to_ieee_arithmetic():
     """For an sm_90 GPU, without one: subnormals kept, no fused multiply-add, exact division and root."""
     compiler = pytest.importorskip("triton.compiler")
     backend = pytest.importorskip("triton.backends.compiler")
-    from lightning_n2uq.ops.kernels import nuq_cuda
+    from lightning_n2uq.ops.backends.triton import gradient_codec
 
     pointers = {"x_ptr": "*i32", "out_ptr": "*u8", "levels_ptr": "*fp32"}
     scalars = {"numel": "i64", "lo": "i32", "hi": "i32", "inverse_lowest": "fp32", "norm_bytes": "i64"}
@@ -191,7 +191,7 @@ def test_triton_compiles_to_ieee_arithmetic():
     constants = {**sizes, "GROUP": 4, "GROUP_BYTES": 2, "FAST": True, "LARGEST": 0x7777, "WHOLE": True}
     signature = {**pointers, **scalars, **dict.fromkeys(constants, "constexpr")}
     attributes = {(i,): [["tt.divisibility", 16]] for i in range(len(pointers))}
-    source = compiler.ASTSource(nuq_cuda._encode_kernel, signature, constants, attributes)
+    source = compiler.ASTSource(gradient_codec._encode_kernel, signature, constants, attributes)
     target = backend.GPUTarget("cuda", 90, 32)
     ptx = compiler.compile(source, target=target, options={"enable_fp_fusion": False}).asm["ptx"]
     assert "div.rn.f32" in ptx

@@ -8,8 +8,8 @@ import threading
 import pytest
 import torch
 
-from lightning_n2uq.ops.kernels import openmp
-from lightning_n2uq.ops.kernels.threads import run_ranges
+from lightning_n2uq.ops.backends.common import openmp
+from lightning_n2uq.ops.backends.common.threads import run_ranges
 
 needs_team = pytest.mark.skipif(not openmp.usable(), reason="torch here has no libgomp")
 
@@ -24,7 +24,7 @@ def two_threads():
 
 NO_NEW_THREADS = """
 import os, threading, torch
-from lightning_n2uq.ops.kernels.threads import run_ranges
+from lightning_n2uq.ops.backends.common.threads import run_ranges
 torch.set_num_threads(2)
 torch.ones(1_000_000).exp_()  # starts torch's team
 before = set(os.listdir("/proc/self/task"))
@@ -79,7 +79,9 @@ def test_overlapping_calls_cover_every_item_once():
 @needs_team
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_does_not_wait_for_threads_it_lacks():
-    script = "import os, torch; from lightning_n2uq.ops.kernels import openmp; torch.set_num_threads(2)\n"
+    script = (
+        "import os, torch; from lightning_n2uq.ops.backends.common import openmp; torch.set_num_threads(2)\n"
+    )
     script += "openmp.run_team(lambda: None, 2); child = os.fork()\n"
     script += "if child == 0: os._exit(int(openmp.usable()))\n"
     script += "assert os.waitpid(child, 0)[1] == 0 and openmp.usable()"

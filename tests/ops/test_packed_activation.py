@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_n2uq.ops import packed_reference, threshold_quantize
+from lightning_n2uq.ops import threshold_quantize
+from lightning_n2uq.ops.backends import load
+from lightning_n2uq.ops.backends.reference import fused_activation as fused_reference
 from lightning_n2uq.ops.dispatch import force
-from lightning_n2uq.ops.kernels import load
-from lightning_n2uq.ops.packed import packed_activation
-from lightning_n2uq.ops.packed_format import Activation, output_table, packed_bytes
+from lightning_n2uq.ops.formats.fused_activation import Activation, output_table, packed_bytes
+from lightning_n2uq.ops.fused_activation import packed_activation
 
 pytest.importorskip("numba")
 CPU = torch.device("cpu")
@@ -108,10 +109,10 @@ def test_chain_with_norm_equals_plain_layers() -> None:
 @given(bits=st.integers(1, 8), pixels=st.integers(1, 70), seed=st.integers(0, 99))
 def test_packing_is_a_round_trip(bits: int, pixels: int, seed: int) -> None:
     codes = torch.randint(2**bits, (2, 3, pixels), generator=torch.Generator().manual_seed(seed))
-    packed = packed_reference.pack(codes, torch.zeros(2, 3, dtype=torch.bool), bits)
+    packed = fused_reference.pack(codes, torch.zeros(2, 3, dtype=torch.bool), bits)
     assert packed.shape == (2, 3, packed_bytes(pixels, bits))
     outputs = torch.arange(2.0**bits)
-    for kernels in (packed_reference, load("packed_activation", CPU)):
+    for kernels in (fused_reference, load("packed_activation", CPU)):
         assert torch.equal(kernels.rebuild(packed, outputs, pixels), codes.float())
 
 
@@ -123,7 +124,7 @@ def test_codes_rebuild_the_output_exactly(kernels: str) -> None:
     case.norm = None
     with force(kernels):
         y, packed, _ = case.fused()
-        rebuilt = (load("packed_activation", CPU) or packed_reference).rebuild(
+        rebuilt = (load("packed_activation", CPU) or fused_reference).rebuild(
             packed, output_table(case.quantizer[3], 3), 99
         )
     assert torch.equal(rebuilt.reshape(y.shape), y)
@@ -136,7 +137,7 @@ def test_nan_stays_visible_in_the_codes(kernels: str) -> None:
         case.x[1, 2, 0, 0] = torch.nan
     with force(kernels):
         y, packed, _ = case.fused()
-        rebuilt = (load("packed_activation", CPU) or packed_reference).rebuild(
+        rebuilt = (load("packed_activation", CPU) or fused_reference).rebuild(
             packed, output_table(case.quantizer[3], 2), 16
         )
         grads = torch.autograd.grad(y, case.leaves, torch.ones_like(y))

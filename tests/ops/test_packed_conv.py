@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_n2uq.ops.packed import packed_activation
-from lightning_n2uq.ops.packed_conv import Geometry, PackedInput, QuantizedWeight, packed_conv2d
+from lightning_n2uq.ops.fused_activation import packed_activation
+from lightning_n2uq.ops.fused_conv import Geometry, PackedInput, QuantizedWeight, packed_conv2d
 from lightning_n2uq.ops.weight import quantize_weight_with_scale
 
 GEOMETRIES = [

@@ -136,7 +136,7 @@ def test_threads_change_no_bit(ramp: float) -> None:
 
 
 def test_chunks_stay_few_and_whole_for_any_size() -> None:
-    from lightning_n2uq.ops.kernels.threshold_cpu import BLOCK, MAX_CHUNKS, chunking
+    from lightning_n2uq.ops.backends.numba.threshold import BLOCK, MAX_CHUNKS, chunking
 
     for numel in (1, 10**6, 2**31 + 5, 2**40):
         chunks, size = chunking(numel)

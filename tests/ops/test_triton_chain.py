@@ -31,19 +31,19 @@ CODED = {"N": 15, "BITS": 4}
 STEM = {"KERNEL": 3, "STRIDE": 2, "PADDING": 1, "WIDE": False}
 FINISH = {"SUMMED": 256, "CHANNELS": 8}
 KERNELS = [
-    ("packed_cuda", "_forward_kernel", {**CODED, "HELD": 16, "NORM": True, "ACT": True}),
-    ("codes_cuda", "_rebuild_kernel", {"N": 3, "BITS": 2}),
-    ("packed_cuda", "_sums_kernel", {**CODED, "HELD": 16, "NORM": True, "ACT": True}),
-    ("packed_cuda", "_input_kernel", {**CODED, "ACT": True}),
-    ("channels_cuda", "_moments_kernel", {}),
-    ("block_cuda", "_forward_kernel", {"OTHER": True}),
-    ("block_cuda", "_sums_kernel", {"OTHER": True}),
-    ("block_cuda", "_input_kernel", {"OTHER": True}),
-    ("channels_cuda", "_norm_kernel", {**FINISH, "FROM_SUMS": True}),
-    ("channels_cuda", "_channels_kernel", {**FINISH, "NORM": True, "ACT": True}),
-    ("stem_cuda", "_forward_kernel", {**STEM, "GROUP": 8}),
-    ("stem_cuda", "_sums_kernel", STEM),
-    ("stem_cuda", "_input_kernel", {**STEM, "GROUP": 8}),
+    ("fused_activation", "_forward_kernel", {**CODED, "HELD": 16, "NORM": True, "ACT": True}),
+    ("codes", "_rebuild_kernel", {"N": 3, "BITS": 2}),
+    ("fused_activation", "_sums_kernel", {**CODED, "HELD": 16, "NORM": True, "ACT": True}),
+    ("fused_activation", "_input_kernel", {**CODED, "ACT": True}),
+    ("channels", "_moments_kernel", {}),
+    ("residual", "_forward_kernel", {"OTHER": True}),
+    ("residual", "_sums_kernel", {"OTHER": True}),
+    ("residual", "_input_kernel", {"OTHER": True}),
+    ("channels", "_norm_kernel", {**FINISH, "FROM_SUMS": True}),
+    ("channels", "_channels_kernel", {**FINISH, "NORM": True, "ACT": True}),
+    ("stem", "_forward_kernel", {**STEM, "GROUP": 8}),
+    ("stem", "_sums_kernel", STEM),
+    ("stem", "_input_kernel", {**STEM, "GROUP": 8}),
 ]
 # Shared by forward and backward pass, which have to compute the very same numbers, also where a compiler
 # gives the kernels no options: no product may be fused with a sum.
@@ -56,7 +56,7 @@ def test_chain_kernels_compile_for_a_gpu(module: str, name: str, constants: dict
     pytest.importorskip("triton")
     import importlib
 
-    kernel = getattr(importlib.import_module(f"lightning_n2uq.ops.kernels.{module}"), name)
+    kernel = getattr(importlib.import_module(f"lightning_n2uq.ops.backends.triton.{module}"), name)
     constants = {k: v for k, v in {**constants, "COLUMNS": 64, "LANES": 128}.items() if k in kernel.arg_names}
     types = dict.fromkeys(MAPS, f"*{data}") | {"packed_ptr": "*u8", "taps_ptr": "*u8"}
     types |= dict.fromkeys(("sums_ptr", "climbs_ptr", "other_sums_ptr"), "*fp64")

@@ -38,16 +38,16 @@ def compile_ptx(
 @pytest.mark.parametrize("ramped", [False, True])
 def test_threshold_kernels_fuse_multiply_adds_in_sums_only(number: str, data: str, ramped: bool) -> None:
     pytest.importorskip("triton")
-    from lightning_n2uq.ops.kernels import threshold_cuda
+    from lightning_n2uq.ops.backends.triton import threshold
 
     types = dict.fromkeys(("x_ptr", "y_ptr", "grad_ptr", "dx_ptr"), f"*{data}")
     types |= {"tables_ptr": f"*{number}", "sums_ptr": "*fp64", "numel": "i64"}
     constants = {"RAMPED": ramped, "HELD": 16, "CHUNKS": 1, "FIFTEEN": True, "LANES": 128}
-    ptx = _threshold_ptx(threshold_cuda._forward_kernel, types, constants)
+    ptx = _threshold_ptx(threshold._forward_kernel, types, constants)
     assert "fma.rn.f32" not in ptx
     assert data == "fp32" or "cvt.rn.bf16" in ptx
     constants |= {"CENTRED": False, "WRITES": True}
-    ptx = _threshold_ptx(threshold_cuda._backward_kernel, types, constants)
+    ptx = _threshold_ptx(threshold._backward_kernel, types, constants)
     assert "ftz" not in ptx
     assert ptx.count(f"fma.rn.f{number[2:]}") >= 4 * 16  # sums of sixteen widths, four values a thread
     if number == "fp32":
@@ -62,12 +62,12 @@ def _threshold_ptx(kernel: object, types: dict[str, str], constants: dict) -> st
 @pytest.mark.parametrize(("number", "factor"), [("fp32", 0.0), ("fp32", 1.75), ("fp64", 0.0)])
 def test_weight_kernel_compiles_to_ieee_arithmetic(number: str, factor: float) -> None:
     pytest.importorskip("triton")
-    from lightning_n2uq.ops.kernels import weight_cuda
+    from lightning_n2uq.ops.backends.triton import weight
 
     pointers = dict.fromkeys(("weight_ptr", "quantized_ptr", "scale_ptr"), f"*{number}")
     constants = {"N": 3, "MAGIC": 1.5 * 2.0 ** (23 if number == "fp32" else 52), "TILE": 1024}
     constants["FACTOR"] = factor
-    ptx = compile_ptx(weight_cuda._kernel, pointers, {"row_length": "i64"}, constants)
+    ptx = compile_ptx(weight._kernel, pointers, {"row_length": "i64"}, constants)
     assert f"div.rn.f{number[2:]}" in ptx
     assert "ftz" not in ptx
     assert "fma.rn" not in ptx

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops import quantize_weight, threshold_quantize
+from lightning_n2uq.ops.backends.triton import tables
+from lightning_n2uq.ops.backends.triton.product import INTERPRETED
 from lightning_n2uq.ops.dispatch import force
 from lightning_n2uq.ops.host_tables import operator_tables
-from lightning_n2uq.ops.kernels import tables_cuda
-from lightning_n2uq.ops.kernels.product_cuda import INTERPRETED
 
 
 def assert_equal(slow: Tensor, fast: Tensor) -> None:
@@ -43,12 +43,12 @@ def check_tables(n: int, ramp: float, dtype: torch.dtype) -> None:
     widths[0] = 1e-4
     values = torch.tensor([0.1]), widths, torch.tensor([1.3]), torch.tensor([0.7])
     slow = operator_tables(*values, dtype, ramp)._asdict()
-    rows = tables_cuda.table_rows(*values, dtype, ramp)
+    rows = tables.table_rows(*values, dtype, ramp)
     assert_equal(torch.stack([slow.pop("scale_in"), values[3][0].to(dtype)]), rows[0, :2])
-    for row, name in enumerate(tables_cuda.ROWS):
+    for row, name in enumerate(tables.ROWS):
         if name in slow:
             assert_equal(slow[name], rows[row, : len(slow[name])])
-    records = tables_cuda.BY_SEGMENT.value, tables_cuda.BY_CODE.value
+    records = tables.BY_SEGMENT.value, tables.BY_CODE.value
     segments, codes = (rows[first:].flatten() for first in records)
     thresholds, levels, slopes = slow["thresholds"], slow["levels"], slow["slopes"]
     infinity = torch.full((1,), torch.inf, dtype=dtype)
@@ -68,11 +68,11 @@ def check_gradients(n: int, programs: int) -> None:
     widths = (0.2 + torch.rand(n)) * 2 / n
     widths[0] = 1e-4
     values = torch.tensor([0.1]), widths, torch.tensor([1.3]), torch.tensor([0.7])
-    sums = torch.randn(programs, tables_cuda.CLIMBS + n, dtype=torch.float64)
+    sums = torch.randn(programs, tables.CLIMBS + n, dtype=torch.float64)
     value, pull, moment, *climbs = sums.sum(0)
     expected = [-0.7 * pull, -0.7 * torch.stack(climbs), 0.7 * moment, value]
     expected[1][0] = 0.0
-    for gradient, found in zip(expected, tables_cuda.parameter_gradients(sums, *values), strict=True):
+    for gradient, found in zip(expected, tables.parameter_gradients(sums, *values), strict=True):
         torch.testing.assert_close(found.squeeze(), gradient.float().squeeze(), rtol=1e-5, atol=1e-5)
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_n2uq.layers import QuantConv2d, QuantSpec
+from lightning_n2uq.ops.backends.triton.product import INTERPRETED
 from lightning_n2uq.ops.dispatch import force
-from lightning_n2uq.ops.kernels.product_cuda import INTERPRETED
-from lightning_n2uq.ops.packed import packed_activation
-from lightning_n2uq.ops.packed_conv import Geometry, PackedInput, QuantizedWeight, packed_conv2d
-from lightning_n2uq.ops.packed_format import Activation
+from lightning_n2uq.ops.formats.fused_activation import Activation
+from lightning_n2uq.ops.fused_activation import packed_activation
+from lightning_n2uq.ops.fused_conv import Geometry, PackedInput, QuantizedWeight, packed_conv2d
 from lightning_n2uq.ops.residual import residual_activation
 from lightning_n2uq.ops.stem import norm_relu_pool
 
@@ -101,14 +101,14 @@ def check_chain(
 
 
 def check_rebuild(y: Tensor, packed: Tensor, bits: int) -> None:
-    from lightning_n2uq.ops.kernels import packed_cuda
+    from lightning_n2uq.ops.backends.triton import fused_activation
 
-    again = packed_cuda.rebuild(packed, 2**bits - 1, list(y.shape), y.dtype)
+    again = fused_activation.rebuild(packed, 2**bits - 1, list(y.shape), y.dtype)
     assert torch.equal(y, again)
 
 
 def check_nan(device: str) -> None:
-    from lightning_n2uq.ops.kernels import packed_cuda
+    from lightning_n2uq.ops.backends.triton import fused_activation
 
     x = torch.randn(2, 8, 3, 3).to(device)
     x[0, 0, 0, 0], x[1, 0, 0, 0] = torch.nan, torch.inf
@@ -116,7 +116,7 @@ def check_nan(device: str) -> None:
     values = quantizer(2, device)
     slow, fast = both(lambda: list(packed_activation(x, None, 0.0, None, values, torch.float32)[:2]))
     assert torch.equal(slow[0].nan_to_num(9.0), fast[0].nan_to_num(9.0))
-    again = packed_cuda.rebuild(fast[1], 3, list(x.shape), torch.float32)
+    again = fused_activation.rebuild(fast[1], 3, list(x.shape), torch.float32)
     assert bool(again[0, 0, 0, 0].isnan())
     grads = []
     for kernels in ("reference", "triton"):
@@ -197,7 +197,7 @@ def check_stem(
 
 def check_many_programs(device: str) -> None:
     """More partial sums than a finishing program adds up at a time."""
-    from lightning_n2uq.ops.kernels.channels_cuda import channel_gradients, measured_norm
+    from lightning_n2uq.ops.backends.triton.channels import channel_gradients, measured_norm
 
     x = (torch.randn(1, 4, 200, 200) + 3).to(device, memory_format=torch.channels_last)
     stats, table = measured_norm(x, *norm(4, device), EPS)

@@ -63,7 +63,7 @@ def emulated_gpu(capability: int = CAPABILITY, last: int | None = None) -> Itera
     pytest.importorskip("triton")
     from triton.runtime import driver, jit
 
-    from lightning_n2uq.ops.kernels.product_cuda import INTERPRETED
+    from lightning_n2uq.ops.backends.triton.product import INTERPRETED
 
     assert not INTERPRETED.value
     compiled_by, seen = jit.JITFunction.run, Emulation()

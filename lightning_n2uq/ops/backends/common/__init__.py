@@ -1,0 +1,1 @@
+"""What the backends share: compilation, threads, random numbers."""

@@ -1,0 +1,70 @@
+"""How CPU kernels are compiled: numba, without the interpreter lock, cached on disk if possible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar, cast
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lightning_n2uq.ops.backends.common.threads import run_ranges
+
+Array: TypeAlias = "npt.NDArray[Any]"
+Number: TypeAlias = "np.floating[Any]"
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_NO_ENTRY: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+
+def compiled(function: Function) -> Function:
+    """A kernel, called from Python: compiled at first use for the argument types given.
+
+    Strict IEEE arithmetic, no interpreter lock, cached on disk. Where neither the package's folder nor the
+    user's cache folder can be written, every process compiles anew. A cached kernel is renewed when its own
+    file changes, not when a file it calls into does.
+    """
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+    try:
+        return cast("Function", numba.njit(cache=True, **options)(function))
+    except RuntimeError:  # numba found no place for its cache
+        return cast("Function", numba.njit(cache=False, **options)(function))
+
+
+def helper(function: Function) -> Function:
+    """What only kernels call: without an entry from Python, and cached as a part of them."""
+    return cast("Function", numba.njit(error_model="numpy", **_NO_ENTRY)(function))
+
+
+def summing(function: Function) -> Function:
+    """`helper`, with leave to reorder sums, so that they use the vector units; NaN and infinity keep."""
+    options: dict[str, Any] = {"error_model": "numpy", "fastmath": {"reassoc"}, **_NO_ENTRY}
+    return cast("Function", numba.njit(**options)(function))
+
+
+def array(x: Tensor) -> Array:
+    """The numpy array that shares memory with a CPU tensor; bfloat16, which numpy lacks, as int16 bits."""
+    x = x.detach() if x.requires_grad else x
+    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
+
+
+def padded(values: Array, multiple: int, fill: float) -> Array:
+    """`values` with `fill` appended until their number is a multiple of `multiple`."""
+    return np.concatenate([values, np.full(-len(values) % multiple, fill, values.dtype)])
+
+
+def run_chunks(kernel: Callable[..., None], chunks: int, smallest: int, *arguments: Any) -> None:  # noqa: ANN401
+    """Calls `kernel(first, last, *arguments)` on ranges that cover the chunks `0 .. chunks - 1`, in parallel.
+
+    Args:
+        kernel: made by `compiled`; writes only what belongs to its chunks and never adds across them, so that
+            the number of threads changes no bit.
+        chunks: number of chunks.
+        smallest: fewest chunks worth a thread of their own.
+        *arguments: passed on to every call.
+    """
+    run_ranges(lambda first, last: kernel(first, last, *arguments), chunks, smallest)

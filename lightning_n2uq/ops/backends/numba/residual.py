@@ -1,0 +1,67 @@
+"""CPU kernels (numba) of a residual block's end (see `residual_loops`).
+
+The same interface as `reference.residual`, which judges them: equal bit for bit but for sums, whose float64
+additions come in another order. Inputs are float32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_n2uq.ops.backends.common.jit import array, run_chunks
+from lightning_n2uq.ops.backends.numba.fused_activation import (
+    act_table,
+    moments_table,
+    norm_table,
+    smallest,
+    statistics,
+)
+from lightning_n2uq.ops.backends.numba.residual_loops import (
+    residual_backward,
+    residual_forward,
+)
+from lightning_n2uq.ops.formats.fused_activation import Activation, Norm
+
+__all__ = ["residual", "residual_gradient", "statistics"]
+
+
+def residual(x: Tensor, norm: Norm, other: Tensor, other_norm: Norm | None, act: Activation) -> Tensor:
+    """`prelu(norm(x) + other_norm(other) + bias) + bias` of `[N, C, P]`."""
+    y, channels = torch.empty_like(x), x.shape[1]
+    tables = (
+        norm_table(norm, channels),
+        array(other),
+        norm_table(other_norm, channels),
+        act_table(act, channels),
+    )
+    run_chunks(residual_forward, channels, smallest(x), array(x), *tables, array(y))
+    return y
+
+
+def residual_gradient(
+    grad: Tensor, x: Tensor, norm: Norm, other: Tensor, other_norm: Norm | None, act: Activation
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `x` and `other` `[N, C, P]`, and for each the sums of `fused_activation.backward`."""
+    channels = x.shape[1]
+    dx, dother = torch.empty_like(x), torch.empty_like(x)
+    sums, other_sums = np.zeros((channels, 4)), np.zeros((channels, 4))
+    run_chunks(
+        residual_backward,
+        channels,
+        smallest(x),
+        array(grad),
+        array(x),
+        norm_table(norm, channels),
+        moments_table(norm, channels),
+        array(other),
+        norm_table(other_norm, channels),
+        moments_table(other_norm, channels),
+        act_table(act, channels),
+        array(dx),
+        array(dother),
+        sums,
+        other_sums,
+    )
+    return dx, dother, torch.from_numpy(sums), torch.from_numpy(other_sums)

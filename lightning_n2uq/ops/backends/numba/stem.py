@@ -1,0 +1,42 @@
+"""CPU kernels (numba) of the stem (see `stem_loops`).
+
+The same interface as `reference.stem`, which judges them: equal bit for bit but for sums, whose float64
+additions come in another order. Inputs are float32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_n2uq.ops.backends.common.jit import array, run_chunks
+from lightning_n2uq.ops.backends.numba.fused_activation import moments_table, norm_table, smallest, statistics
+from lightning_n2uq.ops.backends.numba.stem_loops import (
+    stem_backward,
+    stem_forward,
+)
+from lightning_n2uq.ops.formats.fused_activation import Norm
+
+__all__ = ["pool", "pool_gradient", "statistics"]
+
+
+def pool(x: Tensor, norm: Norm, size: tuple[int, int], window: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Max pooling of `relu(norm(x))` `[N, C, H, W]` to `size`, and the position of each maximum, uint8."""
+    shape, channels = (*x.shape[:2], *size), x.shape[1]
+    y, taps = torch.empty(shape), torch.empty(shape, dtype=torch.uint8)
+    table = norm_table(norm, channels)
+    run_chunks(stem_forward, channels, smallest(x), array(x), table, *window, array(y), array(taps))
+    return y, taps
+
+
+def pool_gradient(
+    grad: Tensor, taps: Tensor, x: Tensor, norm: Norm, window: tuple[int, int, int]
+) -> tuple[Tensor, Tensor]:
+    """Gradient of `x` `[N, C, H, W]` and the sums `[C, 4]` of `reference.fused_activation.backward`."""
+    channels = x.shape[1]
+    dx, sums = torch.empty_like(x), np.zeros((channels, 4))
+    tables = norm_table(norm, channels), moments_table(norm, channels)
+    arrays = array(grad), array(taps), array(x)
+    run_chunks(stem_backward, channels, smallest(x), *arrays, *tables, *window, array(dx), sums)
+    return dx, torch.from_numpy(sums)

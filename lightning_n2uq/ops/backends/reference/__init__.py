@@ -1,0 +1,1 @@
+"""Plain torch: the judges of every other backend."""

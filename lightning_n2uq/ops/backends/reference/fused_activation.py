@@ -1,0 +1,108 @@
+"""Oracle of the fused pre-activation chain: norm, bias, PReLU, bias, quantizer, packed codes, plain torch.
+
+Rules that must not be tidied: the norm is one product and one sum, rounded each; a pre-activation of zero
+takes PReLU's negative side, as in torch; the layout of the codes is the kernels' (`numba.code_loops`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_n2uq.ops import reference
+from lightning_n2uq.ops.formats.fused_activation import Activation, Norm, packed_bytes
+from lightning_n2uq.ops.tables import ThresholdTables
+
+
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of every channel of `[N, C, P]`, `[C]` float64."""
+    variance, mean = torch.var_mean(x.double(), (0, 2), correction=0)
+    return mean, variance
+
+
+def chain(x: Tensor, norm: Norm | None, act: Activation | None) -> tuple[Tensor, Tensor]:
+    """What PReLU sees, and what the quantizer sees: `[N, C, P]` each."""
+    u = x if norm is None else x * norm.scale[:, None] + norm.shift[:, None]
+    if act is None:
+        return u, u
+    bias_in, slope, bias_out = (value.detach().to(x.dtype)[:, None] for value in act)
+    u = u + bias_in
+    return u, torch.where(u > 0, u, slope * u) + bias_out
+
+
+def forward(
+    x: Tensor, norm: Norm | None, act: Activation | None, tables: ThresholdTables
+) -> tuple[Tensor, Tensor]:
+    """Quantized chain and packed codes of `[N, C, P]` float32."""
+    _, v = chain(x, norm, act)
+    scaled = v * tables.scale_in
+    codes = reference.threshold_codes(scaled, tables.thresholds)
+    y = torch.where(scaled.isnan(), scaled, tables.outputs[codes.long()])
+    return y, pack(codes, scaled.isnan().any(2), tables.thresholds.numel().bit_length())
+
+
+def pack(codes: Tensor, has_nan: Tensor, bits: int) -> Tensor:
+    """Bit planes of `[N, C, P]` codes and the flag of every plane: `[N, C, bytes]` uint8."""
+    pixels = codes.shape[2]
+    row = -(-pixels // 8)
+    codes = torch.nn.functional.pad(codes.int(), (0, 8 * row - pixels)).reshape(*codes.shape[:2], 8, row)
+    shift = torch.arange(8, dtype=torch.int32, device=codes.device)[:, None]
+    rows = [(((codes >> bit) & 1) << shift).sum(2) for bit in range(bits)]
+    return torch.cat([*rows, has_nan[:, :, None]], 2).to(torch.uint8)
+
+
+def rebuild(packed: Tensor, outputs: Tensor, pixels: int) -> Tensor:
+    """The quantized chain `[N, C, P]` float32 from its packed codes; `outputs` is the table `[n + 1]`."""
+    bits = (outputs.numel() - 1).bit_length()
+    if packed.shape[2] != packed_bytes(pixels, bits):
+        raise ValueError(
+            f"packed: got {packed.shape[2]} bytes per plane, needed {packed_bytes(pixels, bits)}"
+        )
+    row = -(-pixels // 8)
+    rows = packed[:, :, :-1].int().reshape(*packed.shape[:2], bits, 1, row)
+    shift = torch.arange(8, dtype=torch.int32, device=packed.device)[:, None]
+    weight = torch.arange(bits, dtype=torch.int32, device=packed.device)[:, None, None]
+    codes = (((rows >> shift) & 1) << weight).sum(2).flatten(2)[:, :, :pixels]
+    return torch.where(packed[:, :, -1:] > 0, torch.nan, outputs[codes.long()])
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    norm: Norm | None,
+    act: Activation | None,
+    tables: ThresholdTables,
+    scale_out: Tensor,
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Input gradient `[N, C, P]`, sums `[C, 4]`, and the quantizer's segment sums; all `[N, C, P]` float32.
+
+    The columns of the sums: gradients of the first bias (which is the norm's shift's), of the slope, of the
+    second bias, and `sum d (x - mean)`.
+    """
+    u, v = chain(x, norm, act)
+    segments = reference.threshold_segment_sums(grad, v, tables)
+    d = reference.threshold_input_gradient(grad, v, tables, scale_out)
+    d, sums = activation_gradient(d, u, x, norm, act)
+    return (d if norm is None else norm_gradient(d, x, norm, sums)), sums, segments
+
+
+def activation_gradient(
+    d: Tensor, u: Tensor, x: Tensor, norm: Norm | None, act: Activation | None
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the activation's input, and the sums of `backward`."""
+    bias_out, inner, slope_terms = d, d, torch.zeros_like(d)
+    if act is not None:
+        inner = torch.where(u > 0, d, d * act.slope.detach().to(d.dtype)[:, None])
+        slope_terms = torch.where(u > 0, torch.zeros_like(d), d * u)
+    mean = torch.zeros_like(x[0, :, :1]) if norm is None else norm.mean[:, None]
+    product = inner.double() * (x.double() - mean.double())
+    terms = (inner.double(), slope_terms.double(), bias_out.double(), product)
+    return inner, torch.stack([term.sum((0, 2)) for term in terms], 1)
+
+
+def norm_gradient(d: Tensor, x: Tensor, norm: Norm, sums: Tensor) -> Tensor:
+    """Gradient of the norm's input from that of its output."""
+    number = x.shape[0] * x.shape[2]
+    offset = (sums[:, 0] / number).to(d.dtype)[:, None]
+    tilt = (sums[:, 3] * norm.inverse.double() * norm.inverse.double() / number).to(d.dtype)[:, None]
+    return (d - offset - (x - norm.mean[:, None]) * tilt) * norm.scale[:, None]

@@ -1,0 +1,43 @@
+"""Oracle of the stem (norm, ReLU, pooling)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_n2uq.ops.backends.reference.fused_activation import (
+    activation_gradient,
+    chain,
+    norm_gradient,
+    statistics,
+)
+from lightning_n2uq.ops.formats.fused_activation import Norm
+
+__all__ = ["pool", "pool_gradient", "statistics"]
+
+
+def pool(x: Tensor, norm: Norm, size: tuple[int, int], window: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Max pooling of `relu(norm(x))` `[N, C, H, W]` to `size`, and the position of each maximum, uint8."""
+    kernel, stride, padding = window
+    z = F.relu(chain(x.flatten(2), norm, None)[0]).reshape(x.shape)
+    y, index = F.max_pool2d(z, kernel, stride, padding, return_indices=True)
+    row = index // x.shape[3] - torch.arange(size[0], device=x.device)[:, None] * stride + padding
+    column = index % x.shape[3] - torch.arange(size[1], device=x.device) * stride + padding
+    return y, (row * kernel + column).to(torch.uint8)
+
+
+def pool_gradient(
+    grad: Tensor, taps: Tensor, x: Tensor, norm: Norm, window: tuple[int, int, int]
+) -> tuple[Tensor, Tensor]:
+    """Gradient of `x` `[N, C, H, W]` and the sums `[C, 4]` of `reference.fused_activation.backward`."""
+    kernel, stride, padding = window
+    rows, columns = grad.shape[2:]
+    row = torch.arange(rows, device=x.device)[:, None] * stride - padding + taps.long() // kernel
+    column = torch.arange(columns, device=x.device) * stride - padding + taps.long() % kernel
+    index = (row * x.shape[3] + column).flatten(2)
+    source = x.flatten(2)
+    d = torch.zeros_like(source).scatter_add_(2, index, grad.flatten(2))
+    u, _ = chain(source, norm, None)
+    d, sums = activation_gradient(torch.where(u <= 0, torch.zeros_like(d), d), u, source, norm, None)
+    return norm_gradient(d, source, norm, sums).reshape(x.shape), sums

@@ -1,0 +1,96 @@
+# Compiled functions take no annotations: Triton infers the types of their arguments.
+# ruff: noqa: ANN001, ANN202
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
+"""Triton kernels of the weight quantizer: scale, clamp, rounding and scaling back; and the gradient.
+
+Equal bit for bit to `reference.quantize_weight`: divisions are the IEEE ones, no product is fused with a sum,
+and adding and subtracting 1.5 * 2^23 (2^52 in float64) rounds half to even as `torch.round` does.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightning_n2uq.ops.backends.triton.product import FUSED, divided, product
+from lightning_n2uq.ops.reference import scale_factor
+
+_TILE = 1024
+
+
+@triton.jit
+def _channel_scale(weight_ptr, row_length, FACTOR: tl.constexpr, TILE: tl.constexpr):
+    """`S` of the channel that begins at `weight_ptr`, float64."""
+    total = tl.zeros([TILE], tl.float64)
+    for first in range(0, row_length, TILE):
+        column = first + tl.arange(0, TILE)
+        weight = tl.load(weight_ptr + column, mask=column < row_length, other=0.0)
+        total += tl.abs(weight.to(tl.float32)).to(tl.float64)
+    return tl.sum(total, axis=0) / row_length * FACTOR
+
+
+@triton.jit
+def _divisor(scale):
+    """The scale; 1 for a channel of zeros, which has none."""
+    return tl.where(scale == 0, 1.0, scale).to(scale.dtype)
+
+
+@triton.jit
+def _kernel(
+    weight_ptr, quantized_ptr, scale_ptr, row_length,
+    N: tl.constexpr, MAGIC: tl.constexpr, FACTOR: tl.constexpr, TILE: tl.constexpr,
+) -> None:  # fmt: skip
+    """One channel; `scale` is in the compute dtype, and is written if there is a `FACTOR`."""
+    channel = tl.program_id(0).to(tl.int64)
+    weight_ptr += channel * row_length
+    quantized_ptr += channel * row_length
+    if FACTOR > 0:
+        known = _channel_scale(weight_ptr, row_length, FACTOR, TILE).to(scale_ptr.dtype.element_ty)
+        tl.store(scale_ptr + channel, known)
+    else:
+        known = tl.load(scale_ptr + channel)
+    for first in range(0, row_length, TILE):
+        column = first + tl.arange(0, TILE)
+        inside = column < row_length
+        weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(known.dtype)
+        scale = tl.zeros_like(weight) + known
+        s, step = divided(weight, _divisor(scale)), divided(scale, tl.zeros_like(scale) + N)
+        s = tl.where(s < -1.0, -1.0, s).to(scale.dtype)
+        s = tl.where(s > 1.0, 1.0, s).to(scale.dtype)
+        half = tl.zeros_like(s) + N * 0.5
+        rounded = product(s + 1.0, half) + MAGIC - MAGIC
+        y = (rounded + rounded - N) * step
+        tl.store(quantized_ptr + column, y.to(quantized_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _gradient_kernel(grad_ptr, target_ptr, scale_ptr, row_length, TILE: tl.constexpr) -> None:
+    """One channel of the gradient, divided by the scale."""
+    channel = tl.program_id(0).to(tl.int64)
+    known = tl.load(scale_ptr + channel)
+    for first in range(0, row_length, TILE):
+        column = first + tl.arange(0, TILE)
+        inside, place = column < row_length, channel * row_length + column
+        grad = tl.load(grad_ptr + place, mask=inside, other=0.0).to(known.dtype)
+        quotient = divided(grad, _divisor(tl.zeros_like(grad) + known))
+        tl.store(target_ptr + place, quotient.to(target_ptr.dtype.element_ty), mask=inside)
+
+
+def forward(weight: Tensor, scale: Tensor, bits: int, quantized: Tensor, *, measure: bool = False) -> None:
+    """See `numba.weight.forward`; both runs of numbers have the same order, any."""
+    if weight.numel() == 0:
+        return
+    channels = scale.numel()
+    magic = 1.5 * 2.0 ** (23 if scale.dtype == torch.float32 else 52)
+    _kernel[(channels,)](
+        weight, quantized, scale, weight.numel() // channels,
+        N=2**bits - 1, MAGIC=magic, FACTOR=scale_factor(bits) if measure else 0.0, TILE=_TILE, **FUSED,
+    )  # fmt: skip
+
+
+def gradient(grad: Tensor, scale: Tensor, target: Tensor) -> None:
+    """Writes `grad` `[C * K]` divided by `scale` `[C]` (by 1 where that is 0) to `target`, maybe itself."""
+    if grad.numel() == 0:
+        return
+    channels = scale.numel()
+    _gradient_kernel[(channels,)](grad, target, scale, grad.numel() // channels, TILE=_TILE, **FUSED)

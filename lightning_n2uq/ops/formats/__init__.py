@@ -1,0 +1,1 @@
+"""Layouts of packed codes and of gradient messages."""
