@@ -28,7 +28,8 @@ class NUQCodec(Codec):
     Implements the quantizer `Q_s` of NUQSGD (Ramezani-Kebrya et al., JMLR 22(114), 2021, arXiv 1908.06077,
     section 3.1). `levels="uniform"` is QSGD (Alistarh et al., 2017), with `norm="linf"` QSGDinf. The wire
     format is documented in `lightning_n2uq.ops.formats.gradient_codec`, the arithmetic in
-    `lightning_n2uq.ops.backends.reference.gradient_codec`; Huffman-coded messages in `lightning_n2uq.compression.entropy`.
+    `lightning_n2uq.ops.backends.reference.gradient_codec`; Huffman-coded messages in
+    `lightning_n2uq.compression.entropy`.
 
     A bucket with a NaN or an infinity, or whose norm exceeds fp32 (3.4e38), decodes to NaN everywhere; a zero
     bucket to zeros. Subnormal values are handled exactly; a decoded value below 1e-45 becomes 0.

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.compression import NUQCodec
-from lightning_n2uq.ops.nuq_format import NUQFormat
-from lightning_n2uq.ops.nuq_reference import bucket_norms, unpack
+from lightning_n2uq.ops.backends.reference.gradient_codec import bucket_norms, unpack
+from lightning_n2uq.ops.formats.gradient_codec import NUQFormat
 
 FAMILIES = ("exponential", "float", "uniform", "list")
 BITS = (2, 3, 4, 8)
