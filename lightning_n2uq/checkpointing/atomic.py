@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
-from lightning.fabric.utilities.types import _PATH
 from typing_extensions import override
 
 from lightning_n2uq.checkpointing import identity
 from lightning_n2uq.checkpointing.reading import read_file
 from lightning_n2uq.checkpointing.seal import seal
-
-TEMPORARY = ".partial"
+from lightning_n2uq.utils.atomic import replacing
 
 
 class CheckpointWriteError(OSError):
@@ -36,7 +33,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self,
         checkpoint: dict[str, Any],
-        path: _PATH,
+        path: str | os.PathLike[str],
         storage_options: Any | None = None,  # Lightning's signature
     ) -> None:
         """Writes the file; raises `CheckpointWriteError` and leaves what was there if that fails."""
@@ -58,7 +55,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     @override
     def load_checkpoint(
         self,
-        path: _PATH,
+        path: str | os.PathLike[str],
         map_location: Any = lambda storage, loc: storage,  # Lightning's signature
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
@@ -74,33 +71,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def write_atomically(checkpoint: dict[str, Any], path: str) -> None:
-    """Temporary file, digest, fsync, rename, fsync of the folder. The temporary file never stays."""
-    folder = os.path.dirname(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    partial = f"{path}{TEMPORARY}"
-    try:
-        with open(partial, "w+b") as file:
-            torch.save(checkpoint, file)
-            seal(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(partial)
-        raise
-    sync_folder(folder)
-
-
-def sync_folder(folder: str) -> None:
-    """Brings a rename to the disk, where the system can."""
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Writes and seals a file that is on the disk, whole, when this returns."""
+    with replacing(path, durable=True) as partial, partial.open("w+b") as file:
+        torch.save(checkpoint, file)
+        seal(file)
 
 
 def disk_error(error: BaseException) -> str | None:

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import subprocess
 from collections.abc import Mapping, MutableMapping
-from pathlib import Path
 from typing import Any
 
-from lightning_n2uq._version import __version__
+from lightning_n2uq.utils.version import __version__, git_revision
 
 VERSION_KEY = "lightning_n2uq_version"
 REVISION_KEY = "lightning_n2uq_revision"
-
-
-@functools.cache
-def git_revision() -> str:
-    """Commit that the package's own files come from, or `unknown` outside of a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return answer.stdout.strip() or "unknown"
 
 
 def stamp(checkpoint: MutableMapping[str, Any]) -> None:

@@ -1,0 +1,193 @@
+"""Private names of other packages, each behind one function here and with one test in `test_compat.py`.
+
+A release that has moved or dropped such a name is answered with one line, at import or at the first call,
+instead of an AttributeError somewhere inside. The releases in `TESTED` have every name, unless a comment says
+otherwise. Nothing here imports Lightning before a function needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+TESTED = {
+    "torch": ">=2.8,<2.15",
+    "lightning": ">=2.5.5,<2.7",
+    "wandb_workspaces": ">=0.1.12",
+}
+"""Releases in which every name below was seen, by package."""
+
+
+class IncompatibleReleaseError(ImportError):
+    """Another package's release lacks a name that this package needs; the message is one line."""
+
+
+def private(owner: Any, name: str) -> Any:  # noqa: ANN401
+    """Returns `owner.name`.
+
+    Args:
+        owner: A module, class or object of another package, or the import path of a module.
+        name: An attribute that is not public there.
+
+    Raises:
+        IncompatibleReleaseError: The installed release has no such name.
+    """
+    try:
+        return getattr(importlib.import_module(owner) if isinstance(owner, str) else owner, name)
+    except (AttributeError, ModuleNotFoundError):
+        pass
+    kind = owner if isinstance(owner, (str, type)) or hasattr(owner, "__spec__") else type(owner)
+    home = kind if isinstance(kind, str) else getattr(kind, "__module__", kind.__name__)
+    package = home.partition(".")[0]
+    place = home if isinstance(kind, str) or not isinstance(kind, type) else f"{home}.{kind.__qualname__}"
+    raise IncompatibleReleaseError(
+        f"{package}: got {_version(package)}, which has no {place}.{name}; allowed is "
+        f"{package}{TESTED.get(package, '')}"
+    )
+
+
+def require(owner: Any, *names: str) -> None:  # noqa: ANN401
+    """Raises `IncompatibleReleaseError` unless a class has the methods that a subclass overrides or calls."""
+    for name in names:
+        private(owner, name)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "an unknown version"
+
+
+# torch: modules and layers
+
+BatchNorm: type[nn.Module] = private(nn.modules.batchnorm, "_BatchNorm")
+"""The base of all batch norms; torch names no public one."""
+
+_EVERYWHERE = [
+    private(nn.modules.module, f"_global_{kind}")
+    for kind in ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+]
+require(nn.Identity(), "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def has_hooks(*modules: nn.Module | None) -> bool:
+    """Returns whether any hook would run if the modules were called, one for all modules included."""
+    return any(_EVERYWHERE) or any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+        for m in modules
+        if m is not None
+    )
+
+
+CONV_FORWARD = "_conv_forward"
+"""The method of convolutions that takes the weight as an argument and pads as the layer does."""
+
+
+def convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Returns what `layer` computes of `x` with another weight and bias."""
+    y: Tensor = private(layer, CONV_FORWARD)(x, weight, bias)
+    return y
+
+
+def copy_padding(target: nn.Conv2d, source: nn.Conv2d) -> None:
+    """Gives `target` the padding and its mode of `source`, which keeps a derived form beside them."""
+    target.padding_mode = source.padding_mode
+    target._reversed_padding_repeated_twice = private(source, "_reversed_padding_repeated_twice")
+
+
+def one_width(attention: nn.MultiheadAttention) -> bool:
+    """Returns whether queries, keys and values have one width, so that their projections are one matrix."""
+    return bool(private(attention, "_qkv_same_embed_dim"))
+
+
+def uncompiled_call(module: nn.Module) -> Callable[..., Any]:
+    """Returns a module's call with its hooks, whatever was compiled."""
+    call: Callable[..., Any] = private(module, "_call_impl")
+    return call
+
+
+def set_compiled_call(module: nn.Module, call: Callable[..., Any] | None) -> None:
+    """Makes `call` what a module's call runs, as `Module.compile` does; None takes it out again."""
+    require(module, "_compiled_call_impl")
+    module._compiled_call_impl = call
+
+
+def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copies many small tensors in one call."""
+    private(torch, "_foreach_copy_")(targets, sources)
+
+
+def cpp_compiler_found() -> bool:
+    """Returns whether the compiler that TorchInductor needs on the CPU is there."""
+    try:
+        private("torch._inductor.cpp_builder", "get_cpp_compiler")()
+    except private("torch._inductor.exc", "InvalidCxxCompiler"):
+        return False
+    return True
+
+
+# torch: custom operators
+
+dispatch_modes: Callable[[], int] = private(torch._C, "_len_torch_dispatch_stack")
+"""Returns how many `__torch_dispatch__` modes are active."""
+
+tracing_state: Callable[[], object | None] = private(torch._C, "_get_tracing_state")
+"""Returns the state of `torch.jit.trace`, None when nothing is traced; `torch.jit.is_tracing` is slower."""
+
+
+def operator_function(operator: Any) -> Callable[..., Any]:  # noqa: ANN401  # CustomOpDef is not public
+    """Returns the Python function that a custom operator was made of."""
+    function: Callable[..., Any] = private(operator, "_init_fn")
+    return function
+
+
+def operator_name(operator: Any) -> str:  # noqa: ANN401
+    """Returns a custom operator's name without its namespace."""
+    return str(private(operator, "_name"))
+
+
+# torch: DistributedDataParallel
+
+
+def rebuild_buckets(model: DistributedDataParallel) -> list[Any] | None:
+    """Lays DDP's buckets out anew, which DDP itself does before its second step.
+
+    Returns:
+        The new buckets, filled with zeros; None where they were rebuilt already or never will be.
+    """
+    reducer = model.reducer
+    if not private(reducer, "_rebuild_buckets")():
+        return None
+    require(model, "_has_rebuilt_buckets")
+    model._has_rebuilt_buckets = True
+    return list(private(reducer, "_get_zeros_like_grad_buckets")())
+
+
+# Lightning: strategies
+
+
+def init_process_group(environment: Any, backend: str, store: Any, timeout: timedelta | None) -> None:  # noqa: ANN401
+    """Joins the default process group through `store`, and leaves it at exit, as Lightning's own do."""
+    connect = private("lightning.fabric.utilities.distributed", "_init_dist_connection")
+    connect(environment, backend, store=store, timeout=timeout)
+
+
+def process_group_backend(strategy: Any) -> str:  # noqa: ANN401
+    """Returns the backend that a strategy uses: the chosen one, or the one that suits its device."""
+    return str(private(strategy, "_get_process_group_backend")())
+
+
+# wandb_workspaces
+
+
+def workspace_model(workspace: Any) -> Any:  # noqa: ANN401
+    """Returns what a workspace would send; the package has no public way to see it without sending it."""
+    return private(workspace, "_to_model")()

@@ -1,0 +1,168 @@
+"""One test for every private name: what it does today, and in which releases it was seen to do it."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_n2uq.utils import compat
+
+
+def test_a_missing_name_is_one_line_with_release_and_what_to_install():
+    release = torch.__version__.partition("+")[0]
+    line = rf"^torch: got {release}.*, which has no torch\S*Linear\._gone; allowed is torch>="
+    with pytest.raises(compat.IncompatibleReleaseError, match=line):
+        compat.private(nn.Linear(1, 1), "_gone")
+    with pytest.raises(compat.IncompatibleReleaseError, match=r"which has no torch\._gone\.name; allowed"):
+        compat.private("torch._gone", "name")
+    with pytest.raises(compat.IncompatibleReleaseError, match=r"no torch\S*Linear\._gone; "):
+        compat.require(nn.Linear, "forward", "_gone")
+
+
+def test_batch_norm_is_the_base_of_all_batch_norms():  # torch 2.8, 2.14
+    for norm in (nn.BatchNorm1d(2), nn.BatchNorm2d(2), nn.BatchNorm3d(2), nn.SyncBatchNorm(2)):
+        assert isinstance(norm, compat.BatchNorm)
+    assert not isinstance(nn.GroupNorm(1, 2), compat.BatchNorm)
+
+
+def _nothing(*_):
+    return None
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda m: m.register_forward_hook(_nothing),
+        lambda m: m.register_forward_pre_hook(_nothing),
+        lambda m: m.register_full_backward_hook(_nothing),
+        lambda m: m.register_full_backward_pre_hook(_nothing),
+        lambda m: nn.modules.module.register_module_forward_hook(_nothing),
+        lambda m: nn.modules.module.register_module_forward_pre_hook(_nothing),
+        lambda m: nn.modules.module.register_module_full_backward_hook(_nothing),
+        lambda m: nn.modules.module.register_module_full_backward_pre_hook(_nothing),
+    ],
+    ids=["own forward", "own forward pre", "own backward", "own backward pre",
+         "any forward", "any forward pre", "any backward", "any backward pre"],
+)  # fmt: skip
+def test_hooks_of_every_kind_are_seen(register):  # torch 2.8, 2.14
+    module = nn.Linear(1, 1)
+    assert not compat.has_hooks(module, None)
+    handle = register(module)
+    assert compat.has_hooks(module, None)
+    handle.remove()
+    assert not compat.has_hooks(module, None)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "circular"])
+def test_convolution_with_another_weight_pads_as_the_layer_does(mode):  # torch 2.8, 2.14
+    layer = nn.Conv2d(2, 3, 3, padding=(1, 2), padding_mode=mode)
+    other = nn.Conv2d(2, 3, 3, padding=(1, 2))
+    compat.copy_padding(other, layer)
+    x = torch.rand(1, 2, 5, 6)
+    assert torch.equal(compat.convolve(other, x, layer.weight, layer.bias), layer(x))
+    assert callable(getattr(layer, compat.CONV_FORWARD))
+
+
+def test_attention_of_one_width():  # torch 2.8, 2.14
+    assert compat.one_width(nn.MultiheadAttention(4, 2))
+    assert not compat.one_width(nn.MultiheadAttention(4, 2, kdim=3))
+
+
+def test_a_compiled_call_is_put_in_and_taken_out():  # torch 2.8, 2.14
+    module, x = nn.Linear(1, 1), torch.ones(1, 1)
+    plain = module(x)
+    compat.set_compiled_call(module, lambda value: compat.uncompiled_call(module)(value) + 1)
+    assert torch.equal(module(x), plain + 1)
+    compat.set_compiled_call(module, None)
+    assert torch.equal(module(x), plain)
+
+
+def test_many_tensors_are_copied_at_once():  # torch 2.8, 2.14
+    targets, sources = [torch.zeros(2), torch.zeros(3)], [torch.rand(2), torch.rand(3)]
+    compat.copy_each(targets, sources)
+    assert all(torch.equal(target, source) for target, source in zip(targets, sources, strict=True))
+
+
+def test_the_compiler_of_inductor_is_looked_for(monkeypatch):  # torch 2.8, 2.14
+    from torch._inductor import cpp_builder, exc
+
+    def none():
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    assert not compat.cpp_compiler_found()
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: "c++")
+    assert compat.cpp_compiler_found()
+
+
+def test_dispatch_modes_are_counted():  # torch 2.8, 2.14
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    before = compat.dispatch_modes()
+    with TorchDispatchMode():
+        assert compat.dispatch_modes() == before + 1
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated")  # what sets the state, all the same
+def test_tracing_is_seen():  # torch 2.8, 2.14
+    seen = []
+
+    def function(x):
+        seen.append(compat.tracing_state() is not None)
+        return x + 1
+
+    function(torch.ones(1))
+    torch.jit.trace(function, torch.ones(1), check_trace=False)
+    assert seen == [False, True]
+
+
+def test_a_custom_operator_gives_its_function_and_name():  # torch 2.8, 2.14
+    @torch.library.custom_op("n2uq_test::twice", mutates_args=())
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    assert compat.operator_name(twice) == "twice"
+    assert compat.operator_function(twice)(torch.ones(1)).item() == 2.0
+
+
+@pytest.fixture
+def one_rank(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_buckets_are_rebuilt_once_and_before_the_second_step(one_rank):  # torch 2.8, 2.14
+    model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)))
+    model(torch.ones(1, 2)).sum().backward()
+    buckets = compat.rebuild_buckets(model)
+    assert buckets is not None
+    assert sorted(p.numel() for bucket in buckets for p in bucket.parameters()) == [1, 3, 3, 6]
+    assert compat.rebuild_buckets(model) is None
+    model(torch.ones(1, 2)).sum().backward()
+
+
+def test_a_process_group_is_joined_through_a_store(tmp_path):  # lightning 2.5.5, 2.6.6
+    from datetime import timedelta
+
+    from lightning.fabric.plugins.environments import LightningEnvironment
+
+    store = torch.distributed.FileStore(f"{tmp_path}/store", 1)
+    try:
+        compat.init_process_group(LightningEnvironment(), "gloo", store, timedelta(seconds=10))
+        assert torch.distributed.get_world_size() == 1
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_strategy_names_its_backend():  # lightning 2.5.5, 2.6.6
+    from lightning.pytorch.strategies import DDPStrategy
+
+    strategy = DDPStrategy(process_group_backend="gloo", parallel_devices=[torch.device("cpu")])
+    assert compat.process_group_backend(strategy) == "gloo"
+    assert compat.process_group_backend(DDPStrategy(parallel_devices=[torch.device("cpu")])) == "gloo"
+
+
+def test_a_workspace_shows_what_it_would_send():  # wandb_workspaces 0.1.12
+    workspaces = pytest.importorskip("wandb_workspaces.workspaces")
+    workspace = workspaces.Workspace(entity="e", project="p", sections=[])
+    assert compat.workspace_model(workspace).entity == "e"
