@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from lightning_n2uq._version import __version__
-from lightning_n2uq.checkpointing.identity import VERSION_KEY, git_revision
+from lightning_n2uq.checkpointing.identity import VERSION_KEY
+from lightning_n2uq.utils.version import __version__, git_revision
 
 
 def load_network(path: str) -> tuple[nn.Module, tuple[int, int, int], dict[str, str]]:
