@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import exchange_jobs
 import pytest
 
 
@@ -11,7 +12,7 @@ import pytest
 def ranks(tmp_path_factory):
     """One job under Lightning's own launcher, on two CPU processes."""
     folder = tmp_path_factory.mktemp("trainer")
-    script = Path(__file__).parent / "nuq_trainer_script.py"
+    script = Path(exchange_jobs.__file__).with_name("trainer_script.py")
     done = subprocess.run(
         [sys.executable, str(script), str(folder)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -1,6 +1,6 @@
-import nuq_workers
 import pytest
-from nuq_launch import launch
+from exchange_jobs import workers
+from exchange_jobs.launch import launch
 
 WORLD = 4
 
@@ -8,7 +8,7 @@ WORLD = 4
 @pytest.fixture(scope="module")
 def ranks():
     """One job for many checks: starting processes costs more than most of them."""
-    return launch(nuq_workers.all_checks, WORLD, limit=240.0)
+    return launch(workers.all_checks, WORLD, limit=240.0)
 
 
 def on_all(ranks, check):
@@ -90,7 +90,7 @@ def test_state_survives_pickling_and_new_buckets(ranks):
     for found in on_all(ranks, "saved_state"):
         assert found["same"]
         assert found["steps"] == (3, 5)
-        assert found["names"] == sorted(name for name, _ in nuq_workers.make_net().named_parameters())
+        assert found["names"] == sorted(name for name, _ in workers.make_net().named_parameters())
 
 
 def test_a_resumed_run_exchanges_the_same_bits(ranks):
@@ -100,6 +100,6 @@ def test_a_resumed_run_exchanges_the_same_bits(ranks):
 
 
 def test_a_lost_rank_is_named():
-    for message, seconds in launch(nuq_workers.lose_a_rank, 3, expected=(0, 1)):
+    for message, seconds in launch(workers.lose_a_rank, 3, expected=(0, 1)):
         assert "rank 2 is gone" in message
         assert seconds < 30.0
