@@ -6,11 +6,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_n2uq.callbacks import log_sink
-from lightning_n2uq.callbacks.activation_inputs import ActivationInputs
-from lightning_n2uq.callbacks.loss_terms import LossTermHandle, attach_loss_term
-from lightning_n2uq.callbacks.quantized_layers import QuantizedLayer, matching_layers
-from lightning_n2uq.callbacks.timeline import check_interval, check_unit, decay, steps_of
+from lightning_n2uq.callbacks._common import log_sink
+from lightning_n2uq.callbacks._common.activation_inputs import ActivationInputs
+from lightning_n2uq.callbacks._common.loss_terms import LossTermHandle, attach_loss_term
+from lightning_n2uq.callbacks._common.quantized_layers import QuantizedLayer, matching_layers
+from lightning_n2uq.callbacks._common.timeline import check_interval, check_unit, decay, steps_of
 from lightning_n2uq.ops.entropy import entropy_bits, hard_histogram, soft_histogram
 from lightning_n2uq.quantizers import EntropyPreservingWeightQuantizer, Quantizer
 from lightning_n2uq.quantizers.positions import level_position

@@ -8,9 +8,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
-from lightning_n2uq.callbacks import bit_schedule, freezing
-from lightning_n2uq.callbacks.quantized_layers import QuantizedLayer, matching_layers
-from lightning_n2uq.callbacks.timeline import (
+from lightning_n2uq.callbacks._annealing import bit_schedule, freezing
+from lightning_n2uq.callbacks._common.quantized_layers import QuantizedLayer, matching_layers
+from lightning_n2uq.callbacks._common.timeline import (
     check_curve,
     check_interval,
     check_point,

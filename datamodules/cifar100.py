@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lightning_n2uq.datamodules.arrays import Normalization
-from lightning_n2uq.datamodules.cifar import CIFARDataModule
+from lightning_n2uq.datamodules._data.arrays import Normalization
+from lightning_n2uq.datamodules._data.cifar import CIFARDataModule
 
 
 class CIFAR100DataModule(CIFARDataModule):

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from lightning_n2uq.datamodules.arrays import CropFlip, Normalization
-from lightning_n2uq.datamodules.base import Split, check_at_least
-from lightning_n2uq.datamodules.in_memory import ArrayDataModule
-from lightning_n2uq.datamodules.splits import stratified_split
+from lightning_n2uq.datamodules._data.arrays import CropFlip, Normalization
+from lightning_n2uq.datamodules._data.base import Split, check_at_least
+from lightning_n2uq.datamodules._data.in_memory import ArrayDataModule
+from lightning_n2uq.datamodules._data.splits import stratified_split
 
 # Mean and standard deviation of all 1,797 images (population, pixels 0..16 divided by 16).
 DIGITS_STATISTICS = Normalization(mean=(0.3053,), std=(0.3760,), scale=16.0)

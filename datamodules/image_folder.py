@@ -6,8 +6,8 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from lightning_n2uq.datamodules.arrays import Normalization
-from lightning_n2uq.datamodules.base import (
+from lightning_n2uq.datamodules._data.arrays import Normalization
+from lightning_n2uq.datamodules._data.base import (
     DataNotFoundError,
     ImageDataModule,
     Split,
@@ -15,8 +15,8 @@ from lightning_n2uq.datamodules.base import (
     check_choice,
     existing_path,
 )
-from lightning_n2uq.datamodules.folder_images import FolderImages, Transform
-from lightning_n2uq.datamodules.source import ImageSource, open_source
+from lightning_n2uq.datamodules._data.folder_images import FolderImages, Transform
+from lightning_n2uq.datamodules._data.image_files import ImageSource, open_source
 
 # The statistics that the published ImageNet networks and torchvision's weights were trained with: mean and
 # deviation of the ILSVRC-2012 training images' channels. For one channel: mean luma 0.299 R + 0.587 G +

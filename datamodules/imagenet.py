@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_n2uq.datamodules.base import DataNotFoundError
+from lightning_n2uq.datamodules._data.base import DataNotFoundError
+from lightning_n2uq.datamodules._data.imagenet_labels import read_class_index, read_val_labels
 from lightning_n2uq.datamodules.image_folder import ImageFolderDataModule
-from lightning_n2uq.datamodules.imagenet_labels import read_class_index, read_val_labels
 
 NUM_CLASSES = 1000
 _LABEL_FILES = ("LOC_val_solution.csv", "val.txt")

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lightning_n2uq.datamodules.arrays import Normalization
-from lightning_n2uq.datamodules.base import Split, check_at_least
-from lightning_n2uq.datamodules.in_memory import ArrayDataModule
-from lightning_n2uq.datamodules.keyed import keyed_seed
+from lightning_n2uq.datamodules._data.arrays import Normalization
+from lightning_n2uq.datamodules._data.base import Split, check_at_least
+from lightning_n2uq.datamodules._data.counter_rng import keyed_seed
+from lightning_n2uq.datamodules._data.in_memory import ArrayDataModule
 
 _CHUNK = 64  # images made at a time: bounds the float32 working memory
 _GRID = 4  # a class pattern is smooth noise on this many cells per side, which convolutions learn quickly

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
 from lightning_n2uq.datamodules import DataNotFoundError, ImageFolderDataModule, ImageNetDataModule
-from lightning_n2uq.datamodules.decode import BrokenImageError
+from lightning_n2uq.datamodules._data.decode import BrokenImageError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenet-sample.zip"
 WNIDS = [f"n{number:08}" for number in range(1000)]

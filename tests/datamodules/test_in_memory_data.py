@@ -11,9 +11,9 @@ from lightning.pytorch import Trainer
 
 from lightning_n2uq import datamodules
 from lightning_n2uq.datamodules import DigitsDataModule, SyntheticDataModule
-from lightning_n2uq.datamodules.arrays import CropFlip, Normalization
-from lightning_n2uq.datamodules.keyed import keyed_bits, keyed_integers
-from lightning_n2uq.datamodules.splits import stratified_split
+from lightning_n2uq.datamodules._data.arrays import CropFlip, Normalization
+from lightning_n2uq.datamodules._data.counter_rng import keyed_bits, keyed_integers
+from lightning_n2uq.datamodules._data.splits import stratified_split
 
 
 def loaded(data):

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.nn.functional import cross_entropy
 
 from lightning_n2uq.datamodules import DigitsDataModule, SyntheticDataModule
-from lightning_n2uq.datamodules.loader import TicketSampler
+from lightning_n2uq.datamodules._data.sampler import TicketSampler
 
 QUIET = {
     "accelerator": "cpu",

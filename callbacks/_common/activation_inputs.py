@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_n2uq.callbacks.quantized_layers import QuantizedLayer
+from lightning_n2uq.callbacks._common.quantized_layers import QuantizedLayer
 
 
 class ActivationInputs:

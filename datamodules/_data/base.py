@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_n2uq.datamodules.loader import ResumableLoader, TicketSampler
+from lightning_n2uq.datamodules._data.sampler import ResumableLoader, TicketSampler
 
 Split = Literal["train", "val", "test"]
 _STAGE_SPLITS: dict[str | None, tuple[Split, ...]] = {

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_n2uq.callbacks.layer_statistics import (
+from lightning_n2uq.callbacks._common.quantized_layers import QuantizedLayer
+from lightning_n2uq.callbacks._monitor.layer_statistics import (
     ActivationCounts,
     at_floor,
     axis_range,
@@ -16,7 +17,6 @@ from lightning_n2uq.callbacks.layer_statistics import (
     count_weights,
     parameters_of,
 )
-from lightning_n2uq.callbacks.quantized_layers import QuantizedLayer
 from lightning_n2uq.ops.tables import WIDTH_FLOOR
 from lightning_n2uq.quantizers import LearnableThresholdQuantizer, Quantizer
 from lightning_n2uq.report.layer_record import ActivationRecord, LayerRecord, WeightRecord

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from lightning_n2uq.callbacks.guard_checks import broken_flag, floating_tensors
+from lightning_n2uq.callbacks._guard.checks import broken_flag, floating_tensors
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_n2uq.callbacks.quantized_layers import QuantizedLayer
-from lightning_n2uq.callbacks.timeline import check_point
+from lightning_n2uq.callbacks._common.quantized_layers import QuantizedLayer
+from lightning_n2uq.callbacks._common.timeline import check_point
 from lightning_n2uq.quantizers import Quantizer
 from lightning_n2uq.quantizers.base import check_bits
 from lightning_n2uq.quantizers.bit_width import change_bits

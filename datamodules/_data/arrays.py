@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import Dataset
 
-from lightning_n2uq.datamodules.keyed import keyed_integers
+from lightning_n2uq.datamodules._data.counter_rng import keyed_integers
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from lightning_n2uq.datamodules.base import existing_path
+from lightning_n2uq.datamodules._data.base import existing_path
 
 _WNID = re.compile(r"n\d{8}")
 

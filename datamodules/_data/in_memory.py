@@ -5,8 +5,8 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from lightning_n2uq.datamodules.arrays import ArrayImages, CropFlip, Normalization, finish
-from lightning_n2uq.datamodules.base import ImageDataModule, Split
+from lightning_n2uq.datamodules._data.arrays import ArrayImages, CropFlip, Normalization, finish
+from lightning_n2uq.datamodules._data.base import ImageDataModule, Split
 
 
 class ArrayDataModule(ImageDataModule):

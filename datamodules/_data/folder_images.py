@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_n2uq.datamodules.arrays import Normalization
-from lightning_n2uq.datamodules.decode import BrokenImageError, decode
-from lightning_n2uq.datamodules.keyed import keyed_seed
-from lightning_n2uq.datamodules.source import ImageSource
+from lightning_n2uq.datamodules._data.arrays import Normalization
+from lightning_n2uq.datamodules._data.counter_rng import keyed_seed
+from lightning_n2uq.datamodules._data.decode import BrokenImageError, decode
+from lightning_n2uq.datamodules._data.image_files import ImageSource
 
 if TYPE_CHECKING:
     from PIL.Image import Image

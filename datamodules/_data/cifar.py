@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_n2uq.datamodules.arrays import CropFlip, Normalization
-from lightning_n2uq.datamodules.base import DataNotFoundError, Split, check_at_least, existing_path
-from lightning_n2uq.datamodules.decoded_cache import default_cache_dir, load_decoded
-from lightning_n2uq.datamodules.in_memory import ArrayDataModule
-from lightning_n2uq.datamodules.source import ImageSource, open_source
-from lightning_n2uq.datamodules.splits import stratified_split
+from lightning_n2uq.datamodules._data.arrays import CropFlip, Normalization
+from lightning_n2uq.datamodules._data.base import DataNotFoundError, Split, check_at_least, existing_path
+from lightning_n2uq.datamodules._data.cache import default_cache_dir, load_decoded
+from lightning_n2uq.datamodules._data.image_files import ImageSource, open_source
+from lightning_n2uq.datamodules._data.in_memory import ArrayDataModule
+from lightning_n2uq.datamodules._data.splits import stratified_split
 
 _SIZE = 32
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_n2uq.callbacks.quantized_layers import QuantizedLayer
+from lightning_n2uq.callbacks._common.quantized_layers import QuantizedLayer
 from lightning_n2uq.ops.tables import WIDTH_FLOOR, floored_widths
 from lightning_n2uq.quantizers import EntropyPreservingWeightQuantizer, LearnableThresholdQuantizer, Quantizer
 from lightning_n2uq.quantizers.positions import level_position

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_n2uq._version import __version__
-from lightning_n2uq.callbacks.log_sink import last_step
+from lightning_n2uq.callbacks._common.log_sink import last_step
 from lightning_n2uq.report.layer_record import LayerRecord
 
 if TYPE_CHECKING:

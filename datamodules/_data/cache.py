@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_n2uq.datamodules.decode import BrokenImageError, decode
-from lightning_n2uq.datamodules.source import ImageSource
+from lightning_n2uq.datamodules._data.decode import BrokenImageError, decode
+from lightning_n2uq.datamodules._data.image_files import ImageSource
 
 _FORMAT = 1  # part of the key: raise it when `decode` or the array's layout changes
 

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from lightning_n2uq.datamodules.keyed import keyed_seed
+from lightning_n2uq.datamodules._data.counter_rng import keyed_seed
 
 
 class TicketSampler(DistributedSampler[int]):
