@@ -38,9 +38,9 @@ class NonFiniteError(ArithmeticError):
 class NonFiniteGuard(Callback):
     """Watches input, loss, gradients, parameters, widths and weights; names what is wrong and where.
 
-    Actions: ``stop`` raises `NonFiniteError` before the optimizer step, on every rank at the same step, with
-    the weights as they were; ``skip`` leaves that optimizer step out on every rank; ``warn`` warns at the
-    first case of every kind and place, and counts; ``off`` does not look.
+    Actions: `stop` raises `NonFiniteError` before the optimizer step, on every rank at the same step, with
+    the weights as they were; `skip` leaves that optimizer step out on every rank; `warn` warns at the
+    first case of every kind and place, and counts; `off` does not look.
 
     What a skipped step leaves out: every gradient is dropped, so parameters, momentum, Adam's averages and
     step counts and weight decay are untouched; running statistics of batch norms go back to what they were
@@ -49,8 +49,8 @@ class NonFiniteGuard(Callback):
 
     Loss, gradient and input are judged once per optimizer step, with one small flag read from the device;
     with several ranks the flag is reduced first, so that all decide alike. With a gradient scaler
-    (``16-mixed``) gradients are the scaler's business and are not judged. Parameters, widths and weights
-    are judged every ``every_n_steps`` optimizer steps, before every validation and checkpoint, and at the end
+    (`16-mixed`) gradients are the scaler's business and are not judged. Parameters, widths and weights
+    are judged every `every_n_steps` optimizer steps, before every validation and checkpoint, and at the end
     of training.
 
     Args:

@@ -44,15 +44,15 @@ class QuantizationMonitor(Callback):
     processes one reduction, so that rank 0 logs counts over all ranks' inputs.
 
     Args:
-        every_n_steps: optimizer steps between two logs. The first step and the last of every epoch are
+        every_n_steps: Optimizer steps between two logs. The first step and the last of every epoch are
             logged too.
-        layers: shell patterns of layer names.
-        max_samples: largest number of a layer's inputs, per rank, that a log looks at.
-        figures_every_n_epochs: how often figures are drawn for loggers that show them; 0: at the end only.
-        dirpath: folder for the files; None: that of the run (the first logger's).
+        layers: Shell patterns of layer names.
+        max_samples: Largest number of a layer's inputs, per rank, that a log looks at.
+        figures_every_n_epochs: How often figures are drawn for loggers that show them; 0: at the end only.
+        dirpath: Folder for the files; None: that of the run (the first logger's).
 
     Raises:
-        ValueError: a value is impossible; the message names the argument, the value and what is allowed.
+        ValueError: A value is impossible; the message names the argument, the value and what is allowed.
     """
 
     def __init__(

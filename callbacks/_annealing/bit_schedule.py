@@ -27,8 +27,8 @@ class BitSchedule:
     """Widths one after the other and where each begins; no widths, no schedule.
 
     Attributes:
-        widths: bits.
-        at: where each begins, in the callback's unit.
+        widths: Bits.
+        at: Where each begins, in the callback's unit.
         of: `both`, `activations` or `weights`.
     """
 
@@ -122,7 +122,7 @@ def tell_trainer(
     """Passes a change of width on to optimizers, to DDP and to `ModelCheckpoint`.
 
     Raises:
-        ValueError: the strategy keeps parameters in a form that cannot be exchanged.
+        ValueError: The strategy keeps parameters in a form that cannot be exchanged.
     """
     if replaced:
         _exchange_in_optimizers(trainer, replaced)

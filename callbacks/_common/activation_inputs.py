@@ -18,8 +18,8 @@ class ActivationInputs:
     never calls it. A layer that runs several times in a step keeps the sample of its last call.
 
     Args:
-        max_samples: largest number of values kept per layer; more are thinned out evenly.
-        keep_graph: whether the samples stay part of the autograd graph.
+        max_samples: Largest number of values kept per layer; more are thinned out evenly.
+        keep_graph: Whether the samples stay part of the autograd graph.
     """
 
     def __init__(self, max_samples: int, keep_graph: bool = False) -> None:

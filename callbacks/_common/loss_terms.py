@@ -37,12 +37,12 @@ def attach_loss_term(pl_module: LightningModule, term: Term) -> LossTermHandle:
     gradients. What the module logs as its loss stays without the term.
 
     Args:
-        pl_module: with automatic optimization; `training_step` returns a tensor, a dictionary with `loss`,
+        pl_module: With automatic optimization; `training_step` returns a tensor, a dictionary with `loss`,
             or None (a skipped batch, which gets no term).
-        term: gives a scalar, or None for nothing to add.
+        term: Gives a scalar, or None for nothing to add.
 
     Raises:
-        ValueError: the module optimizes manually, so that its returned loss is not used.
+        ValueError: The module optimizes manually, so that its returned loss is not used.
     """
     if not pl_module.automatic_optimization:
         name = type(pl_module).__name__

@@ -16,8 +16,8 @@ class QuantizedLayer:
     """A layer and its quantizers.
 
     Attributes:
-        name: path in the model, without the leading part that all layers share (`backbone.`).
-        module: the layer; its input is what the activation quantizer sees.
+        name: Path in the model, without the leading part that all layers share (`backbone.`).
+        module: The layer; its input is what the activation quantizer sees.
     """
 
     name: str
@@ -63,12 +63,12 @@ def matching_layers(model: nn.Module, patterns: Sequence[str], argument: str) ->
     """Quantized layers whose name matches one of the shell patterns (`layer1.*`, `*.conv2`).
 
     Args:
-        model: to search.
-        patterns: matched against `QuantizedLayer.name`; none match nothing.
-        argument: the user's name for `patterns`, used in errors.
+        model: To search.
+        patterns: Matched against `QuantizedLayer.name`; none match nothing.
+        argument: The user's name for `patterns`, used in errors.
 
     Raises:
-        ValueError: the model has no quantized layer, or a pattern matches none.
+        ValueError: The model has no quantized layer, or a pattern matches none.
     """
     layers = quantized_layers(model)
     if not layers:

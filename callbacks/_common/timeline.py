@@ -63,7 +63,7 @@ def steps_of(trainer: Trainer, unit: str) -> float:
     """Optimizer steps in one unit of time of this run.
 
     Raises:
-        ValueError: the run has no known length, or its epochs have none.
+        ValueError: The run has no known length, or its epochs have none.
     """
     if unit == "steps":
         return 1.0

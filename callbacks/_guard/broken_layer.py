@@ -20,7 +20,7 @@ def first_broken_output(trainer: Trainer, pl_module: LightningModule, batch: obj
     call, since layers may talk to one another.
 
     Returns:
-        A name in ``pl_module``; an empty text if no output of a layer is broken; None if it cannot be said,
+        A name in `pl_module`; an empty text if no output of a layer is broken; None if it cannot be said,
         because the network does not take one tensor.
     """
     tensors = floating_tensors(batch)

@@ -28,7 +28,7 @@ class LayerRecorder:
     """Remembers the level of every weight between two measurements, one byte each, on the weight's device.
 
     Args:
-        layers: to measure.
+        layers: To measure.
     """
 
     def __init__(self, layers: Sequence[QuantizedLayer]) -> None:
@@ -51,8 +51,8 @@ class LayerRecorder:
         """Records of all layers.
 
         Args:
-            inputs: samples of the layers' inputs by layer name; a layer without one has no such part.
-            total: sums a vector over ranks; None for one process.
+            inputs: Samples of the layers' inputs by layer name; a layer without one has no such part.
+            total: Sums a vector over ranks; None for one process.
         """
         sampled = [x for x in self.layers if x.name in inputs and x.activation_quantizer is not None]
         counts = [count_activations(x.activation_quantizer, inputs[x.name]).vector() for x in sampled]  # type: ignore[arg-type]

@@ -82,8 +82,8 @@ def count_weights(layer: QuantizedLayer, before: Tensor | None) -> tuple[Tensor,
     """Counts over a layer's weights, and their level indices.
 
     Args:
-        layer: with a weight quantizer.
-        before: level indices of an earlier call, or None.
+        layer: With a weight quantizer.
+        before: Level indices of an earlier call, or None.
 
     Returns:
         `[levels + 3]` float64: uses of each level, number of clipped weights, number that changed level

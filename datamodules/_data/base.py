@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_n2uq.datamodules._data.sampler import ResumableLoader, TicketSampler
+from lightning_n2uq.datamodules._data.sampler import ResumableLoader, SampleIdSampler
+from lightning_n2uq.utils.validation import check, check_integer
 
 Split = Literal["train", "val", "test"]
 _STAGE_SPLITS: dict[str | None, tuple[Split, ...]] = {
@@ -28,25 +29,24 @@ class DataNotFoundError(FileNotFoundError, ValueError):
 class ImageDataModule(LightningDataModule, ABC):
     """Base of the image classification data modules.
 
-    A batch is ``(images [B, C, H, W] float32, labels [B] int64)``.
+    A batch is `(images [B, C, H, W] float32, labels [B] int64)`.
 
-    Reproducibility: the order of epoch ``e`` follows from ``(seed, e)`` and the augmentation of an image
-    from ``(seed, e, image)``. Both are the same for any number of workers, and a run resumed from a
-    checkpoint (also one written in the middle of an epoch) sees what an uninterrupted run sees. With
-    several processes every process takes its share of one common order, so the augmentation of an image
-    does not depend on their number.
+    Reproducibility: the order of epoch `e` follows from `(seed, e)` and the augmentation of an image from
+    `(seed, e, image)`. Both are the same for any number of workers, and a run resumed from a checkpoint (also
+    one written in the middle of an epoch) sees what an uninterrupted run sees. Several processes share one
+    order, so the augmentation of an image does not depend on their number.
 
     Args:
-        num_classes: number of classes.
-        in_channels: channels of an image.
-        image_size: height and width of an image in pixels.
-        batch_size: images per step and process.
-        num_workers: loader processes, at most 8 per processor (or 64); None chooses from the available CPUs.
-        seed: seed of splits, order and augmentation.
-        drop_last: leave out the last, smaller batch of a training epoch.
+        num_classes: The number of classes.
+        in_channels: The channels of an image.
+        image_size: The height and width of an image in pixels.
+        batch_size: Images per step and process.
+        num_workers: Loader processes, at most 8 per processor (or 64); None chooses from the available CPUs.
+        seed: The seed of splits, order and augmentation.
+        drop_last: Leaves out the last, smaller batch of a training epoch.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: An argument is out of range.
     """
 
     def __init__(
@@ -61,32 +61,26 @@ class ImageDataModule(LightningDataModule, ABC):
         drop_last: bool = False,
     ) -> None:
         super().__init__()
-        positive = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-        for name, value in {**positive, "batch_size": batch_size}.items():
-            check_at_least(name, value, 1)
-        check_at_least("num_workers", 0 if num_workers is None else num_workers, 0)
-        if num_workers is not None and num_workers > (most := max(64, 8 * (os.cpu_count() or 1))):
-            raise ValueError(f"num_workers: got {num_workers}, allowed 0..{most} on this machine")
-        check_at_least("seed", seed, 0)
-        self.num_classes = num_classes
-        self.in_channels = in_channels
-        self.image_size = image_size
-        self.batch_size = batch_size
+        self.num_classes = check_integer("num_classes", num_classes, 1)
+        self.in_channels = check_integer("in_channels", in_channels, 1)
+        self.image_size = check_integer("image_size", image_size, 1)
+        self.batch_size = check_integer("batch_size", batch_size, 1)
+        if num_workers is not None:
+            check_integer("num_workers", num_workers, 0, max(64, 8 * (os.cpu_count() or 1)))
         self.num_workers = num_workers
-        self.seed = seed
+        self.seed = check_integer("seed", seed, 0)
         self.drop_last = drop_last
         self.splits: dict[Split, Dataset[Any]] = {}
 
     @abstractmethod
     def load_split(self, split: Split) -> Dataset[Any]:
-        """Builds one split; its data set answers ``__getitems__(tickets)`` with a whole batch."""
+        """Returns one split, a data set whose `__getitems__(sample_ids)` returns a whole batch."""
 
     def setup(self, stage: str | None = None) -> None:
-        """Loads the splits that `stage` needs (``fit``, ``validate``, ``test``, ``predict``, None for all).
+        """Loads the splits that `stage` needs (`fit`, `validate`, `test`, `predict`, None for all).
 
         Raises:
-            ValueError: the data is missing, or a batch is larger than a process's share of the training
-            split.
+            ValueError: The data is missing, or a batch exceeds a process's share of the training split.
         """
         for split in _STAGE_SPLITS[stage]:
             if split not in self.splits:
@@ -97,15 +91,12 @@ class ImageDataModule(LightningDataModule, ABC):
     def _check_batch_size(self, images: int) -> None:
         processes, _ = self._processes()
         share = -(-images // processes)
-        if self.batch_size > share:
-            over = f" over {processes} processes" if processes > 1 else ""
-            raise ValueError(
-                f"batch_size: got {self.batch_size}, allowed 1..{share}"
-                f" (the training split has {images} images{over})"
-            )
+        over = f" over {processes} processes" if processes > 1 else ""
+        allowed = f"is 1 to {share} (the training split has {images} images{over})"
+        check(self.batch_size <= share, "batch_size", self.batch_size, allowed)
 
     def _processes(self) -> tuple[int, int]:
-        """Number of data-parallel processes and this one's rank."""
+        """Returns the number of data-parallel processes and the rank of this one."""
         kwargs = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
         return (1, 0) if kwargs is None else (int(kwargs["num_replicas"]), int(kwargs["rank"]))
 
@@ -121,7 +112,7 @@ class ImageDataModule(LightningDataModule, ABC):
             self.setup(None)
         dataset, workers = self.splits[split], self._workers()
         processes, rank = self._processes()
-        sampler = TicketSampler(
+        sampler = SampleIdSampler(
             len(dataset),  # type: ignore[arg-type]
             batch_size=self.batch_size,
             shuffle=training,
@@ -143,39 +134,27 @@ class ImageDataModule(LightningDataModule, ABC):
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled, augmented, resumable."""
+        """Returns a loader over the training split: shuffled, augmented, resumable."""
         return self._loader("train", training=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The validation split in order."""
+        """Returns a loader over the validation split, in order."""
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The test split in order."""
+        """Returns a loader over the test split, in order."""
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """The test split in order, labels included."""
+        """Returns a loader over the test split, in order and with labels."""
         return self._loader("test")
 
 
-def check_at_least(name: str, value: int, least: int) -> None:
-    """Raises ValueError unless `value` is at least `least`."""
-    if value < least:
-        raise ValueError(f"{name}: got {value}, allowed: integers from {least}")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name}: got {value!r}, allowed: {', '.join(choices)}")
-
-
 def existing_path(name: str, value: str | Path, expected: str) -> Path:
-    """Expands `value` and returns it as a path.
+    """Returns `value` as a path, with `~` expanded.
 
     Raises:
-        DataNotFoundError: nothing is there; the message names the argument, the value and what is expected.
+        DataNotFoundError: Nothing is there; the message names the argument, the value and what is expected.
     """
     path = Path(value).expanduser()
     if not path.exists():
@@ -184,5 +163,5 @@ def existing_path(name: str, value: str | Path, expected: str) -> Path:
 
 
 def _identity(batch: Any) -> Any:  # noqa: ANN401  (a tuple, where DataLoader's annotation says list)
-    """The data set answers with whole batches: nothing to collate."""
+    """Returns a batch as it is: the data set builds whole batches."""
     return batch

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -12,12 +11,13 @@ from torch import Tensor
 
 from lightning_n2uq.datamodules._data.decode import BrokenImageError, decode
 from lightning_n2uq.datamodules._data.image_files import ImageSource
+from lightning_n2uq.utils.atomic import replacing
 
 _FORMAT = 1  # part of the key: raise it when `decode` or the array's layout changes
 
 
 def default_cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/lightning_n2uq``, by default ``~/.cache/lightning_n2uq``."""
+    """Returns `$XDG_CACHE_HOME/lightning_n2uq`, by default `~/.cache/lightning_n2uq`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lightning_n2uq"
 
 
@@ -27,22 +27,21 @@ def load_decoded(
     """Decodes files of one size, or reads the array that an earlier call left in `cache`.
 
     The array's name is a hash of every file's name, size and checksum (in an archive) or time (in a
-    folder): a changed source never meets an old array. It is written beside its final name and moved there,
-    so that a run that is interrupted, or several that start at once, leave no partial file.
+    folder): a changed source never meets an old array.
 
     Args:
-        source: where the files are.
-        names: the files, in the order of the result.
-        size: expected height and width in pixels.
-        channels: 1 or 3.
-        cache: folder of the arrays; None keeps nothing on disk.
+        source: The folder or archive of the files.
+        names: The files, in the order of the result.
+        size: The expected height and width in pixels.
+        channels: 1 for greyscale, 3 for RGB.
+        cache: The folder of the arrays; None keeps nothing on disk.
 
     Returns:
-        ``[N, C, size, size]`` uint8, backed by the file (copy on write) where there is a cache: the processes
-        of one machine share its memory.
+        Images `[N, C, size, size]` uint8. With a cache they are backed by its file (copy on write), so that
+        the processes of one machine share the memory.
 
     Raises:
-        BrokenImageError: a file cannot be decoded or has another size.
+        BrokenImageError: A file cannot be decoded or has another size.
     """
     if cache is None:
         return torch.from_numpy(_decode_all(source, names, size, channels))
@@ -50,7 +49,8 @@ def load_decoded(
     if not path.exists():
         array = _decode_all(source, names, size, channels)
         try:
-            _write_atomically(path, array)
+            with replacing(path, shared=True) as partial, partial.open("wb") as file:
+                np.save(file, array)
         except OSError as error:
             warnings.warn(f"decoded images are not cached: {error}", stacklevel=2)
             return torch.from_numpy(array)
@@ -73,15 +73,3 @@ def _decode_all(source: ImageSource, names: list[str], size: int, channels: int)
             raise BrokenImageError(f"broken image file {source.where(name)}: {found}, expected {size}x{size}")
         row[:] = np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
     return result
-
-
-def _write_atomically(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, array)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

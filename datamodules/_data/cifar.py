@@ -1,7 +1,6 @@
 """What CIFAR-10 and CIFAR-100 share: two sources, splits, cache."""
 
 import warnings
-from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,11 +8,12 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.datamodules._data.arrays import CropFlip, Normalization
-from lightning_n2uq.datamodules._data.base import DataNotFoundError, Split, check_at_least, existing_path
+from lightning_n2uq.datamodules._data.base import DataNotFoundError, Split, existing_path
 from lightning_n2uq.datamodules._data.cache import default_cache_dir, load_decoded
 from lightning_n2uq.datamodules._data.image_files import ImageSource, open_source
 from lightning_n2uq.datamodules._data.in_memory import ArrayDataModule
 from lightning_n2uq.datamodules._data.splits import stratified_split
+from lightning_n2uq.utils.validation import check, check_integer, check_number
 
 _SIZE = 32
 
@@ -23,38 +23,40 @@ class CIFARDataModule(ArrayDataModule):
 
     `root` is one of
 
-    - a folder with the official pickles (``cifar-10-batches-py`` or ``cifar-100-python``), which torchvision
+    - a folder with the official pickles (`cifar-10-batches-py` or `cifar-100-python`), which torchvision
       downloads and verifies;
-    - a folder with ``train/<class>/*`` and ``test/<class>/*`` image files;
+    - a folder with `train/<class>/*` and `test/<class>/*` image files;
     - a .zip of such a folder, read in place.
 
     Image files are decoded once and kept as uint8 arrays in a cache on disk. Training images are
     zero-padded by 4 pixels, cropped back at random and mirrored at random, a batch at a time.
 
     Args:
-        root: folder or .zip.
-        batch_size: images per step and process.
-        val_fraction: share of the training images held out for validation, stratified, in [0, 1); with 0 all
-            are trained on and the test images are the validation images, as in most papers' tables.
-        train_fraction: share of the remaining training images to use, stratified, in (0, 1]: for short runs.
-        augment: crop and mirror training images.
-        augment_on_device: augment and normalize on the accelerator; the same pixels.
-        download: fetch the official pickles into `root` where they are missing.
-        cache: keep decoded image files on disk.
-        cache_dir: where; None takes ``$XDG_CACHE_HOME/lightning_n2uq`` or ``~/.cache/lightning_n2uq``.
-        seed: seed of order and augmentation.
-        split_seed: seed of the splits, apart from `seed` so that runs of several seeds share one split.
-        num_workers: loader processes; 0 is the fastest.
-        drop_last: leave out the last, smaller batch of a training epoch.
+        root: The folder or .zip.
+        batch_size: Images per step and process.
+        val_fraction: The stratified share of the training images held out for validation, in [0, 1). With 0
+            the network trains on all and validates on the test images, as in most papers' tables.
+        train_fraction: The stratified share of the remaining training images to use, in (0, 1].
+        augment: Crops and mirrors training images at random.
+        augment_on_device: Augments and normalizes on the accelerator; the pixels are the same.
+        download: Fetches the official pickles into `root` where they are missing.
+        cache: Keeps decoded image files on disk.
+        cache_dir: The folder of the cache; None takes `$XDG_CACHE_HOME/lightning_n2uq` or
+            `~/.cache/lightning_n2uq`.
+        seed: The seed of order and augmentation.
+        split_seed: The seed of the splits, apart from `seed` so that runs with several seeds share one split.
+        num_workers: Loader processes; 0 is the fastest.
+        drop_last: Leaves out the last, smaller batch of a training epoch.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: An argument is out of range.
         DataNotFoundError: (in `prepare_data` or `setup`) `root` holds none of the above.
     """
 
     classes: ClassVar[int]
     statistics: ClassVar[Normalization]
     pickles: ClassVar[str]  # the official folder's name
+    torchvision_name: ClassVar[str]
 
     def __init__(
         self,
@@ -72,11 +74,6 @@ class CIFARDataModule(ArrayDataModule):
         num_workers: int = 0,
         drop_last: bool = False,
     ) -> None:
-        if not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction: got {val_fraction}, allowed: 0 to below 1")
-        if not 0 < train_fraction <= 1:
-            raise ValueError(f"train_fraction: got {train_fraction}, allowed: above 0, at most 1")
-        check_at_least("split_seed", split_seed, 0)
         super().__init__(
             normalization=self.statistics,
             augmentation=CropFlip(pad=4, flip=True) if augment else None,
@@ -90,17 +87,20 @@ class CIFARDataModule(ArrayDataModule):
             drop_last=drop_last,
         )
         self.root = root
-        self.val_fraction = val_fraction
-        self.train_fraction = train_fraction
+        self.val_fraction = check_number("val_fraction", val_fraction, 0, 1, below=True)
+        self.train_fraction = check_number("train_fraction", train_fraction, 0, 1, above=True)
         self.download = download
         self.cache_dir = (Path(cache_dir) if cache_dir else default_cache_dir()) if cache else None
-        self.split_seed = split_seed
+        self.split_seed = check_integer("split_seed", split_seed, 0)
         self._read: dict[str, tuple[Tensor, Tensor]] = {}
         self._source: ImageSource | None = None
 
-    @abstractmethod
-    def official(self, train: bool, download: bool) -> Any:  # noqa: ANN401  (torchvision comes late)
-        """The torchvision data set of the official pickles, with ``data`` and ``targets``."""
+    def official(self, train: bool, download: bool) -> Any:  # noqa: ANN401  # torchvision has no types
+        """Returns torchvision's data set of the official pickles, with `data` and `targets`."""
+        from torchvision import datasets  # here: importing torchvision takes a second
+
+        root = str(Path(self.root).expanduser())
+        return getattr(datasets, self.torchvision_name)(root, train=train, download=download)
 
     def prepare_data(self) -> None:
         """Downloads on request, and decodes image files into the cache once for all processes."""
@@ -111,13 +111,13 @@ class CIFARDataModule(ArrayDataModule):
             self._read_split("test")
 
     def setup(self, stage: str | None = None) -> None:
-        """See the base class."""
+        """Loads the splits that `stage` needs."""
         super().setup(stage)
         self._read.clear()  # training and validation are cut from one array, which is not needed any more
         self._source = None
 
     def load_arrays(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Images ``[N, 3, 32, 32]`` uint8 and labels ``[N]`` of one split."""
+        """Returns the images `[N, 3, 32, 32]` uint8 and labels `[N]` of one split."""
         if split == "test" or (split == "val" and self.val_fraction == 0):
             return self._official_split("test")
         images, labels = self._official_split("train")
@@ -140,7 +140,7 @@ class CIFARDataModule(ArrayDataModule):
             raise DataNotFoundError(f"download: got True, failed for root {self.root!r}: {error}") from error
 
     def _official_split(self, name: str) -> tuple[Tensor, Tensor]:
-        """The 50,000 training or 10,000 test images with their labels."""
+        """Returns the 50,000 training or 10,000 test images with their labels."""
         if name not in self._read:
             self._read[name] = self._read_split(name)
         return self._read[name]
@@ -160,11 +160,8 @@ class CIFARDataModule(ArrayDataModule):
     def _from_files(self, root: Path, split: str) -> tuple[Tensor, Tensor]:
         source = self._source = self._source or open_source(root)
         classes = source.folders(split)
-        if len(classes) != self.classes:
-            raise ValueError(
-                f"root: got {self.root!r}, whose {split}/ has {len(classes)} class folders,"
-                f" allowed: {self.classes}"
-            )
+        allowed = f"are {self.classes} class folders in {split}/, there are {len(classes)}"
+        check(len(classes) == self.classes, "root", self.root, allowed)
         names = source.images(split)
         numbers = {name: number for number, name in enumerate(classes)}  # the official order is alphabetical
         labels = torch.tensor([numbers[name.split("/")[1]] for name in names])

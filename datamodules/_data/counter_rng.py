@@ -1,8 +1,9 @@
-"""Random numbers that depend on a key alone, not on who asks or in which order.
+"""Counter-based random numbers: each is a hash of a seed and a sample id, whoever asks and in which order.
 
-Augmentation drawn from a global generator changes with the number of loader workers, with the number of
-processes and with every resume. Here each draw is a hash of (seed, ticket, stream), where a ticket names one
-visit of one image (``epoch * size + index``), so all of these runs see the same pixels.
+A sample id names one use of one image: `epoch * size + index`. Augmentation drawn from a global generator
+would change with the number of loader workers, with the number of processes and with every resume; drawn like
+this, it is the same in all of these runs (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC
+2011).
 """
 
 import numpy as np
@@ -10,10 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
 Words = npt.NDArray[np.uint64]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(state: Words) -> Words:
@@ -23,40 +23,34 @@ def _mix(state: Words) -> Words:
     return state ^ (state >> np.uint64(31))
 
 
-def keyed_bits(seed: int, tickets: list[int] | Tensor, streams: int = 1) -> Words:
-    """Hashes every ticket into independent 64-bit words.
+def random_bits(seed: int, sample_ids: list[int] | Tensor, streams: int = 1) -> Words:
+    """Returns independent 64-bit words `[B, streams]` for every sample id.
 
     Args:
-        seed: the run's seed; any integer, taken modulo 2^64.
-        tickets: ``[B]`` non-negative integers.
-        streams: number of words per ticket.
-
-    Returns:
-        ``[B, streams]`` uint64.
+        seed: The run's seed; any integer, taken modulo 2^64.
+        sample_ids: Non-negative integers `[B]`.
+        streams: The number of words per sample id.
     """
-    numbers = np.asarray(tickets, dtype=np.int64).astype(np.uint64)
+    numbers = np.asarray(sample_ids, dtype=np.int64).astype(np.uint64)
     start = _mix(np.array([seed % 2**64], dtype=np.uint64) + _GOLDEN)
     words = _mix(start + (numbers + np.uint64(1)) * _GOLDEN)
     return _mix(words[:, None] + np.arange(1, streams + 1, dtype=np.uint64) * _GOLDEN)
 
 
-def keyed_integers(seed: int, tickets: list[int] | Tensor, highs: tuple[int, ...]) -> Tensor:
-    """Draws one integer per ticket and column, uniform on ``0 .. highs[column] - 1``.
+def random_integers(seed: int, sample_ids: list[int] | Tensor, highs: tuple[int, ...]) -> Tensor:
+    """Returns integers `[B, len(highs)]` int64; those of a column are uniform on `0 .. highs[column] - 1`.
 
-    The modulo bias is below ``high / 2^64``.
+    The modulo bias is below `high / 2^64`.
 
     Args:
-        seed: the run's seed.
-        tickets: ``[B]`` non-negative integers.
-        highs: exclusive upper bounds, one per column.
-
-    Returns:
-        ``[B, len(highs)]`` int64.
+        seed: The run's seed.
+        sample_ids: Non-negative integers `[B]`.
+        highs: The exclusive upper bound of each column.
     """
-    words = keyed_bits(seed, tickets, len(highs)) % np.asarray(highs, dtype=np.uint64)
+    words = random_bits(seed, sample_ids, len(highs)) % np.asarray(highs, dtype=np.uint64)
     return torch.from_numpy(words.astype(np.int64))
 
 
-def keyed_seed(seed: int, ticket: int) -> int:
-    """One 63-bit seed for a generator that belongs to one ticket."""
-    return int(keyed_bits(seed, [ticket])[0, 0] >> np.uint64(1))
+def generator_seed(seed: int, sample_id: int) -> int:
+    """Returns a 63-bit seed for a generator that belongs to one sample id."""
+    return int(random_bits(seed, [sample_id])[0, 0] >> np.uint64(1))

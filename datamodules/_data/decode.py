@@ -27,15 +27,15 @@ def decode(data: bytes, name: str, channels: int) -> "Image":
     - CMYK, YCbCr, LAB, palette, bilevel and greyscale files are converted.
 
     Args:
-        data: the file's bytes, in any format Pillow reads.
-        name: the file's name, for the error's message.
+        data: The file's bytes, in any format that Pillow reads.
+        name: The file's name for error messages.
         channels: 1 for greyscale, 3 for RGB.
 
     Returns:
-        A Pillow image of mode ``L`` or ``RGB``.
+        A Pillow image of mode `L` or `RGB`.
 
     Raises:
-        BrokenImageError: the bytes are no image, are cut short, hold floating point samples, or claim more
+        BrokenImageError: The bytes are no image, are cut short, hold floating point samples, or claim more
             than `MAX_PIXELS` pixels.
     """
     from PIL import Image, ImageOps

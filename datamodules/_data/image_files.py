@@ -9,29 +9,29 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 
 
 class ImageSource(ABC):
-    """Files below one root, by their names relative to it (with ``/``, whatever the system)."""
+    """Files below one root, by their names relative to it (with `/`, whatever the system)."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     @abstractmethod
     def folders(self, under: str) -> list[str]:
-        """Sorted names of the folders directly in `under`; empty where that does not exist."""
+        """Returns the sorted names of the folders directly in `under`; none where that does not exist."""
 
     @abstractmethod
     def images(self, under: str) -> list[str]:
-        """Sorted names of all image files anywhere below `under`."""
+        """Returns the sorted names of all image files anywhere below `under`."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """A file's bytes."""
+        """Returns a file's bytes."""
 
     @abstractmethod
     def stamp(self, name: str) -> str:
-        """A short text that changes when the file's content does."""
+        """Returns a short text that changes when the file's content does."""
 
     def where(self, name: str) -> str:
-        """The file as a user would look for it."""
+        """Returns the path by which a user would look for a file."""
         return f"{self.root}/{name}"
 
 
@@ -39,7 +39,7 @@ class FolderSource(ImageSource):
     """Files on disk."""
 
     def folders(self, under: str) -> list[str]:
-        """See the base class; hidden folders are left out."""
+        """Lists folders; hidden ones are left out."""
         path = self.root / under
         if not path.is_dir():
             return []
@@ -47,7 +47,7 @@ class FolderSource(ImageSource):
             return sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
 
     def images(self, under: str) -> list[str]:
-        """See the base class; links to folders are followed."""
+        """Lists image files; links to folders are followed."""
         found: list[str] = []
         for folder, _, files in os.walk(self.root / under, followlinks=True):
             prefix = Path(folder).relative_to(self.root).as_posix()
@@ -55,17 +55,17 @@ class FolderSource(ImageSource):
         return sorted(found)
 
     def read(self, name: str) -> bytes:
-        """See the base class."""
+        """Implements `ImageSource`."""
         return (self.root / name).read_bytes()
 
     def stamp(self, name: str) -> str:
-        """Size and time of the last change."""
+        """Returns the size and the time of the last change."""
         status = (self.root / name).stat()
         return f"{status.st_size}:{status.st_mtime_ns}"
 
 
 class ZipSource(ImageSource):
-    """Files inside an archive; one folder around everything (``imagenet-sample/val/...``) is stepped into.
+    """Files inside an archive; one folder around everything (`imagenet-sample/val/...`) is stepped into.
 
     Each process opens the archive for itself: a file handle shared with a forked loader process would have
     one read position for both.
@@ -92,30 +92,30 @@ class ZipSource(ImageSource):
         return self._opened[1]
 
     def folders(self, under: str) -> list[str]:
-        """See the base class."""
+        """Implements `ImageSource`."""
         inside = [name.removeprefix(f"{under}/") for name in self._names if name.startswith(f"{under}/")]
         return sorted({name.split("/", 1)[0] for name in inside if "/" in name})
 
     def images(self, under: str) -> list[str]:
-        """See the base class."""
+        """Implements `ImageSource`."""
         return [name for name in self._names if name.startswith(f"{under}/") and is_image(name)]
 
     def read(self, name: str) -> bytes:
-        """See the base class."""
+        """Implements `ImageSource`."""
         return self._archive().read(self._prefix + name)
 
     def stamp(self, name: str) -> str:
-        """Size and checksum from the archive's directory."""
+        """Returns the size and the checksum from the archive's directory."""
         info = self._archive().getinfo(self._prefix + name)
         return f"{info.file_size}:{info.CRC:08x}"
 
 
 def is_image(name: str) -> bool:
-    """Whether the name is that of a visible file with an image's suffix."""
+    """Returns whether the name is that of a visible file with an image's suffix."""
     last = name.rsplit("/", 1)[-1]
     return last[0:1] not in ("", ".") and last.lower().endswith(SUFFIXES)
 
 
 def open_source(root: Path) -> ImageSource:
-    """A folder or a .zip as a source of images."""
+    """Returns a folder or a .zip as a source of images."""
     return FolderSource(root) if root.is_dir() else ZipSource(root)

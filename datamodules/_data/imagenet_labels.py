@@ -10,17 +10,17 @@ _WNID = re.compile(r"n\d{8}")
 
 
 def read_class_index(path: str, count: int) -> list[str]:
-    """Reads ``imagenet_class_index.json``: ``{"0": ["n01440764", "tench"], ...}``.
+    """Reads `imagenet_class_index.json`: `{"0": ["n01440764", "tench"], ...}`.
 
     Args:
-        path: the file.
-        count: number of classes that it must list.
+        path: The file to read.
+        count: The number of classes that it must list.
 
     Returns:
         WordNet ids in the order of their numbers.
 
     Raises:
-        ValueError: the file is missing, is not of that form, or lists another number of classes.
+        ValueError: The file is missing, is not of that form, or lists another number of classes.
     """
     file = existing_path("class_index", path, 'a JSON file {"0": ["n01440764", "tench"], ...}')
     try:
@@ -31,7 +31,7 @@ def read_class_index(path: str, count: int) -> list[str]:
             f'class_index: got {path!r}, which is not of the form {{"0": ["n01440764", "tench"], ...}}'
         ) from error
     if len(wnids) != count:
-        raise ValueError(f"class_index: got {path!r} with {len(wnids)} classes, allowed: {count}")
+        raise ValueError(f"class_index: got {path!r} with {len(wnids)} classes, allowed are {count}")
     return wnids
 
 
@@ -39,19 +39,19 @@ def read_val_labels(path: str, classes: list[str]) -> dict[str, int]:
     """Reads a table of the validation images: a file name and a class per line.
 
     The separator is a space or a comma; the class is a WordNet id or a number from 0 in the WordNet ids'
-    alphabetical order, and what follows it is ignored. Both ``LOC_val_solution.csv`` (its header line is
-    passed over) and the common ``val.txt`` are of this form. The development kit's own ground truth file is
+    alphabetical order, and what follows it is ignored. Both `LOC_val_solution.csv` (its header line is
+    passed over) and the common `val.txt` are of this form. The development kit's own ground truth file is
     not: it names no images and counts classes in another order, so it is refused.
 
     Args:
-        path: the file.
+        path: The file to read.
         classes: WordNet ids in the order of their numbers.
 
     Returns:
         Class number by file name without folder and suffix.
 
     Raises:
-        ValueError: the file is missing, or a line is of another form; the message holds the line's number.
+        ValueError: The file is missing, or a line is of another form; the message holds the line's number.
     """
     file = existing_path("val_labels", path, "a text file with a file name and a class per line")
     numbers = {wnid: number for number, wnid in enumerate(classes)}

@@ -11,18 +11,18 @@ def stratified_split(labels: Tensor, fractions: tuple[float, ...], seed: int) ->
     down: so the parts' sizes are exact, and each class is within one image of its share at every cut.
 
     Args:
-        labels: ``[N]`` int64 class of every image.
-        fractions: share of each part, each above 0, their sum at most 1 (what is left is in no part).
-        seed: seed of the permutations.
+        labels: The class of every image, `[N]` int64.
+        fractions: The share of each part, above 0, with a sum of at most 1; the rest is in no part.
+        seed: The seed of the permutations.
 
     Returns:
-        One sorted ``[n]`` int64 tensor of indices per fraction; they are disjoint.
+        One sorted `[n]` int64 tensor of indices per fraction; they are disjoint.
 
     Raises:
-        ValueError: a fraction is out of range, or their sum is above 1.
+        ValueError: A fraction is out of range, or their sum is above 1.
     """
     if any(not fraction > 0 for fraction in fractions) or sum(fractions) > 1 + 1e-9:
-        raise ValueError(f"fractions: got {fractions}, allowed: each above 0, together at most 1")
+        raise ValueError(f"fractions: got {fractions}, allowed are shares above 0, together at most 1")
     generator = torch.Generator().manual_seed(seed)
     shares = [sum(fractions[:count]) for count in range(len(fractions) + 1)]
     parts: list[list[Tensor]] = [[] for _ in fractions]
