@@ -1,30 +1,41 @@
 """Deployment: trained networks as integer networks, in PyTorch, numpy, ONNX, QONNX and safetensors.
 
 A trained network becomes one `Description` (`describe`), a list of plain steps. `ExactNetwork` executes it in
-PyTorch, `run_numpy` in numpy; `save_onnx`, `save_qonnx` and `save_safetensors` write it. ONNX packages are
-imported where they are used.
+PyTorch, `run_numpy` in numpy; `save_onnx`, `save_qonnx` and `save_safetensors` write it. Folders: `ir` (what
+a deployed network is), `lower` (how a trained one becomes it), `formats`, `runtime`, `verify`. torch and onnx
+are imported at first use: files are read and run in numpy without either.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from lightning_n2uq.export.command import main
 from lightning_n2uq.export.formats.safetensors_file import load_safetensors, save_safetensors
 from lightning_n2uq.export.ir.description import Description, FoldReport
 from lightning_n2uq.export.lower.preprocessing import with_normalization
-from lightning_n2uq.export.lower.trace import describe
 from lightning_n2uq.export.runtime.numpy_engine import run_numpy
-from lightning_n2uq.export.runtime.torch_engine import ExactNetwork
+
+if TYPE_CHECKING:
+    from lightning_n2uq.export.formats.onnx_file import save_onnx, to_onnx
+    from lightning_n2uq.export.formats.qonnx_file import save_qonnx, to_qonnx
+    from lightning_n2uq.export.lower.trace import describe
+    from lightning_n2uq.export.runtime.torch_engine import ExactNetwork
+
+_WHERE = {
+    "ExactNetwork": "runtime.torch_engine",
+    "describe": "lower.trace",
+    "save_onnx": "formats.onnx_file",
+    "save_qonnx": "formats.qonnx_file",
+    "to_onnx": "formats.onnx_file",
+    "to_qonnx": "formats.qonnx_file",
+}
 
 
 def __getattr__(name: str) -> object:
-    """Writers that need the package onnx."""
-    if name in ("save_onnx", "to_onnx"):
-        from lightning_n2uq.export.formats import onnx_file
-
-        return getattr(onnx_file, name)
-    if name in ("save_qonnx", "to_qonnx"):
-        from lightning_n2uq.export.formats import qonnx_file
-
-        return getattr(qonnx_file, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Imports what needs torch or onnx."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
 
 
 __all__ = [
@@ -35,6 +46,10 @@ __all__ = [
     "load_safetensors",
     "main",
     "run_numpy",
+    "save_onnx",
+    "save_qonnx",
     "save_safetensors",
+    "to_onnx",
+    "to_qonnx",
     "with_normalization",
 ]

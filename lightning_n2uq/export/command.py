@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
-from lightning_n2uq.export.ir.description import Description
+    from lightning_n2uq.export.ir.description import Description
 
-FORMATS = {"onnx": "onnx", "qonnx": "qonnx", "safetensors": "safetensors"}
-"""Formats, with the package that each needs."""
+PACKAGES = {"onnx": {"onnx"}, "qonnx": {"onnx"}, "safetensors": {"safetensors"}}
+"""Formats, with the packages that each needs."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,34 +24,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when the file is written (and parity holds), 1 on a mismatch.
 
     Raises:
-        ValueError: a mistake of the user's, as one line that names the argument.
+        ValueError: The user made a mistake; one line that names the argument.
     """
     arguments = parser().parse_args(argv)
-    _check_packages(arguments.format, arguments.verify is not None)
-    if arguments.verify is None and arguments.verify_root is not None:
-        raise ValueError(f"verify_root: got {arguments.verify_root!r} without verify, give both or neither")
+    _check(arguments)
+    from lightning_n2uq.export.ir.sizes import size_report
     from lightning_n2uq.export.lower.checkpoint import load_network
+    from lightning_n2uq.export.lower.preprocessing import with_normalization
     from lightning_n2uq.export.lower.trace import describe
 
     model, shape, metadata = load_network(arguments.ckpt)
-    plain = describe(model, shape, metadata)
-    description = _with_preprocessing(plain, arguments)
+    description = describe(model, shape, metadata)
+    if arguments.mean is not None:
+        description = with_normalization(description, arguments.mean, arguments.std, arguments.pixel_scale)
     print(description.summary())
     output = Path(arguments.output)
     _write(description, output, arguments)
-    from lightning_n2uq.export.ir.sizes import size_report
-
     print(f"wrote {output}\n{size_report(description, output.stat().st_size)}")
-    if arguments.verify is None:
-        return 0
-    return 0 if _verify(description, plain, model, output, arguments) else 1
+    return 0 if arguments.verify is None or _verify(description, model, output, arguments) else 1
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's options."""
+    """Returns the command's options."""
     p = argparse.ArgumentParser(prog="n2uq export", description=__doc__.partition("\n")[0])
     p.add_argument("--ckpt", required=True, help="checkpoint of a trained network")
-    p.add_argument("--format", choices=list(FORMATS), default="onnx")
+    p.add_argument("--format", choices=list(PACKAGES), default="onnx")
     p.add_argument("-o", "--output", required=True, help="file to write")
     p.add_argument("--verify", metavar="DATA", help="compare all engines on this data (docs/deployment.md)")
     p.add_argument(
@@ -85,61 +84,36 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"got {text!r}, allowed are numbers with commas between") from error
 
 
-def _check_packages(name: str, verify: bool) -> None:
-    from importlib.util import find_spec
-
-    needed = {"onnx", "onnxruntime"} if verify else set()
-    if name in ("onnx", "qonnx"):
-        needed.add("onnx")
-    if name == "safetensors":
-        needed.add("safetensors")
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuses what would fail after the network has been read."""
+    needed = PACKAGES[arguments.format] | (set() if arguments.verify is None else {"onnx", "onnxruntime"})
     missing = sorted(package for package in needed if find_spec(package) is None)
     if missing:
         raise ValueError(f"format: {', '.join(missing)} missing; pip install 'lightning_n2uq[export]'")
-
-
-def _with_preprocessing(description: Description, arguments: argparse.Namespace) -> Description:
-    if arguments.mean is None and arguments.std is None:
-        return description
-    if arguments.mean is None or arguments.std is None:
+    if arguments.verify is None and arguments.verify_root is not None:
+        raise ValueError(f"verify_root: got {arguments.verify_root!r} without verify, give both or neither")
+    if (arguments.mean is None) != (arguments.std is None):
         raise ValueError("mean, std: one without the other, give both or neither")
-    from lightning_n2uq.export.lower.preprocessing import with_normalization
-
-    return with_normalization(description, arguments.mean, arguments.std, arguments.pixel_scale)
 
 
 def _write(description: Description, output: Path, arguments: argparse.Namespace) -> None:
-    """Writes beside the target first, so that a failure leaves no half file under its name."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    draft = output.with_name(output.name + ".part")
-    try:
-        if arguments.format == "onnx":
-            from lightning_n2uq.export.formats.onnx_file import save_onnx
+    if arguments.format == "onnx":
+        from lightning_n2uq.export.formats.onnx_file import save_onnx
 
-            save_onnx(description, draft, arguments.convolution, arguments.opset)
-        elif arguments.format == "qonnx":
-            from lightning_n2uq.export.formats.qonnx_file import save_qonnx
+        save_onnx(description, output, arguments.convolution, arguments.opset)
+    elif arguments.format == "qonnx":
+        from lightning_n2uq.export.formats.qonnx_file import save_qonnx
 
-            save_qonnx(description, draft, arguments.batch)
-        else:
-            from lightning_n2uq.export.formats.safetensors_file import save_safetensors
+        save_qonnx(description, output, arguments.batch)
+    else:
+        from lightning_n2uq.export.formats.safetensors_file import save_safetensors
 
-            save_safetensors(description, draft)
-        os.replace(draft, output)
-    finally:
-        draft.unlink(missing_ok=True)
+        save_safetensors(description, output)
 
 
-def _verify(
-    description: Description,
-    plain: Description,
-    model: nn.Module,
-    output: Path,
-    arguments: argparse.Namespace,
-) -> bool:
-    from lightning_n2uq.export.lower.preprocessing import normalizer, to_pixels
+def _verify(description: Description, model: nn.Module, output: Path, arguments: argparse.Namespace) -> bool:
     from lightning_n2uq.export.runtime.engines import chosen_engines
-    from lightning_n2uq.export.verify.data import run_data, verification_batches
+    from lightning_n2uq.export.verify.data import run_data, to_pixels, verification_batches
     from lightning_n2uq.export.verify.parity import compare, float_engine
 
     subject, file = description, None
@@ -152,25 +126,20 @@ def _verify(
     names = _engine_names(subject, arguments)
     engines = chosen_engines(names, subject, file, arguments.format)
     source, root = run_data(arguments.verify, arguments.verify_root, arguments.ckpt)
-    batches = verification_batches(source, plain.input.shape, arguments.verify_images, root=root)
-    prepare = None
-    if description is not plain:
-        batches, prepare = to_pixels(batches, description), normalizer(description)
-    report = compare(engines, batches, float_engine(model, prepare))
+    batches = verification_batches(source, description.input.shape, arguments.verify_images, root=root)
+    normalize = description.normalize
+    if normalize is not None:
+        batches = to_pixels(batches, normalize)
+    report = compare(engines, batches, float_engine(model, normalize))
     print(report.table())
     return _sweep(subject, names, arguments) and report.ok
 
 
 def _engine_names(description: Description, arguments: argparse.Namespace) -> list[str]:
-    """The engines asked for, less those that cannot run here, which are named."""
-    from importlib.util import find_spec
-
-    from lightning_n2uq.export.ir.description import needs_float64
-    from lightning_n2uq.export.ir.steps import IntConv
-
+    """Returns the engines asked for, less those that cannot run here, which are named."""
     names: list[str] = arguments.engines.split(",")
-    wide = any(isinstance(step, IntConv) and needs_float64(step) for step in description.steps)
-    reason = "sums pass 2^24" if wide else "not installed" if find_spec("qonnx") is None else ""
+    wide = "sums pass 2^24" if description.wide_layers() else ""
+    reason = wide or ("not installed" if find_spec("qonnx") is None else "")
     if "qonnx" in names and reason:
         print(f"qonnx: left out of the comparison ({reason})")
         names.remove("qonnx")

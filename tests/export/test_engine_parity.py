@@ -7,7 +7,6 @@ from lightning_n2uq import backbones
 from lightning_n2uq.backbones.blocks import Bottleneck
 from lightning_n2uq.backbones.mobilenet_v2 import InvertedResidual
 from lightning_n2uq.export import ExactNetwork, describe, run_numpy
-from lightning_n2uq.export.ir.description import needs_float64
 from lightning_n2uq.export.ir.steps import Codes, IntConv
 from lightning_n2uq.export.runtime.engines import ENGINES, onnxruntime_engine, session
 from lightning_n2uq.export.verify.parity import compare, float_engine
@@ -146,7 +145,7 @@ def test_sums_that_float32_cannot_hold_run_in_float64():
     model = nn.Sequential(QuantConv2d(600, 2, 3, bias=False, spec=QuantSpec(8, 8))).eval()
     description = describe(model, (600, 3, 3))
     layer = next(step for step in description.steps if isinstance(step, IntConv))
-    assert needs_float64(layer)
+    assert layer.needs_float64
     x = np.full((1, 600, 3, 3), 9, np.float32)
     exact = ExactNetwork(description).run(torch.from_numpy(x))["0"].numpy()
     np.testing.assert_array_equal(exact, run_numpy(description, x)["0"])

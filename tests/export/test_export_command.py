@@ -11,8 +11,7 @@ pytest.importorskip("safetensors", reason="safetensors is not installed (extra '
 import onnx
 
 from lightning_n2uq.export import command, load_safetensors
-from lightning_n2uq.export.formats.onnx_file import newest_opset
-from lightning_n2uq.export.runtime import engines
+from lightning_n2uq.export.formats.onnx_file import newest_opset, opset_of
 from lightning_n2uq.export.runtime.engines import session
 from lightning_n2uq.export.verify.parity import ParityReport, Tally
 from lightning_n2uq.modules import QuantizedClassifier
@@ -159,7 +158,7 @@ def test_a_failure_leaves_no_half_file(checkpoint, tmp_path, monkeypatch):
     def fail(*arguments: object) -> None:
         raise RuntimeError("disk")
 
-    monkeypatch.setattr("lightning_n2uq.export.formats.onnx_file.save_onnx", fail)
+    monkeypatch.setattr("onnx.ModelProto.SerializeToString", fail)
     with pytest.raises(RuntimeError, match="disk"):
         export(checkpoint, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
@@ -167,7 +166,7 @@ def test_a_failure_leaves_no_half_file(checkpoint, tmp_path, monkeypatch):
 
 
 def test_missing_packages_name_the_extra(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"onnx missing; pip install 'lightning_n2uq\[export\]'"):
         export(checkpoint, tmp_path)
 
@@ -199,7 +198,7 @@ def test_an_older_opset_is_verified_with_that_opset(checkpoint, tmp_path, monkey
     opsets = []
     monkeypatch.setattr(
         "lightning_n2uq.export.runtime.engines.session",
-        lambda model, threads: opsets.append(engines._opset(model)) or session(model, threads),
+        lambda model, threads: opsets.append(opset_of(model)) or session(model, threads),
     )
     verify = ("--verify", "random:2", "--engines", "torch,onnxruntime")
     assert export(checkpoint, tmp_path, "--opset", "21", *verify) == 0

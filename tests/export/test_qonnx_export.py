@@ -10,7 +10,8 @@ from qonnx.transformation.infer_datatypes import InferDataTypes
 from qonnx.transformation.infer_shapes import InferShapes
 
 from lightning_n2uq.export import describe
-from lightning_n2uq.export.formats.qonnx_file import at_least, to_qonnx
+from lightning_n2uq.export.formats.qonnx_file import to_qonnx
+from lightning_n2uq.export.ir.thresholds import at_least
 from lightning_n2uq.export.runtime.engines import numpy_engine, qonnx_engine
 from lightning_n2uq.export.verify.sweep import sweep, sweep_values
 from lightning_n2uq.layers import BiasedPReLU, QuantConv2d, QuantLinear, QuantSpec

@@ -4,9 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import exchange_jobs
+import pytest
 
 
 @pytest.fixture(scope="module")

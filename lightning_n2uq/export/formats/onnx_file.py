@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
-from lightning_n2uq.export.formats.onnx_graph import GraphWriter
+from lightning_n2uq.export.formats.onnx_graph import GraphWriter, save_model
 from lightning_n2uq.export.formats.onnx_integer import write_step
 from lightning_n2uq.export.ir.description import Description
 
@@ -88,9 +88,14 @@ def _check_onnx(opset: int) -> None:
     )
 
 
+def opset_of(model: bytes) -> int:
+    """Returns the version of a file's standard operators."""
+    imports = onnx.ModelProto.FromString(model).opset_import
+    return next(entry.version for entry in imports if entry.domain in ("", "ai.onnx"))
+
+
 def save_onnx(
     description: Description, path: str | Path, convolution: str = "matmul", opset: int | None = None
 ) -> None:
     """Writes `to_onnx`'s model to a file."""
-    model = to_onnx(description, convolution, opset)
-    Path(path).write_bytes(model.SerializeToString())
+    save_model(to_onnx(description, convolution, opset), path)

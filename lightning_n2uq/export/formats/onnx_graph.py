@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,9 +12,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from lightning_n2uq.export.ir.description import Description
+from lightning_n2uq.export.ir.packing import pack
 from lightning_n2uq.export.ir.shapes import infer_shapes
+from lightning_n2uq.utils.atomic import replacing
 
-Layout = Literal["NCHW", "NHWC", "flat"]
+TensorLayout = Literal["NCHW", "NHWC", "flat"]
 PERMUTATIONS = {"NHWC": [0, 2, 3, 1], "NCHW": [0, 3, 1, 2]}
 IR_VERSIONS = {21: 10, 25: 12}
 """Oldest file version that knows the operator set."""
@@ -23,26 +26,26 @@ class GraphWriter:
     """Collects the nodes of one graph. A step's value is the tensor of the step's name.
 
     Args:
-        description: the network to write.
-        layout: layout that integer convolutions prefer.
-        opset: version of the standard operators.
+        description: The network to write.
+        layout: Layout that integer convolutions prefer.
+        opset: Version of the standard operators.
 
     Attributes:
-        shapes: of the steps' outputs, `(C, H, W)` or `(F,)`, whatever their layout.
-        layouts: how each step's value lies in memory.
-        integers: steps whose value is a tensor of integer dtype.
+        shapes: Shapes of the steps' outputs, `(C, H, W)` or `(F,)`, whatever their layout.
+        layouts: How each step's value lies in memory.
+        integers: Names of the steps whose value is a tensor of integer dtype.
     """
 
-    def __init__(self, description: Description, layout: Layout, opset: int) -> None:
+    def __init__(self, description: Description, layout: TensorLayout, opset: int) -> None:
         self.description = description
         self.layout = layout
         self.opset = opset
         self.shapes = infer_shapes(description.steps)
-        self.layouts: dict[str, Layout] = {}
+        self.layouts: dict[str, TensorLayout] = {}
         self.integers: set[str] = set()
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[tuple[bytes, str, tuple[int, ...]], onnx.TensorProto] = {}
-        self._turned: dict[tuple[str, str], str] = {}
+        self._derived: dict[tuple[str, str], str] = {}
         self._count = 0
 
     def op(self, kind: str, inputs: Iterable[str], name: str | None = None, **attributes: Any) -> str:  # noqa: ANN401
@@ -54,7 +57,7 @@ class GraphWriter:
         return name
 
     def const(self, array: NDArray[Any] | np.generic) -> str:
-        """Name of a constant; equal ones are stored once."""
+        """Returns the name of a constant; equal ones are stored once."""
         array = np.asarray(array)
         key = (array.tobytes(), array.dtype.str, array.shape)
         if key not in self.constants:
@@ -63,46 +66,45 @@ class GraphWriter:
         return self.constants[key].name
 
     def packed(self, codes: NDArray[np.uint8], bits: int) -> str:
-        """Name of a constant of unsigned 2- or 4-bit integers."""
-        per_byte = 8 // bits
-        flat = np.zeros(-(-codes.size // per_byte) * per_byte, np.uint8)
-        flat[: codes.size] = codes.reshape(-1)
-        shifted = flat.reshape(-1, per_byte) << (np.arange(per_byte, dtype=np.uint8) * bits)
-        kind = TensorProto.UINT2 if bits == 2 else TensorProto.UINT4
-        tensor = onnx.TensorProto(name=f"const/{len(self.constants)}", data_type=kind, dims=codes.shape)
-        tensor.raw_data = np.bitwise_or.reduce(shifted, axis=1).astype(np.uint8).tobytes()
-        self.constants[(tensor.raw_data, f"u{bits}", codes.shape)] = tensor
-        return tensor.name
+        """Returns the name of a constant of unsigned 2- or 4-bit integers; equal ones are stored once."""
+        data = pack(codes, bits).tobytes()
+        key = (data, f"u{bits}", codes.shape)
+        if key not in self.constants:
+            kind = TensorProto.UINT2 if bits == 2 else TensorProto.UINT4
+            tensor = onnx.TensorProto(name=f"const/{len(self.constants)}", data_type=kind, dims=codes.shape)
+            tensor.raw_data = data
+            self.constants[key] = tensor
+        return self.constants[key].name
 
     def ints(self, *values: int) -> str:
-        """Name of an int64 vector."""
+        """Returns the name of an int64 vector."""
         return self.const(np.array(values, np.int64))
 
     def cast(self, name: str, kind: int, output: str | None = None) -> str:
         """Adds a conversion to an ONNX dtype."""
         return self.op("Cast", [name], output, to=kind)
 
-    def in_layout(self, name: str, layout: Layout) -> str:
-        """The step's value in another layout; the transposition is added once."""
+    def in_layout(self, name: str, layout: TensorLayout) -> str:
+        """Returns the step's value in another layout; the transposition is added once."""
         if self.layouts[name] in (layout, "flat"):
             return name
         key = (name, layout)
-        if key not in self._turned:
-            self._turned[key] = self.op("Transpose", [name], perm=PERMUTATIONS[layout])
-        return self._turned[key]
+        if key not in self._derived:
+            self._derived[key] = self.op("Transpose", [name], perm=PERMUTATIONS[layout])
+        return self._derived[key]
 
-    def channelwise(self, array: NDArray[Any], layout: Layout) -> str:
-        """A constant `[C]` shaped to go with a value in this layout."""
+    def channelwise(self, array: NDArray[Any], layout: TensorLayout) -> str:
+        """Returns a constant `[C]` shaped to go with a value in this layout."""
         return self.const(array.reshape(-1, 1, 1) if layout == "NCHW" else array.reshape(-1))
 
-    def repeated(self, array: NDArray[Any], step: str, layout: Layout) -> str:
-        """`channelwise`, in `NHWC` as `wide`, to go with the value of this step."""
+    def repeated(self, array: NDArray[Any], step: str, layout: TensorLayout) -> str:
+        """Does what `channelwise` does, in `NHWC` what `wide` does, for the value of this step."""
         if layout != "NHWC" or array.size == 1:
             return self.channelwise(array, layout)
         return self.wide(array, self.shapes[step][2])
 
     def wide(self, array: NDArray[Any], width: int) -> str:
-        """A per-channel constant `[C]` repeated along a row of an `NHWC` image, `[width, C]`.
+        """Returns a per-channel constant `[C]` repeated along a row of an `NHWC` image, `[width, C]`.
 
         onnxruntime's elementwise kernels start anew for each run of a broadcast operand: on 64 channels
         that nearly doubles their time. The file holds the `C` values, repeated when it is loaded.
@@ -111,23 +113,19 @@ class GraphWriter:
         if array.size >= 512 or width == 1:
             return plain
         key = (plain, str(width))
-        if key not in self._turned:
-            self._turned[key] = self.op("Expand", [plain, self.ints(width, array.size)])
-        return self._turned[key]
-
-    def shape_of(self, name: str) -> str:
-        """The shape of a value, known when the network runs."""
-        return self.op("Shape", [name])
+        if key not in self._derived:
+            self._derived[key] = self.op("Expand", [plain, self.ints(width, array.size)])
+        return self._derived[key]
 
     def file(
         self, outputs: Mapping[str, int], domains: Mapping[str, int], batch: int | None = None
     ) -> onnx.ModelProto:
-        """The finished model.
+        """Returns the finished model.
 
         Args:
-            outputs: names of steps, with the ONNX dtype of their values.
-            domains: operator set versions by domain.
-            batch: size of the batch; None leaves it open.
+            outputs: Names of steps, with the ONNX dtype of their values.
+            domains: Operator set versions by domain.
+            batch: Size of the batch; None leaves it open.
         """
         size = "batch" if batch is None else batch
         first = self.description.input
@@ -149,6 +147,10 @@ class GraphWriter:
 
     def _dims(self, name: str) -> tuple[int, ...]:
         shape = self.shapes[name]
-        if self.layouts[name] == "NHWC":
-            shape = (*shape[1:], shape[0])
-        return shape
+        return (*shape[1:], shape[0]) if self.layouts[name] == "NHWC" else shape
+
+
+def save_model(model: onnx.ModelProto, path: str | Path) -> None:
+    """Writes a model to a file, which is there as a whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_bytes(model.SerializeToString())

@@ -14,11 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from lightning_n2uq.export.formats.onnx_float import convolution, window_attributes, write_float
-from lightning_n2uq.export.formats.onnx_graph import GraphWriter, Layout
+from lightning_n2uq.export.formats.onnx_float import (
+    convolution,
+    window_attributes,
+    write_float,
+    write_integer_sums,
+)
+from lightning_n2uq.export.formats.onnx_graph import GraphWriter, TensorLayout
 from lightning_n2uq.export.formats.onnx_lookup import find_buckets, write_lookup
 from lightning_n2uq.export.ir import steps as s
-from lightning_n2uq.export.ir.description import needs_float64
+from lightning_n2uq.export.ir.packing import from_codes, to_codes
 
 PAIR_LIMIT = 2**15 - 1
 """x86 kernels without VNNI add two products of unsigned and signed bytes in 16 bits, and saturate."""
@@ -29,13 +34,13 @@ SEARCH_FROM = 127
 
 
 @singledispatch
-def write_step(step: s.Step, writer: GraphWriter) -> Layout:
+def write_step(step: s.Step, writer: GraphWriter) -> TensorLayout:
     """Adds the step's nodes; its output tensor has the step's name. Returns the output's layout."""
     return write_float(step, writer)
 
 
 @write_step.register
-def _(step: s.UniformCodes, writer: GraphWriter) -> Layout:
+def _(step: s.UniformCodes, writer: GraphWriter) -> TensorLayout:
     (source,) = step.inputs
     x = source
     if step.offset:
@@ -49,7 +54,7 @@ def _(step: s.UniformCodes, writer: GraphWriter) -> Layout:
 
 
 @write_step.register
-def _(step: s.Codes, writer: GraphWriter) -> Layout:
+def _(step: s.Codes, writer: GraphWriter) -> TensorLayout:
     (x,) = step.inputs
     layout = writer.layouts[x]
     if step.sign is not None:
@@ -67,7 +72,7 @@ def _(step: s.Codes, writer: GraphWriter) -> Layout:
     return layout
 
 
-def _compare_each(step: s.Codes, x: str, layout: Layout, writer: GraphWriter) -> None:
+def _compare_each(step: s.Codes, x: str, layout: TensorLayout, writer: GraphWriter) -> None:
     """Adds comparisons with every threshold, counted in bytes."""
     codes = ""
     for index, threshold in enumerate(step.thresholds.T, 1):
@@ -78,7 +83,7 @@ def _compare_each(step: s.Codes, x: str, layout: Layout, writer: GraphWriter) ->
         codes = writer.op("Add", [codes, one], last) if codes else one
 
 
-def _search(step: s.Codes, x: str, layout: Layout, writer: GraphWriter) -> None:
+def _search(step: s.Codes, x: str, layout: TensorLayout, writer: GraphWriter) -> None:
     """Binary search over `2^b - 1` thresholds, one bit of the code after the other."""
     rows, levels = step.thresholds.shape
     table = writer.const(step.thresholds.reshape(-1))
@@ -93,25 +98,24 @@ def _search(step: s.Codes, x: str, layout: Layout, writer: GraphWriter) -> None:
 
 
 @write_step.register
-def _(step: s.IntLinear, writer: GraphWriter) -> Layout:
+def _(step: s.IntLinear, writer: GraphWriter) -> TensorLayout:
     if _takes_qdq(step, writer):
         return _write_qdq(step, writer, "flat")
-    _multiply(step, step.inputs[0], step.weight.T, writer)
+    _accumulate(step, "MatMulInteger", step.inputs[0], step.weight.T, writer)
     return "flat"
 
 
 @write_step.register
-def _(step: s.IntConv, writer: GraphWriter) -> Layout:
+def _(step: s.IntConv, writer: GraphWriter) -> TensorLayout:
     if _takes_qdq(step, writer):
         return _write_qdq(step, writer, "NCHW")
     if step.window.groups == 1 and writer.layout == "NHWC":
         x = _gather_windows(step, writer.in_layout(step.inputs[0], "NHWC"), writer)
         rows = step.weight.transpose(3, 2, 1, 0).reshape(-1, len(step.weight))
-        _multiply(step, x, rows, writer)
+        _accumulate(step, "MatMulInteger", x, rows, writer)
         return "NHWC"
     x = writer.in_layout(step.inputs[0], "NCHW")
-    attributes = window_attributes(step.window)
-    _accumulate(step, "ConvInteger", x, step.weight, writer, attributes)
+    _accumulate(step, "ConvInteger", x, step.weight, writer, **window_attributes(step.window))
     return "NCHW"
 
 
@@ -135,17 +139,13 @@ def _gather_windows(step: s.IntConv, x: str, writer: GraphWriter) -> str:
     return x
 
 
-def _multiply(step: s.IntConv, x: str, weight: NDArray[Any], writer: GraphWriter) -> None:
-    _accumulate(step, "MatMulInteger", x, weight, writer, {})
-
-
 def _accumulate(
     step: s.IntConv,
     kind: str,
     x: str,
     weight: NDArray[Any],
     writer: GraphWriter,
-    attributes: dict[str, Any],
+    **attributes: Any,  # noqa: ANN401
 ) -> None:
     """Adds the integer product to int32; `weight` is `[O, I, kh, kw]` or `[I, O]`, as `kind` takes it."""
     writer.integers.add(step.name)
@@ -158,8 +158,8 @@ def _accumulate(
         writer.op(kind, [x, name, zero, writer.const(point)], step.name, **attributes)
         return
     # Odd integers of 8 bits do not fit a byte: w = 2 q - 255, so the sum over the inputs is taken off.
-    code = ((weight + 255) // 2).astype(np.uint8)
-    main = writer.op(kind, [x, writer.const(code), zero, zero], **attributes)
+    codes = writer.const(to_codes(weight, step.bits, step.odd))
+    main = writer.op(kind, [x, codes, zero, zero], **attributes)
     ones = np.ones(weight.shape if kind == "ConvInteger" else (len(weight), 1), np.uint8)
     inputs = writer.op(kind, [x, writer.const(ones), zero, zero], **attributes)
     doubled = writer.op("Mul", [main, writer.const(np.int32(2))])
@@ -174,34 +174,30 @@ def _stored_weight(
     dtype = np.uint8 if point else np.int8
     if step.bits > 4:
         return writer.const((weight + point).astype(dtype)), dtype(point)
-    levels = np.arange(2**step.bits)
-    integers = 2 * levels - levels[-1] if step.odd else levels - 2 ** (step.bits - 1)
-    codes = (weight - integers[0]) // (2 if step.odd else 1)
     storage = 2 if step.bits == 2 and writer.opset >= 25 else 4
-    packed = writer.packed(codes.astype(np.uint8), storage)
-    table = writer.const((integers + point).astype(dtype))
+    packed = writer.packed(to_codes(weight, step.bits, step.odd), storage)
+    levels = from_codes(np.arange(2**step.bits), step.bits, step.odd)
+    table = writer.const((levels + point).astype(dtype))
     return writer.op("Gather", [table, writer.cast(packed, TensorProto.INT32)]), dtype(point)
 
 
 def _takes_qdq(step: s.IntConv, writer: GraphWriter) -> bool:
     """Behind a uniform quantizer, with weights that are bytes and sums that float32 holds."""
     source = next(other for other in writer.description.steps if other.name == step.inputs[0])
-    fits = not (step.odd and step.bits == 8) and not needs_float64(step)
+    fits = not (step.odd and step.bits == 8) and not step.needs_float64
     return isinstance(source, s.UniformCodes) and fits
 
 
-def _write_qdq(step: s.IntConv, writer: GraphWriter, layout: Layout) -> Layout:
+def _write_qdq(step: s.IntConv, writer: GraphWriter, layout: TensorLayout) -> TensorLayout:
     """Quantize-dequantize form. Both scales are 1, so that sums stay integers; the real scales come after."""
     one = writer.const(np.float32(1))
     codes = writer.in_layout(step.inputs[0], layout)
     x = writer.op("DequantizeLinear", [codes, one, writer.const(np.uint8(0))])
     name, point = _stored_weight(step, step.weight if layout == "NCHW" else step.weight.T, writer, 0)
     weight = writer.op("DequantizeLinear", [name, one, writer.const(point)])
-    # Through int32: onnxruntime would multiply the scales behind into the weights, and sums would round.
     if layout == "NCHW":
-        total = convolution(writer, x, weight, step.window, None, step.weight.shape[2:])
+        sums = convolution(writer, x, weight, step.weight.shape[2:], step.window)
     else:
-        total = writer.op("MatMul", [x, weight])
-    writer.cast(total, TensorProto.INT32, step.name)
-    writer.integers.add(step.name)
+        sums = writer.op("MatMul", [x, weight])
+    write_integer_sums(step, sums, writer)
     return layout

@@ -116,7 +116,7 @@ def write_lookup(
 
 def _look_up(table: str, index: str, like: str, writer: GraphWriter) -> str:
     flat = writer.op("GatherElements", [table, index], axis=1)
-    return writer.op("Reshape", [flat, writer.shape_of(like)])
+    return writer.op("Reshape", [flat, writer.op("Shape", [like])])
 
 
 def _numbers(count: int, writer: GraphWriter) -> str:

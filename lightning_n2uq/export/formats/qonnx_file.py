@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from onnx import StringStringEntryProto, TensorAnnotation, TensorProto
 
 from lightning_n2uq.export.formats.onnx_float import convolution, write_float
-from lightning_n2uq.export.formats.onnx_graph import GraphWriter, Layout
+from lightning_n2uq.export.formats.onnx_graph import GraphWriter, TensorLayout, save_model
 from lightning_n2uq.export.ir import steps as s
-from lightning_n2uq.export.ir.description import Description, needs_float64
-from lightning_n2uq.export.lower.fold import last_failing_float
+from lightning_n2uq.export.ir.description import Description
+from lightning_n2uq.export.ir.thresholds import at_least, uniform_thresholds
 
 DOMAIN = "qonnx.custom_op.general"
 OPSET = 21
@@ -56,69 +56,49 @@ def to_qonnx(
 
 def save_qonnx(description: Description, path: str | Path, batch: int | None = None) -> None:
     """Writes `to_qonnx`'s model to a file."""
-    Path(path).write_bytes(to_qonnx(description, batch).SerializeToString())
+    save_model(to_qonnx(description, batch), path)
+
+
+def with_batch(description: Description, model: bytes | None, batch: int) -> onnx.ModelProto:
+    """Returns a QONNX model, written anew if None, with the fixed batch size that its executor wants."""
+    if model is None:
+        return to_qonnx(description, batch)
+    proto = onnx.ModelProto.FromString(model)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    return proto
 
 
 @singledispatch
-def write_quantized(step: s.Step, writer: GraphWriter, annotations: dict[str, str]) -> Layout:
+def write_quantized(step: s.Step, writer: GraphWriter, annotations: dict[str, str]) -> TensorLayout:
     """Adds the step's nodes and the datatypes of its tensors; returns the output's layout."""
     return write_float(step, writer)
 
 
-def at_least(thresholds: NDArray[Any]) -> NDArray[np.float32]:
-    """Thresholds for `>=` that pass the same values as the given ones do for `>`.
-
-    Integers: the next integer. Float32: the next float32; behind the largest comes infinity.
-    """
-    if np.issubdtype(thresholds.dtype, np.integer):
-        return (thresholds + 1).astype(np.float32)
-    with np.errstate(over="ignore"):  # the largest float32 has infinity behind it, as wanted
-        behind: NDArray[np.float32] = np.nextafter(thresholds, np.float32(np.inf))
-    return behind
-
-
-def uniform_thresholds(step: s.UniformCodes) -> NDArray[np.float32]:
-    """`[1, n]`: the largest float32 whose code is below `k`, for `k = 1 .. n`."""
-    places = np.arange(1, step.levels + 1)[None]
-    divisor, offset = np.float32(step.step), np.float32(step.offset)
-
-    def passes(x: NDArray[np.float32]) -> NDArray[np.bool_]:
-        with np.errstate(over="ignore"):
-            passed: NDArray[np.bool_] = np.rint((x - offset) / divisor) >= places
-        return passed
-
-    return last_failing_float(passes, (1, step.levels))
+@write_quantized.register
+def _(step: s.UniformCodes, writer: GraphWriter, annotations: dict[str, str]) -> TensorLayout:
+    x = writer.in_layout(step.inputs[0], "NCHW")
+    return _multi_threshold(step, x, uniform_thresholds(step), writer, annotations)
 
 
 @write_quantized.register
-def _(step: s.UniformCodes, writer: GraphWriter, annotations: dict[str, str]) -> Layout:
-    return _multi_threshold(step, step.inputs[0], uniform_thresholds(step), step.levels, writer, annotations)
-
-
-@write_quantized.register
-def _(step: s.Codes, writer: GraphWriter, annotations: dict[str, str]) -> Layout:
-    (x,) = step.inputs
+def _(step: s.Codes, writer: GraphWriter, annotations: dict[str, str]) -> TensorLayout:
+    x = writer.in_layout(step.inputs[0], "NCHW")
     if step.sign is not None:
-        layout = writer.layouts[x]
-        if layout == "NHWC":
-            x, layout = writer.in_layout(x, "NCHW"), "NCHW"
+        layout: TensorLayout = "flat" if writer.layouts[step.inputs[0]] == "flat" else "NCHW"
         x = writer.op("Mul", [x, writer.channelwise(step.sign.astype(np.float32), layout)])
-    return _multi_threshold(step, x, step.thresholds, step.levels, writer, annotations)
+    return _multi_threshold(step, x, step.thresholds, writer, annotations)
 
 
 def _multi_threshold(
-    step: s.Step,
+    step: s.Codes | s.UniformCodes,
     x: str,
     thresholds: NDArray[Any],
-    levels: int,
     writer: GraphWriter,
     annotations: dict[str, str],
-) -> Layout:
-    source = step.inputs[0]
-    flat = writer.layouts[source] == "flat"
-    if x == source:
-        x = writer.in_layout(x, "NCHW")
-    annotations[step.name] = f"UINT{levels.bit_length()}"
+) -> TensorLayout:
+    flat = writer.layouts[step.inputs[0]] == "flat"
+    annotations[step.name] = f"UINT{step.levels.bit_length()}"
     writer.op(
         "MultiThreshold",
         [x, writer.const(at_least(thresholds))],
@@ -133,7 +113,7 @@ def _multi_threshold(
 
 
 def _weight(step: s.IntConv, weight: NDArray[Any], writer: GraphWriter, notes: dict[str, str]) -> str:
-    if needs_float64(step):
+    if step.needs_float64:
         raise ValueError(
             f"{step.name}: its sums can pass 2^24, which QONNX's float32 tensors do not hold exactly; "
             "use fewer bits, or the format onnx"
@@ -144,14 +124,14 @@ def _weight(step: s.IntConv, weight: NDArray[Any], writer: GraphWriter, notes: d
 
 
 @write_quantized.register
-def _(step: s.IntConv, writer: GraphWriter, annotations: dict[str, str]) -> Layout:
+def _(step: s.IntConv, writer: GraphWriter, annotations: dict[str, str]) -> TensorLayout:
     x = writer.in_layout(step.inputs[0], "NCHW")
     weight = _weight(step, step.weight, writer, annotations)
-    convolution(writer, x, weight, step.window, step.name, step.weight.shape[2:])
+    convolution(writer, x, weight, step.weight.shape[2:], step.window, step.name)
     return "NCHW"
 
 
 @write_quantized.register
-def _(step: s.IntLinear, writer: GraphWriter, annotations: dict[str, str]) -> Layout:
+def _(step: s.IntLinear, writer: GraphWriter, annotations: dict[str, str]) -> TensorLayout:
     writer.op("MatMul", [step.inputs[0], _weight(step, step.weight.T, writer, annotations)], step.name)
     return "flat"

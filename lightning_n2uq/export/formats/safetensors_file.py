@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_n2uq.export.ir.description import Description
-from lightning_n2uq.export.ir.packing import pack, unpack
+from lightning_n2uq.export.ir.packing import from_codes, pack, to_codes, unpack
 from lightning_n2uq.export.ir.steps import STEPS, IntConv, Step, Window
+from lightning_n2uq.utils.atomic import replacing
 
 FORMAT, VERSION = "lightning_n2uq.deploy", "1"
 _META = "meta."
@@ -38,7 +39,8 @@ def save_safetensors(description: Description, path: str | Path) -> None:
     steps = [_entry(step, tensors) for step in description.steps]
     metadata = {"format": FORMAT, "version": VERSION, "steps": json.dumps(steps)}
     metadata.update({_META + key: text for key, text in description.metadata.items()})
-    save_file(tensors, str(path), metadata)
+    with replacing(path) as partial:
+        save_file(tensors, str(partial), metadata)
 
 
 def load_safetensors(path: str | Path) -> Description:
@@ -76,15 +78,6 @@ def _check_header(metadata: Mapping[str, str], path: str | Path) -> None:
         raise ValueError(f"path: {str(path)!r} has file version {got!r}, this package reads {VERSION!r}")
 
 
-def weight_codes(step: IntConv) -> NDArray[np.uint8]:
-    """Weights as codes `0 .. 2^bits - 1`."""
-    low = -(2**step.bits - 1) if step.odd else -(2 ** (step.bits - 1))
-    codes: NDArray[np.uint8] = ((step.weight.astype(np.int32) - low) // (2 if step.odd else 1)).astype(
-        np.uint8
-    )
-    return codes
-
-
 def _entry(step: Step, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
     arrays = step.arrays()
     entry: dict[str, Any] = {"op": step.op, "arrays": {name: f"{step.name}.{name}" for name in arrays}}
@@ -92,7 +85,7 @@ def _entry(step: Step, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
         entry[name] = _to_json(value)
     if isinstance(step, IntConv):
         entry["weight_shape"] = list(step.weight.shape)
-        arrays["weight"] = pack(weight_codes(step), step.bits)
+        arrays["weight"] = pack(to_codes(step.weight, step.bits, step.odd), step.bits)
     tensors.update({entry["arrays"][name]: np.ascontiguousarray(array) for name, array in arrays.items()})
     return entry
 
@@ -128,6 +121,4 @@ def _from_json(value: Any, default: object) -> Any:  # noqa: ANN401 -- one of th
 
 def _weight(values: Mapping[str, Any], shape: list[int]) -> NDArray[np.int16]:
     bits, odd = values["bits"], values["odd"]
-    codes = unpack(values["weight"], bits, math.prod(shape)).reshape(shape).astype(np.int16)
-    weight: NDArray[np.int16] = 2 * codes - (2**bits - 1) if odd else codes - 2 ** (bits - 1)
-    return weight
+    return from_codes(unpack(values["weight"], bits, math.prod(shape)).reshape(shape), bits, odd)

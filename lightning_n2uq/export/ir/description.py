@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from lightning_n2uq.export.ir.steps import Codes, Input, IntConv, Step, UniformCodes
-
-EXACT_FLOAT32 = 2**24
-"""Integers up to here, and sums of them, are exact in float32."""
+from lightning_n2uq.export.ir.steps import Codes, Input, IntConv, Normalize, Step, UniformCodes
 
 
 @dataclass(frozen=True)
@@ -17,12 +13,12 @@ class FoldReport:
     """What happened to the operations in front of one quantizer.
 
     Attributes:
-        name: of the quantizer's step.
-        folded: how many per-channel operations went into the thresholds.
-        explicit: how many stayed in front of it as float operations.
-        integer: whether thresholds are integers, compared with an accumulator.
-        reversed_channels: channels in which the folded map decreases.
-        reason: why operations stayed, or nothing.
+        name: Name of the quantizer's step.
+        folded: How many per-channel operations went into the thresholds.
+        explicit: How many stayed in front of it as float operations.
+        integer: Whether thresholds are integers, compared with an accumulator.
+        reversed_channels: Number of channels in which the folded map decreases.
+        reason: Why operations stayed, or nothing.
     """
 
     name: str
@@ -32,15 +28,21 @@ class FoldReport:
     reversed_channels: int
     reason: str = ""
 
+    def __str__(self) -> str:
+        kind = "integer thresholds" if self.integer else "float thresholds"
+        left = f", {self.explicit} left explicit ({self.reason})" if self.explicit else ""
+        turned = f", {self.reversed_channels} channels reversed" if self.reversed_channels else ""
+        return f"{self.name}: {kind}, {self.folded} operations folded{left}{turned}"
+
 
 @dataclass(frozen=True)
 class Description:
     """The network as steps in execution order; the first is its `Input`, the last gives the logits.
 
     Attributes:
-        steps: in order; each reads only earlier ones.
-        metadata: texts by key, written into every file.
-        folds: one entry per quantizer.
+        steps: All steps, in order; each reads only earlier ones.
+        metadata: Texts by key, written into every file.
+        folds: One entry per quantizer; empty for a network that was read from a file.
     """
 
     steps: tuple[Step, ...]
@@ -62,9 +64,14 @@ class Description:
     def input(self) -> Input:
         """The first step."""
         first = self.steps[0]
-        if not isinstance(first, Input):
-            raise ValueError("steps: the first step is not an Input")
+        assert isinstance(first, Input)
         return first
+
+    @property
+    def normalize(self) -> Normalize | None:
+        """What is done to the images first, where the network takes uint8 pixels."""
+        second = self.steps[1] if len(self.steps) > 1 else None
+        return second if isinstance(second, Normalize) else None
 
     @property
     def output(self) -> str:
@@ -72,31 +79,22 @@ class Description:
         return self.steps[-1].name
 
     def quantizers(self) -> list[Codes | UniformCodes]:
-        """The steps that make codes."""
+        """Returns the steps that make codes."""
         return [step for step in self.steps if isinstance(step, Codes | UniformCodes)]
 
-    def check_input(self, images: np.ndarray) -> None:
-        """Raises `ValueError` unless `images` is `[N, *input.shape]` of the input's dtype."""
-        shape, dtype = self.input.shape, self.input.dtype
-        if images.shape[1:] != shape or images.dtype != np.dtype(dtype):
-            wanted = ", ".join(map(str, shape))
-            raise ValueError(
-                f"images: got {images.dtype} {list(images.shape)}, allowed is {dtype} [N, {wanted}]"
-            )
+    def wide_layers(self) -> list[str]:
+        """Returns the names of the integer layers whose sums can pass 2^24, which float32 would round."""
+        return [step.name for step in self.steps if isinstance(step, IntConv) and step.needs_float64]
+
+    def check_input(self, dtype: str, shape: Sequence[int]) -> None:
+        """Raises `ValueError` unless images of this dtype and shape fit the input."""
+        if tuple(shape[1:]) != self.input.shape or dtype != self.input.dtype:
+            allowed = f"{self.input.dtype} [N, {', '.join(map(str, self.input.shape))}]"
+            raise ValueError(f"images: got {dtype} {list(shape)}, allowed is {allowed}")
 
     def summary(self) -> str:
-        """Quantizers with their folding, and layers whose sums do not fit float32, as text."""
+        """Returns quantizers with their folding, and layers whose sums do not fit float32, as text."""
         lines = [f"{len(self.steps)} steps, {len(self.folds)} activation quantizers"]
-        for fold in self.folds:
-            kind = "integer thresholds" if fold.integer else "float thresholds"
-            flipped = f", {fold.reversed_channels} channels reversed" if fold.reversed_channels else ""
-            left = f", {fold.explicit} left explicit ({fold.reason})" if fold.explicit else ""
-            lines.append(f"  {fold.name}: {kind}, {fold.folded} operations folded{left}{flipped}")
-        wide = [s.name for s in self.steps if isinstance(s, IntConv) and needs_float64(s)]
-        lines.append(f"sums beyond 2^24 (float64 in PyTorch): {', '.join(wide) or 'none'}")
+        lines += [f"  {fold}" for fold in self.folds]
+        lines.append(f"sums beyond 2^24 (float64 in PyTorch): {', '.join(self.wide_layers()) or 'none'}")
         return "\n".join(lines)
-
-
-def needs_float64(step: IntConv) -> bool:
-    """Whether some partial sum of the layer can pass 2^24, so that float32 would round it."""
-    return bool(step.bound().max(initial=0) > EXACT_FLOAT32)

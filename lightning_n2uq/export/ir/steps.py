@@ -9,7 +9,7 @@ accumulator holds exactly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,15 +17,20 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+EXACT_FLOAT32 = 2**24
+"""Integers up to here, and sums of them, are exact in float32."""
+TINY = 2.0**-100
+"""Lower limit of a sample's largest magnitude: an all-zero sample must not be divided by zero."""
+
 
 @dataclass(frozen=True)
 class Step:
     """One operation.
 
     Attributes:
-        op: name of the kind of step, written into files.
-        name: of the step and of its output, unique in a network.
-        inputs: names of the steps it reads.
+        op: Kind of the step, as files name it.
+        name: Name of the step and of its output, unique in a network.
+        inputs: Names of the steps that it reads.
     """
 
     op: ClassVar[str] = ""
@@ -33,23 +38,36 @@ class Step:
     inputs: tuple[str, ...]
 
     def arrays(self) -> dict[str, Array]:
-        """The numpy fields by name."""
+        """Returns the numpy fields by name."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
     def settings(self) -> dict[str, object]:
-        """The remaining fields by name: strings, numbers, tuples, None."""
+        """Returns the remaining fields by name: strings, numbers, tuples, None."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.arrays()}
 
 
 @dataclass(frozen=True)
 class Window:
-    """How a kernel moves: strides, zeros around (top, left, bottom, right), dilations, groups of channels."""
+    """How a kernel moves: strides, padding (top, left, bottom, right), dilations, groups of channels."""
 
     stride: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+
+    def span(self, kernel: tuple[int, ...]) -> tuple[int, int]:
+        """Returns the height and width that a dilated kernel covers."""
+        height, width = (d * (k - 1) + 1 for d, k in zip(self.dilation, kernel, strict=True))
+        return height, width
+
+    def output_size(self, size: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[int, int]:
+        """Returns the height and width of the output for an image of height and width `size`."""
+        top, left, bottom, right = self.pads
+        padded = (size[0] + top + bottom, size[1] + left + right)
+        places = zip(padded, self.span(kernel), self.stride, strict=True)
+        height, width = ((whole - span) // stride + 1 for whole, span, stride in places)
+        return height, width
 
 
 @dataclass(frozen=True)
@@ -66,8 +84,8 @@ class Normalize(Step):
     """`(float32(pixel) - offset) / divisor` per channel, both float32 `[C]`."""
 
     op: ClassVar[str] = "normalize"
-    offset: Array = field(default_factory=lambda: np.zeros(0, np.float32))
-    divisor: Array = field(default_factory=lambda: np.ones(0, np.float32))
+    offset: Array
+    divisor: Array
 
 
 @dataclass(frozen=True)
@@ -79,7 +97,7 @@ class Codes(Step):
     """
 
     op: ClassVar[str] = "codes"
-    thresholds: Array = field(default_factory=lambda: np.zeros((1, 0), np.float32))
+    thresholds: Array
     sign: Array | None = None
 
     @property
@@ -107,17 +125,22 @@ class IntConv(Step):
     """
 
     op: ClassVar[str] = "int_conv"
-    weight: Array = field(default_factory=lambda: np.zeros((0, 0, 1, 1), np.int16))
+    weight: Array
     bits: int = 2
     odd: bool = True
     levels: int = 3
     window: Window = Window()
 
     def bound(self) -> NDArray[np.int64]:
-        """Largest magnitude of every output channel's sum, and of all its partial sums."""
+        """Returns the largest magnitude of every output channel's sum, and of all its partial sums."""
         weight = np.abs(self.weight.astype(np.int64))
         bound: NDArray[np.int64] = weight.reshape(len(weight), -1).sum(1) * self.levels
         return bound
+
+    @property
+    def needs_float64(self) -> bool:
+        """Whether some partial sum can pass 2^24, so that float32 would round it."""
+        return bool(self.bound().max(initial=0) > EXACT_FLOAT32)
 
 
 @dataclass(frozen=True)
@@ -136,7 +159,7 @@ class BorderSums(Step):
     """
 
     op: ClassVar[str] = "border_sums"
-    weight: Array = field(default_factory=lambda: np.zeros((0, 1, 1, 1), np.float32))
+    weight: Array
     size: tuple[int, int] = (1, 1)
     window: Window = Window()
 
@@ -145,12 +168,12 @@ class BorderSums(Step):
 class FixedLinear(Step):
     """A full-precision layer without kernel window, as exact sums: `[N, I]`, or `[N, I, H, W]` with stride.
 
-    `s = max(max|x|, tiny) * 2^-bits` over each sample, `x_int = round_half_even(x / s)`, then
+    `s = max(max|x|, TINY) * 2^-bits` over each sample, `x_int = round_half_even(x / s)`, then
     `float32(sum w_int x_int) * s`. `weight` is `[O, I]` int32; every sum stays below 2^53.
     """
 
     op: ClassVar[str] = "fixed_linear"
-    weight: Array = field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    weight: Array
     bits: int = 24
     stride: tuple[int, int] = (1, 1)
 
@@ -159,15 +182,15 @@ class FixedLinear(Step):
 class SplitConv(Step):
     """A full-precision convolution as three exact float32 ones.
 
-    `s = max(max|x|, tiny) * 2^-high_bits` over each sample, `u = x / s`, `h = round(u)`,
+    `s = max(max|x|, TINY) * 2^-high_bits` over each sample, `u = x / s`, `h = round(u)`,
     `l = round((u - h) * 2^low_bits) * 2^-low_bits`; then
     `conv(h, high) * s + (conv(h, low) * s + conv(l, high) * s)`. `high` holds integers, `low` multiples of a
     power of two below one, both float32 `[O, I / groups, kh, kw]`; every sum has at most 24 significant bits.
     """
 
     op: ClassVar[str] = "split_conv"
-    high: Array = field(default_factory=lambda: np.zeros((0, 0, 1, 1), np.float32))
-    low: Array = field(default_factory=lambda: np.zeros((0, 0, 1, 1), np.float32))
+    high: Array
+    low: Array
     high_bits: int = 8
     low_bits: int = 8
     window: Window = Window()
@@ -185,29 +208,74 @@ class MeanPool(Step):
 
 
 @dataclass(frozen=True)
-class Affine(Step):
-    """`float32(x) * scale + shift` per channel; either may be None. Two roundings."""
+class ChannelStep(Step):
+    """An operation that works channel by channel, which thresholds behind it can take over.
+
+    A placed one holds float32 arrays. While it waits in front of a quantizer (`lower/deferred.py`) it is
+    nameless and its arrays are float64.
+    """
+
+    def evaluate(self, x: Array) -> Array:
+        """Returns the output for `x`, whose axis 1 holds the channels, in the dtype of `x`."""
+        raise NotImplementedError
+
+    def directions(self) -> NDArray[np.int8]:
+        """Returns 1 where a channel never decreases, -1 where it never increases, else 0; `[C]` or `[1]`."""
+        return np.ones(1, np.int8)
+
+
+def channelwise(array: Any, x: Any) -> Any:  # noqa: ANN401 -- arrays or tensors
+    """Returns per-channel values `[C]`, shaped to go with `x`, whose axis 1 they belong to."""
+    return array.reshape(1, -1, *(1,) * (x.ndim - 2))
+
+
+@dataclass(frozen=True)
+class Affine(ChannelStep):
+    """`x * scale + shift` per channel; either may be None. Accumulators become float32. Two roundings."""
 
     op: ClassVar[str] = "affine"
     scale: Array | None = None
     shift: Array | None = None
 
+    def evaluate(self, x: Array) -> Array:
+        """Rounds the product and the sum one after the other: both are monotone."""
+        if self.scale is not None:
+            x = x * channelwise(self.scale, x)
+        return x if self.shift is None else x + channelwise(self.shift, x)
+
+    def directions(self) -> NDArray[np.int8]:
+        """Returns the signs of the scale."""
+        return super().directions() if self.scale is None else np.where(self.scale < 0, -1, 1).astype(np.int8)
+
 
 @dataclass(frozen=True)
-class PReLU(Step):
-    """`x` where `x > 0`, else `slope * x`; float32 `[C]`."""
+class PReLU(ChannelStep):
+    """`x` where `x > 0`, else `slope * x`; `[C]`. A slope of zero is a ReLU."""
 
     op: ClassVar[str] = "prelu"
-    slope: Array = field(default_factory=lambda: np.zeros(0, np.float32))
+    slope: Array
+
+    def evaluate(self, x: Array) -> Array:
+        """Multiplies everywhere and chooses."""
+        return np.where(x > 0, x, x * channelwise(self.slope, x))
+
+    def directions(self) -> NDArray[np.int8]:
+        """Returns 0 where the slope is negative."""
+        return np.where(self.slope < 0, 0, 1).astype(np.int8)
 
 
 @dataclass(frozen=True)
-class Clamp(Step):
+class Clamp(ChannelStep):
     """`min(max(x, low), high)`; an infinite bound is none."""
 
     op: ClassVar[str] = "clamp"
     low: float = 0.0
     high: float = float("inf")
+
+    def evaluate(self, x: Array) -> Array:
+        """Rounds the bounds to the dtype of `x`; NaN stays NaN."""
+        clamped: Array = np.minimum(np.maximum(x, x.dtype.type(self.low)), x.dtype.type(self.high))
+        return clamped
 
 
 @dataclass(frozen=True)

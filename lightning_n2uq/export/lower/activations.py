@@ -38,10 +38,10 @@ class UniformRule:
 
 
 def activation_rule(quantizer: nn.Module, name: str) -> ThresholdRule | UniformRule:
-    """Reads an activation quantizer.
+    """Returns what an activation quantizer computes.
 
     Raises:
-        ValueError: it has no integer form, was never given data, or holds numbers that are not finite.
+        ValueError: It has no integer form, was never given data, or holds numbers that are not finite.
     """
     if isinstance(quantizer, CalibratedInput):
         return _calibrated_rule(quantizer, name)
@@ -70,7 +70,7 @@ def activation_rule(quantizer: nn.Module, name: str) -> ThresholdRule | UniformR
 
 
 def _calibrated_rule(quantizer: CalibratedInput, name: str) -> ThresholdRule | UniformRule:
-    """The rule of the inner quantizer, which sees `(x - offset) / scale`."""
+    """Returns the rule of the inner quantizer, which sees `(x - offset) / scale`."""
     if not bool(quantizer.initialized):
         raise ValueError(f"{name}: its range was never fitted; calibrate or train the network first")
     rule = activation_rule(quantizer.inner, name)

@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself, and the network in it."""
+"""The network in a checkpoint, and what the file says about itself: method, bits, score, versions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lightning_n2uq.utils.version import __version__, git_revision
 
 
 def load_network(path: str) -> tuple[nn.Module, tuple[int, int, int], dict[str, str]]:
-    """The trained network of a checkpoint, the shape `(C, H, W)` of its images, and the file's metadata.
+    """Returns a checkpoint's network, the shape `(C, H, W)` of its images, and metadata: texts by key.
 
     Raises:
-        ValueError: the file is missing, damaged, not one of ours or of another version; one line.
+        ValueError: The file is missing, damaged, not one of ours or of another version; one line.
     """
     from lightning_n2uq.modules.checkpoints import read_checkpoint
     from lightning_n2uq.modules.classifier import QuantizedClassifier
@@ -33,28 +33,15 @@ def load_network(path: str) -> tuple[nn.Module, tuple[int, int, int], dict[str, 
     settings = dict(model.hparams)
     size = int(settings["image_size"])
     shape = (int(settings["in_channels"]), size, size)
-    return model.eval(), shape, checkpoint_metadata(checkpoint, settings)
+    return model.eval(), shape, _metadata(checkpoint, settings)
 
 
-def checkpoint_metadata(checkpoint: dict[str, Any], settings: dict[str, Any]) -> dict[str, str]:
-    """Method, bits, score, versions: texts by key."""
+def _metadata(checkpoint: dict[str, Any], settings: dict[str, Any]) -> dict[str, str]:
     names = ("backbone", "weight_quantizer", "activation_quantizer", "weight_bits", "activation_bits")
     metadata = {name: str(settings[name]) for name in (*names, "num_classes") if name in settings}
-    score = _best_score(checkpoint)
-    if score:
-        metadata["best_score"] = score
-    metadata["epoch"] = str(checkpoint.get("epoch", "unknown"))
-    return {**metadata, **package_metadata()}
-
-
-def package_metadata() -> dict[str, str]:
-    """Version of the package and, in a git checkout, its revision."""
-    return {"package": f"lightning_n2uq {__version__}", "git_revision": git_revision()}
-
-
-def _best_score(checkpoint: dict[str, Any]) -> str | None:
-    """`monitor=value` of the callback that kept the best checkpoint."""
     for state in (checkpoint.get("callbacks") or {}).values():
         if isinstance(state, dict) and state.get("best_model_score") is not None:
-            return f"{state.get('monitor')}={float(state['best_model_score']):.6g}"
-    return None
+            metadata["best_score"] = f"{state.get('monitor')}={float(state['best_model_score']):.6g}"
+            break
+    metadata["epoch"] = str(checkpoint.get("epoch", "unknown"))
+    return {**metadata, "package": f"lightning_n2uq {__version__}", "git_revision": git_revision()}

@@ -2,118 +2,82 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lightning_n2uq.export.ir.steps import Affine, ChannelStep, Clamp, PReLU
 
 Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Linear:
-    """`scale * x + shift`, float64 `[C]` each."""
-
-    scale: Float64
-    shift: Float64
-
-    def __call__(self, x: Float64) -> Float64:
-        """Evaluates on `[C, k]`, a product and a sum rounded one after the other: both are monotone."""
-        value: Float64 = x * self.scale[:, None] + self.shift[:, None]
-        return value
-
-    def directions(self) -> NDArray[np.int8]:
-        """By channel: 1 where the value never decreases, -1 where it never increases, 0 otherwise."""
-        return np.where(self.scale < 0, -1, 1).astype(np.int8)
-
-
-@dataclass(frozen=True)
-class Bend:
-    """PReLU: `x` where positive, else `slope * x`; float64 `[C]`. A slope of zero is a ReLU."""
-
-    slope: Float64
-
-    def __call__(self, x: Float64) -> Float64:
-        """Evaluates on `[C, k]`."""
-        return np.where(x > 0, x, x * self.slope[:, None])
-
-    def directions(self) -> NDArray[np.int8]:
-        """As `Linear.directions`."""
-        return np.where(self.slope < 0, 0, 1).astype(np.int8)
-
-
-@dataclass(frozen=True)
-class Limit:
-    """`min(max(x, low), high)`."""
-
-    low: float
-    high: float
-
-    def __call__(self, x: Float64) -> Float64:
-        """Evaluates on `[C, k]`."""
-        return np.clip(x, self.low, self.high)
-
-    def directions(self) -> NDArray[np.int8]:
-        """As `Linear.directions`; the same for all channels."""
-        return np.ones(1, np.int8)
-
-
-Stage = Linear | Bend | Limit
-
-
-@dataclass(frozen=True)
-class Lazy:
-    """The output of a step with stages still to be applied, in order.
+class Deferred:
+    """The output of a step with per-channel operations still to be applied, in order.
 
     Attributes:
-        base: name of the step.
-        channels: size of axis 1.
+        base: Name of the step.
+        channels: Size of axis 1.
         bound: None where the step's output is float32; else the largest magnitude by channel `[C]` of its
             integers.
-        stages: not yet applied.
+        pending: Operations not yet applied: nameless steps with float64 arrays.
     """
 
     base: str
     channels: int
     bound: NDArray[np.int64] | None = None
-    stages: tuple[Stage, ...] = ()
+    pending: tuple[ChannelStep, ...] = ()
 
-    def then(self, stage: Stage) -> Lazy:
-        """The value with one more stage; two linear stages become one, rounded once."""
-        stages = self.stages
-        if isinstance(stage, Linear) and stages and isinstance(last := stages[-1], Linear):
-            stage = Linear(last.scale * stage.scale, last.shift * stage.scale + stage.shift)
-            stages = stages[:-1]
-        return Lazy(self.base, self.channels, self.bound, (*stages, stage))
+    def affine(self, scale: Float64 | float = 1.0, shift: Float64 | float = 0.0) -> Deferred:
+        """Appends `scale * x + shift`; numbers count for all channels. Two in a row become one."""
+        shape, pending = (self.channels,), self.pending
+        scale, shift = (np.array(np.broadcast_to(v, shape), np.float64) for v in (scale, shift))
+        if pending and isinstance(last := pending[-1], Affine):
+            before_scale, before_shift = scale_and_shift(last)
+            scale, shift, pending = before_scale * scale, before_shift * scale + shift, pending[:-1]
+        return replace(self, pending=(*pending, Affine("", (), scale, shift)))
 
-    def linear(self, scale: Float64 | float = 1.0, shift: Float64 | float = 0.0) -> Lazy:
-        """`then` with a linear stage; numbers count for all channels."""
-        shape = (self.channels,)
-        return self.then(
-            Linear(np.array(np.broadcast_to(scale, shape), np.float64),
-                   np.array(np.broadcast_to(shift, shape), np.float64))
-        )  # fmt: skip
+    def prelu(self, slope: Float64 | float) -> Deferred:
+        """Appends a PReLU; a number counts for all channels."""
+        array = np.array(np.broadcast_to(slope, (self.channels,)), np.float64)
+        return replace(self, pending=(*self.pending, PReLU("", (), array)))
 
-    def without_shift(self) -> tuple[Lazy, Float64]:
-        """Takes a trailing shift off: the value without it, and the shift `[C]`."""
-        if not self.stages or not isinstance(last := self.stages[-1], Linear):
+    def clamp(self, low: float, high: float) -> Deferred:
+        """Appends `min(max(x, low), high)`."""
+        return replace(self, pending=(*self.pending, Clamp("", (), low, high)))
+
+    def ends_affine(self) -> bool:
+        """Whether the last pending operation is affine."""
+        return bool(self.pending) and isinstance(self.pending[-1], Affine)
+
+    def without_shift(self) -> tuple[Deferred, Float64]:
+        """Takes a trailing shift off: returns the value without it, and the shift `[C]`."""
+        if not self.pending or not isinstance(last := self.pending[-1], Affine):
             return self, np.zeros(self.channels)
-        rest = Lazy(self.base, self.channels, self.bound, self.stages[:-1])
-        if np.all(last.scale == 1):
-            return rest, last.shift
-        return rest.linear(last.scale), last.shift
+        rest = replace(self, pending=self.pending[:-1])
+        scale, shift = scale_and_shift(last)
+        return rest if (scale == 1).all() else rest.affine(scale), shift
 
 
-def evaluate(stages: tuple[Stage, ...], x: Float64) -> Float64:
-    """Applies the stages in float64 to `[C, k]`."""
-    for stage in stages:
-        x = stage(x)
-    return x
+def scale_and_shift(step: Affine) -> tuple[Float64, Float64]:
+    """Returns both arrays of a pending step, which always has them."""
+    assert step.scale is not None
+    assert step.shift is not None
+    return step.scale, step.shift
 
 
-def directions(stages: tuple[Stage, ...], channels: int) -> NDArray[np.int8]:
-    """By channel `[C]`: 1 where the composed map increases, -1 where it decreases, 0 where it is neither."""
+def evaluate(steps: tuple[ChannelStep, ...], x: Float64) -> Float64:
+    """Applies the steps in float64 to `[C, k]`."""
+    x = x[None]
+    for step in steps:
+        x = step.evaluate(x)
+    return x[0]
+
+
+def directions(steps: tuple[ChannelStep, ...], channels: int) -> NDArray[np.int8]:
+    """Returns by channel `[C]`: 1 where the composed map increases, -1 where it decreases, 0 for neither."""
     product = np.ones(channels, np.int8)
-    for stage in stages:
-        product = product * stage.directions()
+    for step in steps:
+        product = product * step.directions()
     return product

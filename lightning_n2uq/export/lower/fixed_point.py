@@ -11,11 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Float64 = NDArray[np.float64]
+from lightning_n2uq.export.lower.deferred import Float64
 
 FLOAT32_BITS, FLOAT64_BITS = 24, 53
-TINY = 2.0**-100
-"""Smallest largest magnitude of a sample: an all-zero sample must not divide by zero."""
 WEIGHT_BITS = 21
 """Magnitude bits of weights in float64 sums."""
 

@@ -12,10 +12,10 @@ from torch import fx, nn
 
 from lightning_n2uq.export.ir import steps as s
 from lightning_n2uq.export.lower.builder import Builder
-from lightning_n2uq.export.lower.deferred import Lazy
+from lightning_n2uq.export.lower.deferred import Deferred
 from lightning_n2uq.export.lower.layers import apply, is_known
 
-Handler = Callable[..., Lazy]
+Handler = Callable[..., Deferred]
 
 
 class _LayerTracer(fx.Tracer):
@@ -27,11 +27,11 @@ class _LayerTracer(fx.Tracer):
         return is_known(module) or super().is_leaf_module(module, qualified_name)
 
 
-def trace_with_fx(model: nn.Module, builder: Builder, images: Lazy) -> Lazy:
+def trace_with_fx(model: nn.Module, builder: Builder, images: Deferred) -> Deferred:
     """Walks the traced network and returns its output.
 
     Raises:
-        ValueError: the network cannot be traced, or an operation has no deployed form.
+        ValueError: The network cannot be traced, or an operation has no deployed form.
     """
     was_training = model.training
     try:
@@ -58,13 +58,13 @@ def trace_with_fx(model: nn.Module, builder: Builder, images: Lazy) -> Lazy:
     raise ValueError(f"model: {type(model).__name__} has no output")
 
 
-def _single(output: Any) -> Lazy:  # noqa: ANN401 -- whatever the network returns
-    if not isinstance(output, Lazy):
+def _single(output: Any) -> Deferred:  # noqa: ANN401 -- whatever the network returns
+    if not isinstance(output, Deferred):
         raise ValueError(f"model: returns {type(output).__name__}, allowed is one tensor of logits")
     return output
 
 
-def _call(node: fx.Node, builder: Builder, arguments: Any, keywords: Any) -> Lazy:  # noqa: ANN401
+def _call(node: fx.Node, builder: Builder, arguments: Any, keywords: Any) -> Deferred:  # noqa: ANN401
     handler = _CALLS.get(node.target if callable(node.target) else str(node.target))
     if handler is None:
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
@@ -78,7 +78,7 @@ def _call(node: fx.Node, builder: Builder, arguments: Any, keywords: Any) -> Laz
 def _as_layer(kind: Callable[..., nn.Module]) -> Handler:
     """A function that does what a layer without parameters does."""
 
-    def handler(builder: Builder, name: str, value: Lazy, *arguments: Any, **keywords: Any) -> Lazy:  # noqa: ANN401
+    def handler(builder: Builder, name: str, value: Deferred, *arguments: Any, **keywords: Any) -> Deferred:  # noqa: ANN401
         for key in ("inplace", "training"):
             keywords.pop(key, None)
         return apply(kind(*arguments, **keywords), builder, value, name)
@@ -86,38 +86,38 @@ def _as_layer(kind: Callable[..., nn.Module]) -> Handler:
     return handler
 
 
-def _add(builder: Builder, name: str, left: Lazy, right: Lazy | float) -> Lazy:
-    if isinstance(right, Lazy) and isinstance(left, Lazy):
+def _add(builder: Builder, name: str, left: Deferred, right: Deferred | float) -> Deferred:
+    if isinstance(right, Deferred) and isinstance(left, Deferred):
         return builder.add(left, right, name)
-    number, value = (right, left) if isinstance(left, Lazy) else (left, right)
-    return value.linear(shift=float(number))
+    number, value = (right, left) if isinstance(left, Deferred) else (left, right)
+    return value.affine(shift=float(number))
 
 
-def _mul(builder: Builder, name: str, left: Lazy | float, right: Lazy | float) -> Lazy:
-    if isinstance(right, Lazy) and isinstance(left, Lazy):
+def _mul(builder: Builder, name: str, left: Deferred | float, right: Deferred | float) -> Deferred:
+    if isinstance(right, Deferred) and isinstance(left, Deferred):
         return builder.multiply(left, right, name)
-    number, value = (right, left) if isinstance(left, Lazy) else (left, right)
-    return value.linear(float(number))  # type: ignore[arg-type,union-attr]
+    number, value = (right, left) if isinstance(left, Deferred) else (left, right)
+    return value.affine(float(number))  # type: ignore[arg-type,union-attr]
 
 
-def _flatten(builder: Builder, name: str, value: Lazy, start_dim: int = 0, end_dim: int = -1) -> Lazy:
+def _flatten(builder: Builder, name: str, value: Deferred, start_dim: int = 0, end_dim: int = -1) -> Deferred:
     return apply(nn.Flatten(start_dim, end_dim), builder, value, name)
 
 
-def _mean(builder: Builder, name: str, value: Lazy, dim: Any, keepdim: bool = False) -> Lazy:  # noqa: ANN401
+def _mean(builder: Builder, name: str, value: Deferred, dim: Any, keepdim: bool = False) -> Deferred:  # noqa: ANN401
     if sorted(dim if isinstance(dim, list | tuple) else [dim]) not in ([2, 3], [-2, -1]):
         raise ValueError(f"{name}: mean over {dim} has no deployed form, only height and width have")
     pooled = apply(nn.AdaptiveAvgPool2d(1), builder, value, name)
     return pooled if keepdim else builder.flatten(pooled, f"{name}.flatten")
 
 
-def _concat(builder: Builder, name: str, values: list[Lazy], dim: int = 0) -> Lazy:
+def _concat(builder: Builder, name: str, values: list[Deferred], dim: int = 0) -> Deferred:
     if dim != 1:
         raise ValueError(f"{name}: concatenation along {dim} has no deployed form, only along channels has")
-    return builder.lazy(s.Concat(name, tuple(builder.value(value) for value in values)))
+    return builder.output(s.Concat(name, tuple(builder.value(value) for value in values)))
 
 
-def _dropout(builder: Builder, name: str, value: Lazy, *_: Any, **__: Any) -> Lazy:  # noqa: ANN401
+def _unchanged(builder: Builder, name: str, value: Deferred, *_: Any, **__: Any) -> Deferred:  # noqa: ANN401
     return value
 
 
@@ -128,8 +128,8 @@ _CALLS: dict[object, Handler] = {
     **dict.fromkeys((torch.mean, "mean"), _mean),
     **dict.fromkeys((torch.cat, torch.concat), _concat),
     **dict.fromkeys((F.relu, torch.relu, "relu", "relu_"), _as_layer(nn.ReLU)),
-    **dict.fromkeys((F.dropout, F.dropout2d), _dropout),
-    "contiguous": _dropout,
+    **dict.fromkeys((F.dropout, F.dropout2d), _unchanged),
+    "contiguous": _unchanged,
     F.relu6: _as_layer(nn.ReLU6),
     F.hardtanh: _as_layer(nn.Hardtanh),
     F.hardswish: _as_layer(nn.Hardswish),

@@ -1,4 +1,4 @@
-"""Signs of reversed channels moved into the weights in front of them, where they cost nothing."""
+"""Signs of reversed channels folded into the weights in front of them, where they cost nothing."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ import numpy as np
 from lightning_n2uq.export.ir.steps import Affine, Codes, IntConv, Step
 
 
-def absorb_signs(steps: Sequence[Step]) -> tuple[Step, ...]:
+def fold_signs(steps: Sequence[Step]) -> tuple[Step, ...]:
     """Negates output channels of integer layers so that the quantizers behind need no sign.
 
     Only where the levels are symmetric (odd integers) and every reader of the accumulator can take it.
     """
-    changed = {step.name: step for step in steps}
+    folded = {step.name: step for step in steps}
     for step in steps:
         if isinstance(step, IntConv) and step.odd:
-            _absorb(step, [reader for reader in changed.values() if step.name in reader.inputs], changed)
-    return tuple(changed[step.name] for step in steps)
+            _fold(step, [reader for reader in folded.values() if step.name in reader.inputs], folded)
+    return tuple(folded.values())
 
 
-def _absorb(layer: IntConv, readers: list[Step], changed: dict[str, Step]) -> None:
+def _fold(layer: IntConv, readers: list[Step], folded: dict[str, Step]) -> None:
     sign = next((r.sign for r in readers if isinstance(r, Codes) and r.sign is not None), None)
     if sign is None or not all(isinstance(reader, Codes | Affine) for reader in readers):
         return
     shape = (-1,) + (1,) * (layer.weight.ndim - 1)
-    weight = (layer.weight * sign.reshape(shape)).astype(layer.weight.dtype)
-    changed[layer.name] = replace(layer, weight=weight)
+    folded[layer.name] = replace(
+        layer, weight=(layer.weight * sign.reshape(shape)).astype(layer.weight.dtype)
+    )
     for reader in readers:
         if isinstance(reader, Codes):
             rest = sign if reader.sign is None else reader.sign * sign
-            changed[reader.name] = replace(reader, sign=None if (rest == 1).all() else rest.astype(np.int32))
+            folded[reader.name] = replace(reader, sign=None if (rest == 1).all() else rest.astype(np.int32))
         elif isinstance(reader, Affine):
             scale = np.ones(len(sign), np.float32) if reader.scale is None else reader.scale
-            changed[reader.name] = replace(reader, scale=(scale * sign).astype(np.float32))
+            folded[reader.name] = replace(reader, scale=(scale * sign).astype(np.float32))

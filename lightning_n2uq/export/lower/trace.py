@@ -14,10 +14,11 @@ from torch import nn
 
 import lightning_n2uq.export.lower.backbones  # noqa: F401 -- registers this package's networks
 from lightning_n2uq.export.ir.description import Description
+from lightning_n2uq.export.ir.steps import Input
 from lightning_n2uq.export.lower import layers
 from lightning_n2uq.export.lower.builder import Builder
 from lightning_n2uq.export.lower.fx import trace_with_fx
-from lightning_n2uq.export.lower.sign_folding import absorb_signs
+from lightning_n2uq.export.lower.sign_folding import fold_signs
 
 
 @torch.no_grad()
@@ -27,22 +28,22 @@ def describe(
     """Derives the deployed network from a trained one; the model is left as it is.
 
     Args:
-        model: a network of this package, one made by `quantize_model`, or a module with one as `backbone`;
-            evaluation behaviour is exported whatever mode it is in.
-        image_shape: `(C, H, W)` of the images.
-        metadata: texts to keep with it.
+        model: A network of this package, one made by `quantize_model`, or a module with one as `backbone`.
+            Its evaluation behaviour is exported whatever mode it is in.
+        image_shape: Shape `(C, H, W)` of the images.
+        metadata: Texts to keep with the network.
 
     Raises:
-        ValueError: a layer or operation has no deployed form; the message names it.
+        ValueError: A layer or operation has no deployed form; the message names it.
     """
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(f"image_shape: got {image_shape!r}, allowed is (channels, height, width)")
     model = getattr(model, "backbone", model)
     builder = Builder()
-    images = builder.input(tuple(image_shape))
+    images = builder.output(Input("images", (), tuple(image_shape)))
     if layers.is_known(model):
         logits = layers.apply(model, builder, images, "")
     else:
         logits = trace_with_fx(model, builder, images)
     builder.value(logits)
-    return Description(absorb_signs(builder.steps), dict(metadata or {}), tuple(builder.folds))
+    return Description(fold_signs(builder.steps), dict(metadata or {}), tuple(builder.folds))

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_n2uq.convert.calibrated import RescaledWeight
+from lightning_n2uq.export.ir.packing import from_codes
+from lightning_n2uq.export.lower.builder import check_finite
 from lightning_n2uq.quantizers import LSQ, DoReFaWeight, EntropyPreservingWeightQuantizer
 
 
@@ -18,10 +20,11 @@ class IntegerWeight:
     """A quantized weight is `integers * scale`.
 
     Attributes:
-        integers: int16, shape of the weight.
-        scale: float64 `[O]`.
-        bits: code width.
-        odd: whether levels are the odd integers `-n .. n`, `n = 2^bits - 1`; else `-2^(bits-1) ..`.
+        integers: Integers in the shape of the weight, int16.
+        scale: Scale of each output channel, float64 `[O]`.
+        bits: Width of the codes.
+        odd: Whether levels are the odd integers `-n .. n`, `n = 2^bits - 1`; else they start at
+            `-2^(bits - 1)`.
     """
 
     integers: NDArray[np.int16]
@@ -32,14 +35,13 @@ class IntegerWeight:
 
 @torch.no_grad()
 def integer_weight(quantizer: nn.Module, weight: Tensor, name: str) -> IntegerWeight:
-    """The integers that evaluation uses, and their scale in float64.
+    """Returns the integers that evaluation uses, and their scale in float64.
 
     Raises:
-        ValueError: the quantizer's levels are not evenly spaced, or a weight is not finite.
+        ValueError: The quantizer's levels are not evenly spaced, or a weight is not finite.
     """
     weight = weight.detach().cpu()
-    if not bool(weight.isfinite().all()):
-        raise ValueError(f"{name}: weights are not finite; nothing can be exported from this network")
+    check_finite(name, "weights", weight.double().numpy())
     if isinstance(quantizer, RescaledWeight):
         inner = integer_weight(quantizer.inner, weight, name)
         return replace(inner, scale=inner.scale * float(quantizer.scale))
@@ -58,6 +60,5 @@ def integer_weight(quantizer: nn.Module, weight: Tensor, name: str) -> IntegerWe
             f"{name}: weight quantizer {method!r} has no integer levels; exportable are n2uq, lsq, lsq_plus, "
             "dorefa and float"
         )
-    codes = quantizer.codes(weight).numpy().astype(np.int16)
-    integers = 2 * codes - (quantizer.num_levels - 1) if odd else codes - quantizer.num_levels // 2
-    return IntegerWeight(integers.astype(np.int16), scale, quantizer.bits, odd)
+    codes = quantizer.codes(weight).numpy()
+    return IntegerWeight(from_codes(codes, quantizer.bits, odd), scale, quantizer.bits, odd)

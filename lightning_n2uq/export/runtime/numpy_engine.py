@@ -14,34 +14,56 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from lightning_n2uq.export.ir import steps as s
 from lightning_n2uq.export.ir.description import Description
-from lightning_n2uq.export.lower.fixed_point import TINY
+from lightning_n2uq.export.ir.steps import channelwise
 
 Tensor = Any
 """A numpy array of any dtype."""
 
 
 def run_numpy(description: Description, images: Tensor) -> dict[str, Tensor]:
-    """Outputs of all steps by name, for images `[N, C, H, W]`.
+    """Returns the outputs of all steps by name, for images `[N, C, H, W]`.
 
     Raises:
-        ValueError: the images do not fit the network.
+        ValueError: The images do not fit the network.
     """
-    description.check_input(images)
+    description.check_input(str(images.dtype), images.shape)
     values: dict[str, Tensor] = {description.input.name: images}
     for step in description.steps[1:]:
         values[step.name] = run_step(step, *(values[name] for name in step.inputs))
     return values
 
 
+def _windows(x: Tensor, kernel: tuple[int, ...], window: s.Window, fill: float = 0) -> Tensor:
+    """`[N, C, H', W', kh, kw]`: what the kernel sees at every place, surrounded by `fill`."""
+    top, left, bottom, right = window.pads
+    x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
+    (dh, dw), (sh, sw) = window.dilation, window.stride
+    view: Tensor = sliding_window_view(x, window.span(kernel), (2, 3))
+    return view[:, :, ::sh, ::sw, ::dh, ::dw]
+
+
+def _convolve(x: Tensor, weight: Tensor, window: s.Window) -> Tensor:
+    """Convolution in the common dtype of both; `weight` is `[O, I / groups, kh, kw]`."""
+    groups, outputs = window.groups, len(weight)
+    seen = _windows(x, weight.shape[2:], window)
+    n, _, height, width, kh, kw = seen.shape
+    seen = seen.reshape(n, groups, -1, height, width, kh, kw).transpose(0, 1, 3, 4, 2, 5, 6)
+    rows = seen.reshape(n, groups, height * width, -1)
+    kernel = weight.reshape(groups, outputs // groups, -1).transpose(0, 2, 1)
+    result = rows @ kernel  # [N, groups, H' W', O / groups]
+    return result.transpose(0, 1, 3, 2).reshape(n, outputs, height, width)
+
+
+def _sample_scale(x: Tensor, bits: int) -> Tensor:
+    """`max(max|x|, TINY) * 2^-bits` of every sample, float32, shaped `[N, 1, ..]`."""
+    largest = np.abs(x).max(axis=tuple(range(1, x.ndim)), keepdims=True)
+    return np.maximum(largest, np.float32(s.TINY)) * np.float32(2.0**-bits)
+
+
 @singledispatch
 def run_step(step: s.Step, *inputs: Tensor) -> Tensor:
-    """Output of one step."""
+    """Returns the output of one step."""
     raise ValueError(f"step: {step.op!r} is unknown to this version")
-
-
-def channelwise(array: Tensor, x: Tensor) -> Tensor:
-    """Per-channel values `[C]` shaped to go with `x`, whose axis 1 they belong to."""
-    return array.reshape(1, -1, *(1,) * (x.ndim - 2))
 
 
 @run_step.register
@@ -67,31 +89,9 @@ def _(step: s.UniformCodes, x: Tensor) -> Tensor:
     return np.clip(rounded, 0, step.levels).astype(np.uint8)
 
 
-def windows(x: Tensor, kernel: tuple[int, ...], window: s.Window, fill: float = 0) -> Tensor:
-    """`[N, C, H', W', kh, kw]`: what the kernel sees at every place, surrounded by `fill`."""
-    top, left, bottom, right = window.pads
-    x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
-    (dh, dw), (sh, sw) = window.dilation, window.stride
-    span = (dh * (kernel[0] - 1) + 1, dw * (kernel[1] - 1) + 1)
-    view: Tensor = sliding_window_view(x, span, (2, 3))
-    return view[:, :, ::sh, ::sw, ::dh, ::dw]
-
-
-def convolve(x: Tensor, weight: Tensor, window: s.Window) -> Tensor:
-    """Convolution in the common dtype of both; `weight` is `[O, I / groups, kh, kw]`."""
-    groups, outputs = window.groups, len(weight)
-    seen = windows(x, weight.shape[2:], window)
-    n, _, height, width, kh, kw = seen.shape
-    seen = seen.reshape(n, groups, -1, height, width, kh, kw).transpose(0, 1, 3, 4, 2, 5, 6)
-    rows = seen.reshape(n, groups, height * width, -1)
-    kernel = weight.reshape(groups, outputs // groups, -1).transpose(0, 2, 1)
-    result = rows @ kernel  # [N, groups, H' W', O / groups]
-    return result.transpose(0, 1, 3, 2).reshape(n, outputs, height, width)
-
-
 @run_step.register
 def _(step: s.IntConv, x: Tensor) -> Tensor:
-    return convolve(x.astype(np.int32), step.weight.astype(np.int32), step.window)
+    return _convolve(x.astype(np.int32), step.weight.astype(np.int32), step.window)
 
 
 @run_step.register
@@ -101,21 +101,15 @@ def _(step: s.IntLinear, x: Tensor) -> Tensor:
 
 @run_step.register
 def _(step: s.BorderSums) -> Tensor:
-    return convolve(np.ones((1, 1, *step.size), np.float32), step.weight, step.window)
-
-
-def sample_scale(x: Tensor, bits: int) -> Tensor:
-    """`max(max|x|, tiny) * 2^-bits` of every sample, float32, shaped `[N, 1, ..]`."""
-    largest = np.abs(x).max(axis=tuple(range(1, x.ndim)), keepdims=True)
-    return np.maximum(largest, np.float32(TINY)) * np.float32(2.0**-bits)
+    return _convolve(np.ones((1, 1, *step.size), np.float32), step.weight, step.window)
 
 
 @run_step.register
 def _(step: s.FixedLinear, x: Tensor) -> Tensor:
-    scale = sample_scale(x, step.bits)
+    scale = _sample_scale(x, step.bits)
     integers, weight = np.rint(x / scale).astype(np.float64), step.weight.astype(np.float64)
     if x.ndim == 4:
-        total = convolve(integers, weight[:, :, None, None], s.Window(step.stride))
+        total = _convolve(integers, weight[:, :, None, None], s.Window(step.stride))
     else:
         total = integers @ weight.T
     return total.astype(np.float32) * scale
@@ -123,38 +117,25 @@ def _(step: s.FixedLinear, x: Tensor) -> Tensor:
 
 @run_step.register
 def _(step: s.SplitConv, x: Tensor) -> Tensor:
-    scale = sample_scale(x, step.high_bits)
+    scale = _sample_scale(x, step.high_bits)
     unit = x / scale
     high = np.rint(unit)
     low = np.rint((unit - high) * np.float32(2.0**step.low_bits)) * np.float32(2.0**-step.low_bits)
     pairs = ((high, step.high), (high, step.low), (low, step.high))
-    main, high_low, low_high = (convolve(part, weight, step.window) * scale for part, weight in pairs)
+    main, high_low, low_high = (_convolve(part, weight, step.window) * scale for part, weight in pairs)
     return main + (high_low + low_high)
 
 
 @run_step.register
 def _(step: s.MeanPool, x: Tensor) -> Tensor:
-    scale = sample_scale(x, step.bits)
+    scale = _sample_scale(x, step.bits)
     total = np.rint(x / scale).astype(np.float64).sum(axis=(2, 3), keepdims=True)
     return (total / (x.shape[2] * x.shape[3])).astype(np.float32) * scale
 
 
 @run_step.register
-def _(step: s.Affine, x: Tensor) -> Tensor:
-    x = x.astype(np.float32)
-    if step.scale is not None:
-        x = x * channelwise(step.scale, x)
-    return x if step.shift is None else x + channelwise(step.shift, x)
-
-
-@run_step.register
-def _(step: s.PReLU, x: Tensor) -> Tensor:
-    return np.where(x > 0, x, x * channelwise(step.slope, x))
-
-
-@run_step.register
-def _(step: s.Clamp, x: Tensor) -> Tensor:
-    return np.minimum(np.maximum(x, np.float32(step.low)), np.float32(step.high))
+def _(step: s.ChannelStep, x: Tensor) -> Tensor:
+    return step.evaluate(x.astype(np.float32))
 
 
 @run_step.register
@@ -169,8 +150,7 @@ def _(step: s.Mul, left: Tensor, right: Tensor) -> Tensor:
 
 @run_step.register
 def _(step: s.MaxPool, x: Tensor) -> Tensor:
-    largest: Tensor = windows(x, step.kernel, step.window, -np.inf).max(axis=(-2, -1))
-    return largest
+    return _windows(x, step.kernel, step.window, -np.inf).max(axis=(-2, -1))
 
 
 @run_step.register

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_n2uq.export.ir import steps as s
-from lightning_n2uq.export.ir.description import Description, needs_float64
-from lightning_n2uq.export.lower.fixed_point import TINY
+from lightning_n2uq.export.ir.description import Description
+from lightning_n2uq.export.ir.steps import channelwise
 
 Arrays = dict[str, Tensor]
 
@@ -27,80 +27,65 @@ class ExactNetwork(nn.Module):
     transforms there.
 
     Args:
-        description: the network.
+        description: The network to execute.
     """
 
     def __init__(self, description: Description) -> None:
         super().__init__()
         self.description = description
-        self._wide = {
-            step.name for step in description.steps if isinstance(step, s.IntConv) and needs_float64(step)
-        }
+        self._wide = set(description.wide_layers())
         for index, step in enumerate(description.steps):
-            for name, array in _prepared(step).items():
+            for name, array in tensors(step).items():
                 self.register_buffer(f"step{index}_{name}", array, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[N, classes]` of images `[N, C, H, W]`."""
+        """Returns the logits `[N, classes]` of images `[N, C, H, W]`."""
         return self.run(images)[self.description.output]
 
     @torch.no_grad()
     def run(self, images: Tensor) -> dict[str, Tensor]:
-        """Outputs of all steps by name.
+        """Returns the outputs of all steps by name.
 
         Raises:
-            ValueError: the images do not fit the network.
+            ValueError: The images do not fit the network.
         """
-        first = self.description.input
-        if images.shape[1:] != first.shape or images.dtype != getattr(torch, first.dtype):
-            wanted = ", ".join(map(str, first.shape))
-            raise ValueError(
-                f"images: got {images.dtype} {list(images.shape)}, allowed is {first.dtype} [N, {wanted}]"
-            )
-        values = {first.name: images}
+        self.description.check_input(str(images.dtype).removeprefix("torch."), images.shape)
+        values = {self.description.input.name: images}
         for index, step in enumerate(self.description.steps[1:], 1):
-            arrays = {name: getattr(self, f"step{index}_{name}") for name in _prepared_names(step)}
+            arrays = {name: getattr(self, f"step{index}_{name}") for name in step.arrays()}
             wide = step.name in self._wide or images.is_cuda
             values[step.name] = run_step(step, arrays, wide, *(values[name] for name in step.inputs))
         return values
 
 
-def _prepared_names(step: s.Step) -> list[str]:
-    return list(step.arrays())
-
-
-def _prepared(step: s.Step) -> Arrays:
-    """The step's arrays as tensors, weights in the dtype in which they are used."""
+def tensors(step: s.Step) -> Arrays:
+    """Returns the step's arrays as tensors, weights in the dtype in which they are used."""
     arrays = {name: torch.from_numpy(array.copy()) for name, array in step.arrays().items()}
     if isinstance(step, s.IntConv):
-        arrays["weight"] = arrays["weight"].to(torch.float64 if needs_float64(step) else torch.float32)
+        arrays["weight"] = arrays["weight"].to(torch.float64 if step.needs_float64 else torch.float32)
     if isinstance(step, s.FixedLinear):
         arrays["weight"] = arrays["weight"].double()
     return arrays
 
 
-def _channelwise(array: Tensor, x: Tensor) -> Tensor:
-    return array.reshape(1, -1, *(1,) * (x.dim() - 2))
-
-
 @singledispatch
 def run_step(step: s.Step, arrays: Arrays, wide: bool, *inputs: Tensor) -> Tensor:
-    """Output of one step; `wide` asks for float64 sums."""
+    """Returns the output of one step; `wide` asks for float64 sums."""
     raise ValueError(f"step: {step.op!r} is unknown to this version")
 
 
 @run_step.register
 def _(step: s.Normalize, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
-    return (x.float() - _channelwise(arrays["offset"], x)) / _channelwise(arrays["divisor"], x)
+    return (x.float() - channelwise(arrays["offset"], x)) / channelwise(arrays["divisor"], x)
 
 
 @run_step.register
 def _(step: s.Codes, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
     if step.sign is not None:
-        x = x * _channelwise(arrays["sign"], x)
+        x = x * channelwise(arrays["sign"], x)
     codes = torch.zeros_like(x, dtype=torch.uint8)
     for threshold in arrays["thresholds"].T:
-        codes += x > _channelwise(threshold, x)
+        codes += x > channelwise(threshold, x)
     return codes
 
 
@@ -142,7 +127,7 @@ def _(step: s.BorderSums, arrays: Arrays, wide: bool) -> Tensor:
 
 def _sample_scale(x: Tensor, bits: int) -> Tensor:
     largest = x.abs().amax(dim=tuple(range(1, x.dim())), keepdim=True)
-    return largest.clamp_min(TINY) * 2.0**-bits
+    return largest.clamp_min(s.TINY) * 2.0**-bits
 
 
 @run_step.register
@@ -181,13 +166,13 @@ def _(step: s.MeanPool, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
 def _(step: s.Affine, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
     x = x.float()
     if step.scale is not None:
-        x = x * _channelwise(arrays["scale"], x)
-    return x if step.shift is None else x + _channelwise(arrays["shift"], x)
+        x = x * channelwise(arrays["scale"], x)
+    return x if step.shift is None else x + channelwise(arrays["shift"], x)
 
 
 @run_step.register
 def _(step: s.PReLU, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
-    return torch.where(x > 0, x, x * _channelwise(arrays["slope"], x))
+    return torch.where(x > 0, x, x * channelwise(arrays["slope"], x))
 
 
 @run_step.register
@@ -220,6 +205,3 @@ def _(step: s.Concat, arrays: Arrays, wide: bool, *inputs: Tensor) -> Tensor:
 @run_step.register
 def _(step: s.Flatten, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
     return x.flatten(1)
-
-
-__all__ = ["ExactNetwork", "run_step"]

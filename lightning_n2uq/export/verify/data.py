@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_n2uq.export.ir.steps import Normalize
+
 Batch = tuple[NDArray[Any], NDArray[np.int64] | None]
 
 ALLOWED = (
@@ -26,35 +28,44 @@ def verification_batches(
     batch_size: int = 64,
     root: str | None = None,
 ) -> Iterator[Batch]:
-    """Batches of float32 images `[N, *shape]` with int64 labels or None.
+    """Yields batches of float32 images `[N, *shape]` with int64 labels or None.
 
     Args:
-        source: see `ALLOWED`; data modules give their test split.
-        shape: of the network's images.
-        limit: use at most so many images.
-        batch_size: images at a time.
-        root: folder or .zip that replaces the data module's `root`.
+        source: One of `ALLOWED`; data modules give their test split.
+        shape: Shape `(C, H, W)` of the network's images.
+        limit: Largest number of images to use.
+        batch_size: Number of images in a batch.
+        root: Folder or .zip that replaces the data module's `root`.
 
     Raises:
-        ValueError: the source is unknown or unreadable, or its images have another shape.
+        ValueError: The source is unknown or unreadable, or its images have another shape.
     """
     left = np.inf if limit is None else limit
-    for images, labels in _rebatch(_source(source, shape, root), batch_size):
+    for images, labels in _source(source, shape, root):
         if images.shape[1:] != shape:
             got = list(images.shape[1:])
             raise ValueError(f"verify: {source!r} has images {got}, allowed is {list(shape)}")
-        if left <= 0:
-            return
         count = int(min(left, len(images)))
+        for start in range(0, count, batch_size):
+            part = slice(start, min(start + batch_size, count))
+            yield images[part], None if labels is None else labels[part]
         left -= count
-        yield images[:count], None if labels is None else labels[:count]
+        if not left:
+            return
+
+
+def to_pixels(batches: Iterator[Batch], normalize: Normalize) -> Iterator[Batch]:
+    """Turns normalized images back into the uint8 pixels that they come from."""
+    offset, divisor = (array.reshape(-1, 1, 1) for array in (normalize.offset, normalize.divisor))
+    for images, labels in batches:
+        yield np.rint(images * divisor + offset).clip(0, 255).astype(np.uint8), labels
 
 
 def run_data(source: str, root: str | None, checkpoint: str) -> tuple[str, str | None]:
-    """`run`, a .zip or a folder as the data of the checkpoint's own config.yaml, with its root.
+    """Returns `run`, a .zip or a folder as the data of the checkpoint's own config.yaml, with its root.
 
     Raises:
-        ValueError: there is no config.yaml beside the checkpoint, or two roots are given.
+        ValueError: There is no config.yaml beside the checkpoint, or two roots are given.
     """
     if source != "run" and not source.endswith(".zip") and not Path(source).is_dir():
         return source, root
@@ -126,10 +137,3 @@ def _data_section(source: str) -> dict[str, Any]:
     if not isinstance(section, dict):
         raise ValueError(f"verify: {source!r} has no data section")
     return section
-
-
-def _rebatch(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
-    for images, labels in batches:
-        for start in range(0, len(images), size):
-            part = slice(start, start + size)
-            yield images[part], None if labels is None else labels[part]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_n2uq.export.runtime.engines import Engine, Outputs
+from lightning_n2uq.export.ir.steps import Array, Normalize
+from lightning_n2uq.export.runtime.engines import InferenceEngine, Outputs
+from lightning_n2uq.export.runtime.numpy_engine import run_step
 
 LOGIT_TOLERANCE = 1e-5
 """Allowed difference of logits, relative to the largest magnitude in the batch."""
@@ -20,18 +21,16 @@ LOGIT_TOLERANCE = 1e-5
 FLOAT_AGREEMENT = 99.5
 """Per cent of images whose first class should be that of the float evaluation."""
 
-Images = NDArray[Any]
-
 
 @dataclass
 class Tally:
     """Differences of one engine from the reference.
 
     Attributes:
-        codes: differing codes by quantizer.
-        values: compared codes by quantizer.
-        logits: largest difference relative to the largest magnitude.
-        top1: images with another first class.
+        codes: Number of differing codes by quantizer.
+        values: Number of compared codes by quantizer.
+        logits: Largest difference relative to the largest magnitude.
+        top1: Number of images with another first class.
     """
 
     codes: dict[str, int] = field(default_factory=dict)
@@ -57,17 +56,21 @@ class Tally:
         """Whether an engine passes: same codes, same first classes, logits within the tolerance."""
         return not any(self.codes.values()) and not self.top1 and self.logits <= LOGIT_TOLERANCE
 
+    def share(self, name: str) -> str:
+        """Returns differing and compared codes of a quantizer as text."""
+        return f"{self.codes[name]}/{self.values[name]}" if name in self.codes else "-"
+
 
 @dataclass
 class ParityReport:
     """What `compare` found.
 
     Attributes:
-        reference: name of the engine that the others are compared with.
-        engines: tally by engine.
-        floating: tally of the ordinary float evaluation, which may differ by roundings.
-        images: how many were used.
-        correct: right answers of the reference and of the float evaluation, where labels are known.
+        reference: Name of the engine that the others are compared with.
+        engines: Tally by engine.
+        floating: Tally of the ordinary float evaluation, which may differ by roundings.
+        images: Number of images.
+        correct: Right answers of the reference and of the float evaluation, where labels are known.
     """
 
     reference: str
@@ -81,6 +84,26 @@ class ParityReport:
         """Whether all engines agree."""
         return all(tally.equal for tally in self.engines.values())
 
+    def table(self) -> str:
+        """Returns the report as text, one quantizer per line."""
+        columns = self.engines if self.floating is None else {**self.engines, "float": self.floating}
+        tallies = list(columns.values())
+        rows = {"": list(columns)}
+        rows.update(
+            {name: [tally.share(name) for tally in tallies] for name in (tallies[0].codes if tallies else ())}
+        )
+        rows["largest logit difference"] = [f"{tally.logits:.1e}" for tally in tallies]
+        rows["top-1 answers that differ"] = [str(tally.top1) for tally in tallies]
+        width, cell = max(map(len, rows)), 2 + max(12, *(len(text) for row in rows.values() for text in row))
+        lines = [f"codes that differ from {self.reference}, {self.images} images"]
+        lines += [f"{name:<{width}}" + "".join(f"{c:>{cell}}" for c in row) for name, row in rows.items()]
+        if self.correct is not None:
+            exact, floating = (100 * right / self.images for right in self.correct)
+            lines.append(f"accuracy: {exact:.2f} % integer-exact, {floating:.2f} % float")
+        if self.floating is not None and self.images:
+            lines.append(self._float_share(self.floating))
+        return "\n".join([*lines, "parity: " + ("all engines agree" if self.ok else "MISMATCH")])
+
     def _float_share(self, floating: Tally) -> str:
         codes = _percent(sum(floating.codes.values()), sum(floating.values.values()))
         agreement = 100 * (1 - floating.top1 / self.images)
@@ -90,62 +113,28 @@ class ParityReport:
             f"of the top-1 answers differ (agreement {agreement:.2f} %{note})"
         )
 
-    def table(self) -> str:
-        """The report as text, one quantizer per line."""
-        columns = dict(self.engines)
-        if self.floating is not None:
-            columns["float"] = self.floating
-        names = list(next(iter(columns.values())).codes) if columns else []
-        width = max([len("largest logit difference"), *map(len, names)])
-        shares = [_share(tally, name) for tally in columns.values() for name in names]
-        cell = 2 + max([12, *map(len, shares), *map(len, columns)])
-        head = "".join(f"{name:>{cell}}" for name in columns)
-        lines = [f"codes that differ from {self.reference}, {self.images} images", f"{'':<{width}}{head}"]
-        lines += [
-            f"{name:<{width}}" + "".join(f"{_share(tally, name):>{cell}}" for tally in columns.values())
-            for name in names
-        ]
-        numbers = "".join(f"{tally.logits:>{cell}.1e}" for tally in columns.values())
-        lines.append(f"{'largest logit difference':<{width}}{numbers}")
-        numbers = "".join(f"{tally.top1:>{cell}}" for tally in columns.values())
-        lines.append(f"{'top-1 answers that differ':<{width}}{numbers}")
-        if self.correct is not None:
-            exact, floating = (100 * right / self.images for right in self.correct)
-            lines.append(f"accuracy: {exact:.2f} % integer-exact, {floating:.2f} % float")
-        if self.floating is not None and self.images:
-            lines.append(self._float_share(self.floating))
-        lines.append("parity: " + ("all engines agree" if self.ok else "MISMATCH"))
-        return "\n".join(lines)
-
 
 def _percent(part: int, whole: int) -> str:
     return f"{100 * part / max(whole, 1):.4g} %"
 
 
-def _share(tally: Tally, name: str) -> str:
-    if name not in tally.codes:
-        return "-"
-    return f"{tally.codes[name]}/{tally.values[name]}"
-
-
 def compare(
-    engines: Mapping[str, Engine],
-    batches: Iterable[tuple[Images, NDArray[np.int64] | None]],
-    floating: Engine | None = None,
+    engines: Mapping[str, InferenceEngine],
+    batches: Iterable[tuple[Array, NDArray[np.int64] | None]],
+    floating: InferenceEngine | None = None,
 ) -> ParityReport:
     """Runs the same images through several engines.
 
     Args:
-        engines: by name; the first is the reference.
-        batches: images and labels, or None for unknown labels.
-        floating: the ordinary float evaluation; it is reported, not required to agree.
+        engines: Engines by name; the first is the reference.
+        batches: Images and labels, or None for unknown labels.
+        floating: The ordinary float evaluation; it is reported, not required to agree.
 
     Raises:
-        ValueError: there are no images.
+        ValueError: There are no images.
     """
     reference, *others = engines
     report = ParityReport(reference, {name: Tally() for name in others}, Tally() if floating else None)
-    right = [0, 0]
     for images, labels in batches:
         expected = engines[reference](images)
         for name in others:
@@ -155,25 +144,25 @@ def compare(
             answer = floating(images)
             report.floating.add(expected, answer)
             if labels is not None:
-                right[0] += int((expected.logits.argmax(1) == labels).sum())
-                right[1] += int((answer.logits.argmax(1) == labels).sum())
-                report.correct = (right[0], right[1])
+                exact, real = (int((given.logits.argmax(1) == labels).sum()) for given in (expected, answer))
+                before = report.correct or (0, 0)
+                report.correct = (before[0] + exact, before[1] + real)
     if not report.images:
         raise ValueError("images: there are none to compare with")
     return report
 
 
-def float_engine(model: nn.Module, prepare: Callable[[Tensor], Tensor] | None = None) -> Engine:
-    """The trained model's own evaluation, with the codes of its quantizers.
+def float_engine(model: nn.Module, normalize: Normalize | None = None) -> InferenceEngine:
+    """Returns the trained model's own evaluation, with the codes of its quantizers.
 
     Args:
-        model: as given to `describe`.
-        prepare: applied to the images first.
+        model: The model as given to `describe`.
+        normalize: What the deployed network does to its pixels first, if it takes pixels.
     """
     model = getattr(model, "backbone", model)
 
-    def run(images: Images) -> Outputs:
-        codes: dict[str, Images] = {}
+    def run(images: Array) -> Outputs:
+        codes: dict[str, Array] = {}
         handles = [
             module.activation_quantizer.register_forward_pre_hook(partial(_note, codes, f"{name}.codes"))
             for name, module in model.named_modules()
@@ -181,9 +170,9 @@ def float_engine(model: nn.Module, prepare: Callable[[Tensor], Tensor] | None = 
         ]
         training = model.training
         try:
-            x = torch.from_numpy(images)
+            x = torch.from_numpy(images if normalize is None else run_step(normalize, images))
             with torch.no_grad():
-                logits = model.eval()(x if prepare is None else prepare(x))
+                logits = model.eval()(x)
         finally:
             model.train(training)
             for handle in handles:
@@ -193,6 +182,6 @@ def float_engine(model: nn.Module, prepare: Callable[[Tensor], Tensor] | None = 
     return run
 
 
-def _note(codes: dict[str, Images], name: str, quantizer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _note(codes: dict[str, Array], name: str, quantizer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     if getattr(quantizer, "name", "float") != "float":
         codes[name] = quantizer.codes(inputs[0]).numpy()  # type: ignore[operator]

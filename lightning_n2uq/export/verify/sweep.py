@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_n2uq.export.formats.qonnx_file import uniform_thresholds
-from lightning_n2uq.export.ir.description import EXACT_FLOAT32, Description
-from lightning_n2uq.export.ir.steps import Codes, Input, UniformCodes
-from lightning_n2uq.export.runtime.engines import ENGINES, float_input
+from lightning_n2uq.export.ir.description import Description
+from lightning_n2uq.export.ir.steps import EXACT_FLOAT32, Codes, Input, UniformCodes
+from lightning_n2uq.export.ir.thresholds import uniform_thresholds
+from lightning_n2uq.export.runtime.engines import ENGINES
 
 
 def sweep_values(step: Codes | UniformCodes, count: int, seed: int = 0) -> NDArray[Any]:
-    """Inputs `[1, C, m, 1]` of the quantizer, at least `count` in all.
+    """Returns inputs `[1, C, m, 1]` of the quantizer, at least `count` in all.
 
     They hold, for every channel, each threshold and its neighbours on both sides, zero, the largest finite
     numbers and (for float32) both infinities and NaN; the rest is random, half of it around the thresholds.
@@ -66,20 +67,18 @@ def _floats(table: NDArray[Any], around: NDArray[Any], count: int, rng: np.rando
 
 
 def sweep(step: Codes | UniformCodes, count: int, engines: Iterable[str] = tuple(ENGINES)) -> dict[str, int]:
-    """Runs one quantizer on `sweep_values` in each engine; mismatches with the first engine, by name.
+    """Runs one quantizer on `sweep_values` in each engine.
 
-    `"values"` is the number of values.
+    Returns:
+        The mismatches with the first engine by name, and under `"values"` the number of values.
     """
-    values = sweep_values(step, count)
-    first = Input("x", (), values.shape[1:], str(values.dtype))
-    alone = type(step)(**{**step.settings(), **step.arrays(), "inputs": ("x",)})  # type: ignore[arg-type]
-    network = Description((first, alone))
+    values, alone = sweep_values(step, count), replace(step, inputs=("x",))
     reference: NDArray[Any] | None = None
     mismatches = {"values": values.size}
     for name in engines:
-        wide = name == "qonnx" and values.dtype != np.float32
-        engine = ENGINES[name](float_input(network) if wide else network)
-        codes = engine(values.astype(np.float32) if wide else values).codes[step.name]
+        x = values.astype(np.float32) if name == "qonnx" else values  # whose integers are float32
+        network = Description((Input("x", (), x.shape[1:], str(x.dtype)), alone))
+        codes = ENGINES[name](network)(x).codes[step.name]
         reference = codes if reference is None else reference
         mismatches[name] = int((codes != reference).sum())
     return mismatches

@@ -1,1 +1,0 @@
-"""What `ThresholdAnnealing` changes besides ramps: bit widths, frozen thresholds, batch-norm averages."""

@@ -1,1 +1,0 @@
-"""How `NonFiniteGuard` finds what is broken."""

@@ -1,1 +1,0 @@
-"""How `QuantizationMonitor` measures layers, writes its file and draws."""
