@@ -3,12 +3,12 @@
 import csv
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 import yaml
+
+import warm
 
 CONFIG = {
     "seed_everything": 0,
@@ -66,10 +66,7 @@ def fit(folder, *arguments, stop_at=None):
         environment.pop(name, None)
     if stop_at:
         environment["STOP_AT"] = stop_at
-    return subprocess.run(
-        [sys.executable, "-m", "lightning_n2uq", "fit", "--config", "tiny.yaml", *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    return warm.n2uq("fit", "--config", "tiny.yaml", *arguments, cwd=folder, env=environment)
 
 
 def run_folders(folder):

@@ -1,4 +1,5 @@
 import pytest
+
 from exchange_jobs import workers
 from exchange_jobs.launch import launch
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import re
 import socket
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import fault_job
 
-START = "forkserver"
+import warm
 
 
 def free_port():
@@ -33,8 +32,7 @@ class Job:
         self.folder = Path(folder)
         for stale in (*self.folder.glob("progress*"), *self.folder.glob("result*")):
             stale.unlink()
-        context = multiprocessing.get_context(START)
-        context.set_forkserver_preload(["fault_job"])
+        context = warm.context()
         self.processes = []
         port = free_port() if network is None else 29500
         for rank in range(fault_job.WORLD):
@@ -77,7 +75,7 @@ class Job:
         path = self.folder / f"progress{rank}"
         return json.loads(path.read_text())[kind] if path.exists() else 0
 
-    def wait_for(self, count, kind="train", limit=120.0):
+    def wait_for(self, count, kind="train", limit=300.0):
         """Wait until every rank has begun ``count`` steps."""
         deadline = time.monotonic() + limit
         while min(self.progress(rank, kind) for rank in range(fault_job.WORLD)) < count:

@@ -4,8 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import exchange_jobs
 import pytest
+
+import exchange_jobs
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
 import time
 import traceback
+
+import warm
 
 
 def _call(body, rank, world_size, folder, answers):
@@ -16,12 +17,8 @@ def _call(body, rank, world_size, folder, answers):
 
 
 def launch(body, world_size, expected=None, limit=120.0):
-    """Run ``body(rank, world_size, folder)`` on every rank; return the answers of the ``expected`` ranks.
-
-    A fork server imports torch once for all ranks.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lightning_n2uq.strategies"])
+    """Run ``body(rank, world_size, folder)`` on every rank; return the answers of the ``expected`` ranks."""
+    context = warm.context()
     answers = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         processes = [
