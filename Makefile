@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test compiled soak fuzz audit lint types bench gpu clean
+.PHONY: demo test compiled soak mutants fuzz audit lint types bench gpu clean
 
 # torch and torchvision are resolved together (one command), since only releases of the same day fit.
 $(STAMP): pyproject.toml
@@ -20,14 +20,19 @@ demo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/n2uq fit --config configs/digits/n2uq_w2a2.yaml --test_after_fit true
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
 
 # The Triton kernels, compiled for a GPU and emulated without one.
 compiled: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m compiled
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m compiled
 
 soak: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/pytest -m slow
+
+# A sample of small errors put into the code: do the tests notice? Results go to benchmarks/results/mutants.json.
+mutants: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[mutants]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants
 
 # Coverage-guided, every reader of files for FUZZ_SECONDS.
 fuzz: $(STAMP)
@@ -56,7 +61,7 @@ bench: $(STAMP)
 # On a machine with a CUDA device: what the tests skip elsewhere, then the figures.
 gpu: $(STAMP)
 	$(BIN)/n2uq doctor --check
-	$(BIN)/python -m pytest tests/ops -k "gpu or cuda"
+	$(BIN)/pytest tests/ops -k "gpu or cuda"
 	$(BIN)/python -m benchmarks.gpu
 
 clean:

@@ -26,7 +26,7 @@ from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 from lightning_n2uq.backbones.blocks import BasicBlock
 from lightning_n2uq.backbones.resnet import ResNet
 from lightning_n2uq.callbacks import EntropyRegularizer, ThresholdAnnealing
-from lightning_n2uq.callbacks.quantized_layers import quantized_layers
+from lightning_n2uq.callbacks._common.quantized_layers import quantized_layers
 from lightning_n2uq.datamodules import DigitsDataModule
 from lightning_n2uq.layers import QuantSpec
 from lightning_n2uq.modules import QuantizedClassifier

@@ -17,11 +17,11 @@ _TOTALS = ("coordinates", "sent_bytes", "full_bytes", "sync_s", "nonfinite")
 
 
 class CommunicationMonitor(pl.Callback):
-    """Logs bytes, times and errors of compressed gradient exchange under ``comm/``.
+    """Logs bytes, times and errors of compressed gradient exchange under `comm/`.
 
-    Bytes are counted where they are handed to the collectives. Per logged step: ``sent_bytes``,
-    ``ratio`` (an fp32 all-reduce's bytes over ours), ``encode_s``, ``exchange_s``, ``decode_s``,
-    ``sync_s``, ``relative_error`` (squared, of what rank 0 sent) and ``nonfinite_buckets``.
+    Bytes are counted where they are handed to the collectives. Per logged step: `sent_bytes`,
+    `ratio` (an fp32 all-reduce's bytes over ours), `encode_s`, `exchange_s`, `decode_s`,
+    `sync_s`, `relative_error` (squared, of what rank 0 sent) and `nonfinite_buckets`.
     After the fit one line says whether compression paid off on this network, which it finds out by
     timing one fp32 all-reduce of the gradient's size.
 
@@ -32,8 +32,8 @@ class CommunicationMonitor(pl.Callback):
         summary: The line, once the fit has ended.
 
     Raises:
-        ValueError: If ``every_n_steps`` is below 1.
-        MisconfigurationException: If the trainer's strategy is not a ``NUQSGDStrategy``.
+        ValueError: If `every_n_steps` is below 1.
+        MisconfigurationException: If the trainer's strategy is not a `NUQSGDStrategy`.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
@@ -46,14 +46,14 @@ class CommunicationMonitor(pl.Callback):
         self._steps = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse strategies that count nothing."""
+        """Refuses strategies that count nothing."""
         if stage == "fit" and not isinstance(trainer.strategy, NUQSGDStrategy):
             raise MisconfigurationException(
                 f"CommunicationMonitor needs a nuqsgd strategy, got {type(trainer.strategy).__name__}"
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Switch the counters on; with one process there is nothing to count."""
+        """Switches the counters on; with one process there is nothing to count."""
         stats = _stats(trainer)
         if stats is not None:
             stats.watch, stats.measure_every = True, self.every_n_steps
@@ -66,7 +66,7 @@ class CommunicationMonitor(pl.Callback):
         batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:
-        """Log the step's figures, if gradients were synchronised in this batch."""
+        """Logs the step's figures, if gradients were synchronised in this batch."""
         stats = _stats(trainer)
         if stats is None or stats.last is None or stats.last.step == self._seen:
             return
@@ -82,7 +82,7 @@ class CommunicationMonitor(pl.Callback):
             setattr(self._total, name, getattr(self._total, name) + getattr(step, name))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Time one fp32 all-reduce (all ranks take part) and print the line on rank 0."""
+        """Times one fp32 all-reduce (all ranks take part) and print the line on rank 0."""
         if self._steps:
             coordinates = self._total.coordinates // self._steps
             full_seconds = time_all_reduce(coordinates, trainer.strategy.root_device)
@@ -90,11 +90,11 @@ class CommunicationMonitor(pl.Callback):
             rank_zero_info(self.summary)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the totals."""
+        """Returns the totals."""
         return {"steps": self._steps, **{name: getattr(self._total, name) for name in _TOTALS}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the totals."""
+        """Continues the totals."""
         self._steps = state_dict["steps"]
         self._total = StepStats(**{name: state_dict[name] for name in _TOTALS})
 
@@ -107,7 +107,7 @@ def _stats(trainer: pl.Trainer) -> ExchangeStats | None:
 
 
 def figures(step: StepStats) -> Mapping[str, float]:
-    """Return what is logged about one step."""
+    """Returns what is logged about one step."""
     found = {
         "comm/sent_bytes": float(step.sent_bytes),
         "comm/ratio": step.full_bytes / max(1, step.sent_bytes),
@@ -123,7 +123,7 @@ def figures(step: StepStats) -> Mapping[str, float]:
 
 
 def verdict(total: StepStats, steps: int, full_seconds: float) -> str:
-    """Return one line: does the exchange take less time than an fp32 all-reduce?
+    """Returns one line: does the exchange take less time than an fp32 all-reduce?
 
     Args:
         total: Sums over the steps.

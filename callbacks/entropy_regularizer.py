@@ -6,11 +6,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_n2uq.callbacks import log_sink
-from lightning_n2uq.callbacks.activation_inputs import ActivationInputs
-from lightning_n2uq.callbacks.loss_terms import LossTermHandle, attach_loss_term
-from lightning_n2uq.callbacks.quantized_layers import QuantizedLayer, matching_layers
-from lightning_n2uq.callbacks.timeline import check_interval, check_unit, decay, steps_of
+from lightning_n2uq.callbacks._common import log_sink
+from lightning_n2uq.callbacks._common.activation_inputs import ActivationInputs
+from lightning_n2uq.callbacks._common.loss_terms import LossTermHandle, attach_loss_term
+from lightning_n2uq.callbacks._common.quantized_layers import QuantizedLayer, matching_layers
+from lightning_n2uq.callbacks._common.timeline import check_interval, check_unit, decay, steps_of
 from lightning_n2uq.ops.entropy import entropy_bits, hard_histogram, soft_histogram
 from lightning_n2uq.quantizers import EntropyPreservingWeightQuantizer, Quantizer
 from lightning_n2uq.quantizers.positions import level_position
@@ -33,23 +33,23 @@ class EntropyRegularizer(Callback):
     `entropy/mean_weight`, `entropy/mean_activation`, and `entropy/penalty`, what was added to the loss.
 
     Args:
-        weight: of the penalty on weights; 0: no penalty.
-        activation_weight: of the same penalty on activation codes; 0: none.
-        layers: shell patterns of the layers that the penalties are summed over.
-        schedule: factor on both weights: `constant`, or from 0 at `start` to 1 at `end` along `linear`,
+        weight: Of the penalty on weights; 0: no penalty.
+        activation_weight: Of the same penalty on activation codes; 0: none.
+        layers: Shell patterns of the layers that the penalties are summed over.
+        schedule: Factor on both weights: `constant`, or from 0 at `start` to 1 at `end` along `linear`,
             `cosine` or `exponential` (late and steep).
-        start: see `schedule`.
-        end: see `schedule`.
-        unit: of `start` and `end`: `fraction` of the run, `epochs` or optimizer `steps`.
-        softness: ramp width of the soft histogram, above 0 to 1: 1 interpolates between levels, smaller is
+        start: See `schedule`.
+        end: See `schedule`.
+        unit: Of `start` and `end`: `fraction` of the run, `epochs` or optimizer `steps`.
+        softness: Ramp width of the soft histogram, above 0 to 1: 1 interpolates between levels, smaller is
             nearer to the hard histogram, with gradients for fewer weights.
-        no_rescale: shell patterns of layers whose weights are scaled by `max |W|` instead of the
+        no_rescale: Shell patterns of layers whose weights are scaled by `max |W|` instead of the
             entropy-preserving scale (N2UQ, section 3): the ablation. The checkpoint remembers it.
-        max_samples: largest number of a layer's inputs per step that the activation penalty looks at.
-        log_every_n_steps: optimizer steps between two logs; the first step is logged too.
+        max_samples: Largest number of a layer's inputs per step that the activation penalty looks at.
+        log_every_n_steps: Optimizer steps between two logs; the first step is logged too.
 
     Raises:
-        ValueError: a value is impossible; the message names the argument, the value and what is allowed.
+        ValueError: A value is impossible; the message names the argument, the value and what is allowed.
     """
 
     def __init__(

@@ -11,8 +11,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_n2uq.callbacks import guard_checks
-from lightning_n2uq.callbacks.broken_layer import first_broken_output
+from lightning_n2uq.callbacks._guard import checks
+from lightning_n2uq.callbacks._guard.broken_layer import first_broken_output
 
 StepAction = Literal["stop", "skip", "warn", "off"]
 StateAction = Literal["stop", "warn", "off"]
@@ -38,9 +38,9 @@ class NonFiniteError(ArithmeticError):
 class NonFiniteGuard(Callback):
     """Watches input, loss, gradients, parameters, widths and weights; names what is wrong and where.
 
-    Actions: ``stop`` raises `NonFiniteError` before the optimizer step, on every rank at the same step, with
-    the weights as they were; ``skip`` leaves that optimizer step out on every rank; ``warn`` warns at the
-    first case of every kind and place, and counts; ``off`` does not look.
+    Actions: `stop` raises `NonFiniteError` before the optimizer step, on every rank at the same step, with
+    the weights as they were; `skip` leaves that optimizer step out on every rank; `warn` warns at the
+    first case of every kind and place, and counts; `off` does not look.
 
     What a skipped step leaves out: every gradient is dropped, so parameters, momentum, Adam's averages and
     step counts and weight decay are untouched; running statistics of batch norms go back to what they were
@@ -49,8 +49,8 @@ class NonFiniteGuard(Callback):
 
     Loss, gradient and input are judged once per optimizer step, with one small flag read from the device;
     with several ranks the flag is reduced first, so that all decide alike. With a gradient scaler
-    (``16-mixed``) gradients are the scaler's business and are not judged. Parameters, widths and weights
-    are judged every ``every_n_steps`` optimizer steps, before every validation and checkpoint, and at the end
+    (`16-mixed`) gradients are the scaler's business and are not judged. Parameters, widths and weights
+    are judged every `every_n_steps` optimizer steps, before every validation and checkpoint, and at the end
     of training.
 
     Args:
@@ -117,7 +117,7 @@ class NonFiniteGuard(Callback):
         """Judges the weights that training starts from."""
         self._fresh, self._last_look = True, -1
         skips = "skip" in self.actions.values()
-        self._statistics = guard_checks.norm_statistics(pl_module) if skips else []
+        self._statistics = checks.norm_statistics(pl_module) if skips else []
         self._before = [buffer.clone() for buffer in self._statistics]
         self._judge_state(trainer, pl_module)
 
@@ -130,9 +130,9 @@ class NonFiniteGuard(Callback):
             if self._statistics:
                 torch._foreach_copy_(self._before, self._statistics)
         self._batch = batch
-        tensors = guard_checks.floating_tensors(batch)
+        tensors = checks.floating_tensors(batch)
         if tensors and (self._wants("input") or self._wants("constant_batch")):
-            broken, constant = guard_checks.batch_flags(tensors)
+            broken, constant = checks.batch_flags(tensors)
             self._raise_flag("input", broken)
             self._raise_flag("constant_batch", constant)
 
@@ -151,11 +151,11 @@ class NonFiniteGuard(Callback):
             and self._wants("gradient")
             and getattr(trainer.precision_plugin, "scaler", None) is None
         ):
-            self._raise_flag("gradient", guard_checks.suspect_flag(gradients))
+            self._raise_flag("gradient", checks.suspect_flag(gradients))
         self._fresh = True
         found = self._agreed(trainer, pl_module)
         # Every rank asks again, since all agree that a gradient is suspect.
-        if "gradient" in found and not self._certain(trainer, guard_checks.broken_flag(gradients)):
+        if "gradient" in found and not self._certain(trainer, checks.broken_flag(gradients)):
             found.remove("gradient")
         if not found:
             self._skips_in_a_row = 0
@@ -174,12 +174,12 @@ class NonFiniteGuard(Callback):
         layer nearest to the loss comes first.
         """
         details = {}
-        gradients = guard_checks.broken_names(dict(reversed(guard_checks.gradients(pl_module).items())))
+        gradients = checks.broken_names(dict(reversed(checks.gradients(pl_module).items())))
         if "gradient" in found and gradients:
             details["gradient"] = gradients
         if "loss" in found:
             # Replicas' parameters are equal, so that either all ranks run the forward pass once more or none.
-            state = guard_checks.broken_names(guard_checks.parameters(pl_module))
+            state = checks.broken_names(checks.parameters(pl_module))
             layer = None if state else first_broken_output(trainer, pl_module, self._batch)
             if state:
                 details["loss"] = f"so are {state}"
@@ -187,7 +187,7 @@ class NonFiniteGuard(Callback):
                 details["loss"] = f"first in the output of {layer}"
             elif layer is not None and trainer.world_size == trainer.accumulate_grad_batches == 1:
                 details["loss"] = "the outputs of all layers are finite"
-            elif state := guard_checks.broken_names(guard_checks.state_tensors(pl_module)):
+            elif state := checks.broken_names(checks.state_tensors(pl_module)):
                 details["loss"] = f"so are {state}"
             elif gradients:
                 details["loss"] = f"so are the gradients of {gradients}"
@@ -252,15 +252,15 @@ class NonFiniteGuard(Callback):
             return
         self._last_look = trainer.global_step if together else self._last_look
         found: dict[str, str] = {}
-        tensors = guard_checks.state_tensors(pl_module) if self._wants("parameter") else {}
+        tensors = checks.state_tensors(pl_module) if self._wants("parameter") else {}
         if tensors:
-            flag = guard_checks.broken_flag(list(tensors.values()))
+            flag = checks.broken_flag(list(tensors.values()))
             if self._certain(trainer, flag) if together else bool(flag):
-                found["parameter"] = guard_checks.broken_names(tensors)
-        if self._wants("floor") and (names := guard_checks.collapsed_widths(pl_module)):
-            found["floor"] = guard_checks.some_names(names)
-        if self._wants("weight") and (names := guard_checks.degenerate_weights(pl_module)):
-            found["weight"] = guard_checks.some_names(names)
+                found["parameter"] = checks.broken_names(tensors)
+        if self._wants("floor") and (names := checks.collapsed_widths(pl_module)):
+            found["floor"] = checks.some_names(names)
+        if self._wants("weight") and (names := checks.degenerate_weights(pl_module)):
+            found["weight"] = checks.some_names(names)
         if found:
             self._act(trainer, list(found), found)
 

@@ -11,10 +11,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_n2uq.callbacks import log_sink, monitor_files, monitor_media
-from lightning_n2uq.callbacks.activation_inputs import ActivationInputs
-from lightning_n2uq.callbacks.layer_recorder import LayerRecorder
-from lightning_n2uq.callbacks.quantized_layers import matching_layers
+from lightning_n2uq.callbacks._common import log_sink
+from lightning_n2uq.callbacks._common.activation_inputs import ActivationInputs
+from lightning_n2uq.callbacks._common.quantized_layers import matching_layers
+from lightning_n2uq.callbacks._monitor import files, media
+from lightning_n2uq.callbacks._monitor.layer_recorder import LayerRecorder
 from lightning_n2uq.report.layer_record import LayerRecord, mean_metrics
 
 _LONGEST_HISTORY = 512
@@ -43,15 +44,15 @@ class QuantizationMonitor(Callback):
     processes one reduction, so that rank 0 logs counts over all ranks' inputs.
 
     Args:
-        every_n_steps: optimizer steps between two logs. The first step and the last of every epoch are
+        every_n_steps: Optimizer steps between two logs. The first step and the last of every epoch are
             logged too.
-        layers: shell patterns of layer names.
-        max_samples: largest number of a layer's inputs, per rank, that a log looks at.
-        figures_every_n_epochs: how often figures are drawn for loggers that show them; 0: at the end only.
-        dirpath: folder for the files; None: that of the run (the first logger's).
+        layers: Shell patterns of layer names.
+        max_samples: Largest number of a layer's inputs, per rank, that a log looks at.
+        figures_every_n_epochs: How often figures are drawn for loggers that show them; 0: at the end only.
+        dirpath: Folder for the files; None: that of the run (the first logger's).
 
     Raises:
-        ValueError: a value is impossible; the message names the argument, the value and what is allowed.
+        ValueError: A value is impossible; the message names the argument, the value and what is allowed.
     """
 
     def __init__(
@@ -99,16 +100,16 @@ class QuantizationMonitor(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finds the layers and the folder, and tells W&B the step axis."""
-        self._folder = monitor_files.run_folder(trainer, self.dirpath)
+        self._folder = files.run_folder(trainer, self.dirpath)
         if stage == "fit":
             self._recorder = LayerRecorder(matching_layers(pl_module, self.patterns, "layers"))
             if not getattr(trainer, "fast_dev_run", False):
-                monitor_media.define_run(trainer)
+                media.define_run(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drops snapshots that the interrupted run wrote after its checkpoint: they come again."""
         if self._resumed and trainer.is_global_zero:
-            monitor_files.drop_snapshots_after(self._folder, self._written_step)
+            files.drop_snapshots_after(self._folder, self._written_step)
         self._resumed = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -141,8 +142,8 @@ class QuantizationMonitor(Callback):
             self._written_step = self._history[-1][0]
             if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
                 epoch = trainer.current_epoch
-                monitor_files.append_snapshot(self._folder, self._written_step, epoch, self.records)
-            monitor_media.log_histograms(trainer, self.records)
+                files.append_snapshot(self._folder, self._written_step, epoch, self.records)
+            media.log_histograms(trainer, self.records)
         every = self.figures_every_n_epochs
         if every and (trainer.current_epoch + 1) % every == 0:
             self._draw(trainer)
@@ -151,17 +152,17 @@ class QuantizationMonitor(Callback):
         """Figures and the table of layers."""
         if self.records:
             self._draw(trainer)
-            monitor_media.log_table(trainer, self.records)
+            media.log_table(trainer, self.records)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the confusion matrix."""
         if not trainer.sanity_checking and not getattr(trainer, "fast_dev_run", False):
-            monitor_files.write_confusion(trainer, pl_module, "val", self._folder)
+            files.write_confusion(trainer, pl_module, "val", self._folder)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the confusion matrix."""
         if not getattr(trainer, "fast_dev_run", False):
-            monitor_files.write_confusion(trainer, pl_module, "test", self._folder)
+            files.write_confusion(trainer, pl_module, "test", self._folder)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Takes hooks away."""
@@ -198,18 +199,18 @@ class QuantizationMonitor(Callback):
             del self._history[1:-1:2]  # ends stay, every other one between them goes
 
     def _draw(self, trainer: Trainer) -> None:
-        if not monitor_media.takes_images(trainer) or not self.records:
+        if not media.takes_images(trainer) or not self.records:
             return
         if getattr(trainer, "fast_dev_run", False):
             return
-        from lightning_n2uq.callbacks import quantization_figures as figures
+        from lightning_n2uq.callbacks._monitor import figures
 
         for record in self.records:
             if record.activation is not None:
                 drawn = figures.staircase_figure(record.name, record.activation)
-                monitor_media.log_figure(trainer, f"quant/{record.name}/staircase", drawn)
-        monitor_media.log_figure(trainer, "quant/usage", figures.usage_figure(self.records))
+                media.log_figure(trainer, f"quant/{record.name}/staircase", drawn)
+        media.log_figure(trainer, "quant/usage", figures.usage_figure(self.records))
         steps = [step for step, _ in self._history]
         values = [row for _, row in self._history]
         names = [record.name for record in self.records]
-        monitor_media.log_figure(trainer, "quant/entropy", figures.entropy_map(names, steps, values))
+        media.log_figure(trainer, "quant/entropy", figures.entropy_map(names, steps, values))

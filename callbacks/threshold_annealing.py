@@ -8,9 +8,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
-from lightning_n2uq.callbacks import bit_schedule, freezing
-from lightning_n2uq.callbacks.quantized_layers import QuantizedLayer, matching_layers
-from lightning_n2uq.callbacks.timeline import (
+from lightning_n2uq.callbacks._annealing import bit_schedule, freezing
+from lightning_n2uq.callbacks._common.quantized_layers import QuantizedLayer, matching_layers
+from lightning_n2uq.callbacks._common.timeline import (
     check_curve,
     check_interval,
     check_point,
@@ -35,26 +35,26 @@ class ThresholdAnnealing(Callback):
     2203.11323).
 
     Args:
-        start: where `u` leaves 1.
-        end: where `u` reaches 0.
-        unit: unit of `start`, `end`, `freeze_after` and `bits_at`: `fraction` of the run, `epochs` or
+        start: Where `u` leaves 1.
+        end: Where `u` reaches 0.
+        unit: Unit of `start`, `end`, `freeze_after` and `bits_at`: `fraction` of the run, `epochs` or
             optimizer `steps`.
         schedule: `linear`, `cosine` or `exponential`.
         order: `together`, or `input_to_output`: each layer takes half of the interval, the first layer the
             first half, the last layer the last half, the others in between.
         gradient: `surrogate`: that of `h`, whatever `u` is (generalized straight-through). `ramp`: that of
             `r_u` itself while `u > 0`; fewer and fewer inputs then carry a gradient.
-        layers: shell patterns of layer names, for example `layer1.*`.
-        freeze_after: from here on thresholds and input scales no longer change, and batch-norm statistics
+        layers: Shell patterns of layer names, for example `layer1.*`.
+        freeze_after: From here on thresholds and input scales no longer change, and batch-norm statistics
             are estimated anew in every epoch, as plain averages over it. None: never.
-        bits: bit widths one after the other, for example `[8, 4, 2]`; the last has to be the network's own.
+        bits: Bit widths one after the other, for example `[8, 4, 2]`; the last has to be the network's own.
             Thresholds of the finer quantizer are mapped onto the coarser one (`map_thresholds`), and
             `ModelCheckpoint` forgets what was best at another width. None: the width stays.
-        bits_at: where each of `bits` begins: the first at 0, then increasing.
-        bits_of: whose width changes: `activations`, `weights` or `both`.
+        bits_at: Where each of `bits` begins: the first at 0, then increasing.
+        bits_of: Whose width changes: `activations`, `weights` or `both`.
 
     Raises:
-        ValueError: a value is impossible; the message names the argument, the value and what is allowed.
+        ValueError: A value is impossible; the message names the argument, the value and what is allowed.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from lightning_n2uq.fusion import hooked
+from lightning_n2uq.layers.fused import hooked
 
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _WITH_GRAPHS = ("reduce-overhead", "max-autotune")
@@ -25,22 +25,22 @@ class TorchCompile(Callback):
     measures, `EntropyRegularizer` on activations, `NonFiniteGuard` as it looks for a broken layer) or a ramp
     of `ThresholdAnnealing` above 0. Compiled and uncompiled calls compute the same but for last bits.
 
-    On a GPU, where hundreds of short kernels leave a step bound by Python, ``reduce-overhead`` replays them
+    On a GPU, where hundreds of short kernels leave a step bound by Python, `reduce-overhead` replays them
     as CUDA graphs.
 
     With several ranks the gradients of one compiled module arrive together at its end, so that their exchange
-    waits for all of its backward pass: compile parts (``modules: ["backbone.layer*"]``) to overlap both.
+    waits for all of its backward pass: compile parts (`modules: ["backbone.layer*"]`) to overlap both.
 
     Args:
-        mode: of `torch.compile`: ``default``, ``reduce-overhead``, ``max-autotune`` or
-            ``max-autotune-no-cudagraphs``.
-        modules: shell patterns of names in the LightningModule; of nested matches the outer one is compiled.
-        evaluation: compile evaluation, too. Scores are then those of the compiled network, not to the last
+        mode: Of `torch.compile`: `default`, `reduce-overhead`, `max-autotune` or
+            `max-autotune-no-cudagraphs`.
+        modules: Shell patterns of names in the LightningModule; of nested matches the outer one is compiled.
+        evaluation: Compile evaluation, too. Scores are then those of the compiled network, not to the last
             bit those of the layers as written and of their export.
-        backend: of `torch.compile`.
+        backend: Of `torch.compile`.
 
     Raises:
-        ValueError: a value is impossible, or no module matches; the message names the argument, the value and
+        ValueError: A value is impossible, or no module matches; the message names the argument, the value and
             what is allowed.
     """
 

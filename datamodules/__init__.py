@@ -4,7 +4,7 @@ Importing this package reads neither torchvision nor scikit-learn nor Pillow: ea
 set is first used.
 """
 
-from lightning_n2uq.datamodules.base import DataNotFoundError, ImageDataModule
+from lightning_n2uq.datamodules._data.base import DataNotFoundError, ImageDataModule
 from lightning_n2uq.datamodules.cifar10 import CIFAR10DataModule
 from lightning_n2uq.datamodules.cifar100 import CIFAR100DataModule
 from lightning_n2uq.datamodules.digits import DigitsDataModule

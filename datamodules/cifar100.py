@@ -1,10 +1,9 @@
 """CIFAR-100."""
 
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from lightning_n2uq.datamodules.arrays import Normalization
-from lightning_n2uq.datamodules.cifar import CIFARDataModule
+from lightning_n2uq.datamodules._data.arrays import Normalization
+from lightning_n2uq.datamodules._data.cifar import CIFARDataModule
 
 
 class CIFAR100DataModule(CIFARDataModule):
@@ -14,9 +13,4 @@ class CIFAR100DataModule(CIFARDataModule):
     # Over all pixels of the 50,000 official training images, pixels 0..255 divided by 255.
     statistics: ClassVar[Normalization] = Normalization((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
     pickles: ClassVar[str] = "cifar-100-python"
-
-    def official(self, train: bool, download: bool) -> Any:  # noqa: ANN401  (torchvision comes late)
-        """See the base class."""
-        from torchvision.datasets import CIFAR100  # here: importing torchvision takes a second
-
-        return CIFAR100(str(Path(self.root).expanduser()), train=train, download=download)
+    torchvision_name: ClassVar[str] = "CIFAR100"

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from lightning_n2uq.datamodules.arrays import CropFlip, Normalization
-from lightning_n2uq.datamodules.base import Split, check_at_least
-from lightning_n2uq.datamodules.in_memory import ArrayDataModule
-from lightning_n2uq.datamodules.splits import stratified_split
+from lightning_n2uq.datamodules._data.arrays import CropFlip, Normalization
+from lightning_n2uq.datamodules._data.base import Split
+from lightning_n2uq.datamodules._data.in_memory import ArrayDataModule
+from lightning_n2uq.datamodules._data.splits import stratified_split
+from lightning_n2uq.utils.validation import check, check_integer
 
 # Mean and standard deviation of all 1,797 images (population, pixels 0..16 divided by 16).
 DIGITS_STATISTICS = Normalization(mean=(0.3053,), std=(0.3760,), scale=16.0)
@@ -20,17 +21,17 @@ class DigitsDataModule(ArrayDataModule):
     validation, 180 for the test with the default shares.
 
     Args:
-        batch_size: images per step and process.
-        val_fraction: share of the images for validation, in (0, 1).
-        test_fraction: share of the images for the test, in (0, 1).
-        shift: largest random shift of training images in pixels (0: no augmentation).
-        seed: seed of the order and the shifts.
-        split_seed: seed of the split, apart from `seed` so that runs of several seeds share one test set.
-        num_workers: loader processes; 0 is the fastest.
-        drop_last: leave out the last, smaller batch of a training epoch.
+        batch_size: Images per step and process.
+        val_fraction: The share of the images for validation, in (0, 1).
+        test_fraction: The share of the images for the test, in (0, 1).
+        shift: The largest random shift of training images in pixels; 0 for no augmentation.
+        seed: The seed of the order and the shifts.
+        split_seed: The seed of the split, apart from `seed`: runs with several seeds share one test set.
+        num_workers: Loader processes; 0 is the fastest.
+        drop_last: Leaves out the last, smaller batch of a training epoch.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: An argument is out of range.
     """
 
     def __init__(
@@ -45,11 +46,9 @@ class DigitsDataModule(ArrayDataModule):
         drop_last: bool = False,
     ) -> None:
         for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-            if not 0 < value < 1 - (val_fraction + test_fraction - value):
-                raise ValueError(f"{name}: got {value}, allowed: above 0, with both shares together below 1")
-        if not 0 <= shift <= 4:
-            raise ValueError(f"shift: got {shift}, allowed 0..4 pixels")
-        check_at_least("split_seed", split_seed, 0)
+            fits = 0 < value < 1 - (val_fraction + test_fraction - value)
+            check(fits, name, value, "is above 0, with both shares together below 1")
+        check_integer("shift", shift, 0, 4)
         super().__init__(
             normalization=DIGITS_STATISTICS,
             augmentation=CropFlip(pad=shift, flip=False) if shift else None,
@@ -64,10 +63,10 @@ class DigitsDataModule(ArrayDataModule):
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.shift = shift
-        self.split_seed = split_seed
+        self.split_seed = check_integer("split_seed", split_seed, 0)
 
     def load_arrays(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Images ``[N, 1, 8, 8]`` uint8 with values 0..16, labels ``[N]``."""
+        """Returns the images `[N, 1, 8, 8]` uint8 with values 0..16 and labels `[N]` of one split."""
         images, labels = _load_digits()
         val, test = self.val_fraction, self.test_fraction
         parts = stratified_split(labels, (1 - val - test, val, test), self.split_seed)
@@ -76,7 +75,7 @@ class DigitsDataModule(ArrayDataModule):
 
 
 def _load_digits() -> tuple[Tensor, Tensor]:
-    """All images ``[1797, 1, 8, 8]`` uint8 with values 0..16, and labels ``[1797]`` int64."""
+    """Returns all images `[1797, 1, 8, 8]` uint8 with values 0..16, and labels `[1797]` int64."""
     from sklearn.datasets import load_digits  # here: importing scikit-learn takes half a second
 
     bunch = load_digits()

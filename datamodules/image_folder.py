@@ -6,17 +6,16 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from lightning_n2uq.datamodules.arrays import Normalization
-from lightning_n2uq.datamodules.base import (
+from lightning_n2uq.datamodules._data.arrays import Normalization
+from lightning_n2uq.datamodules._data.base import (
     DataNotFoundError,
     ImageDataModule,
     Split,
-    check_at_least,
-    check_choice,
     existing_path,
 )
-from lightning_n2uq.datamodules.folder_images import FolderImages, Transform
-from lightning_n2uq.datamodules.source import ImageSource, open_source
+from lightning_n2uq.datamodules._data.folder_images import FolderImages, Transform
+from lightning_n2uq.datamodules._data.image_files import ImageSource, open_source
+from lightning_n2uq.utils.validation import check, check_choice, check_integer, check_number
 
 # The statistics that the published ImageNet networks and torchvision's weights were trained with: mean and
 # deviation of the ILSVRC-2012 training images' channels. For one channel: mean luma 0.299 R + 0.587 G +
@@ -28,29 +27,29 @@ _CROP_SHARE = 224 / 256  # of the resized image's shorter side that the central 
 
 
 class ImageFolderDataModule(ImageDataModule):
-    """Images in ``train/<class>/``, ``val/<class>/`` and optionally ``test/<class>/``; also a .zip of these.
+    """Images in `train/<class>/`, `val/<class>/` and optionally `test/<class>/`; also a .zip of these.
 
     Classes are numbered in the alphabetical order of their folders. Training: random resized crop and
     mirroring. Evaluation: the shorter side to 256/224 of `image_size`, then the central crop. Without
-    ``test/`` the validation images are the test images. Greyscale, 16-bit, palette, CMYK, transparent and
+    `test/` the validation images are the test images. Greyscale, 16-bit, palette, CMYK, transparent and
     EXIF-rotated files are converted (see `decode`).
 
     Args:
-        root: folder or .zip; only the splits that a run uses have to be there.
-        image_size: height and width of the network's input in pixels.
+        root: The folder or .zip; only the splits that a run uses have to be there.
+        image_size: The height and width of the network's input in pixels.
         in_channels: 3, or 1 for greyscale.
-        num_classes: expected number of classes; None counts the class folders.
-        batch_size: images per step and process.
-        num_workers: loader processes; None takes the available CPUs, at most 8.
-        min_scale: smallest share of an image's area that a random crop keeps, in (0, 1].
-        augment: crop and mirror training images at random.
-        on_broken: "error" stops at the first broken image file and names it; "skip" goes on without (training
-            takes the next file instead) and warns at the end with their number.
-        seed: seed of order and augmentation.
-        drop_last: leave out the last, smaller batch of a training epoch.
+        num_classes: The expected number of classes; None counts the class folders.
+        batch_size: Images per step and process.
+        num_workers: Loader processes; None takes the available CPUs, at most 8.
+        min_scale: The smallest share of an image's area that a random crop keeps, in (0, 1].
+        augment: Crops and mirrors training images at random.
+        on_broken: `error` stops at the first broken image file and names it; `skip` continues without it
+            (training takes the next file instead) and warns of their number at the end.
+        seed: The seed of order and augmentation.
+        drop_last: Leaves out the last, smaller batch of a training epoch.
 
     Raises:
-        ValueError: an argument is out of range, or `num_classes` is not what is in `root`.
+        ValueError: An argument is out of range, or `num_classes` is not what is in `root`.
         DataNotFoundError: `root` is missing or holds none of the folders above.
     """
 
@@ -68,12 +67,10 @@ class ImageFolderDataModule(ImageDataModule):
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
-        if in_channels not in (1, 3):
-            raise ValueError(f"in_channels: got {in_channels}, allowed: 1 (greyscale), 3 (RGB)")
-        if not 0 < min_scale <= 1:
-            raise ValueError(f"min_scale: got {min_scale}, allowed: above 0, at most 1")
+        check(in_channels in (1, 3), "in_channels", in_channels, "are 1 (greyscale), 3 (RGB)")
+        check_number("min_scale", min_scale, 0, 1, above=True)
         check_choice("on_broken", on_broken, ("error", "skip"))
-        check_at_least("image_size", image_size, 1)
+        check_integer("image_size", image_size, 1)  # before a slow look at the folder
         self.root = root
         path = existing_path("root", root, "a folder with train/<class>/ and val/<class>/, or a .zip of it")
         self.source: ImageSource = open_source(path)
@@ -93,31 +90,31 @@ class ImageFolderDataModule(ImageDataModule):
         self.normalization = IMAGENET_STATISTICS if in_channels == 3 else GREY_STATISTICS
 
     def find_classes(self, num_classes: int | None) -> list[str]:
-        """Names of the classes in the order of their numbers: the folders of the first split there is."""
+        """Returns the classes in the order of their numbers: the folders of the first split there is."""
         for split in ("train", "val", "test"):
             classes = self.source.folders(split)
-            if classes and num_classes not in (None, len(classes)):
-                raise ValueError(
-                    f"num_classes: got {num_classes}, allowed: {len(classes)} (the folders in {split}/)"
-                )
             if classes:
+                allowed = f"is {len(classes)} (the folders in {split}/)"
+                check(num_classes in (None, len(classes)), "num_classes", num_classes, allowed)
                 return classes
         raise DataNotFoundError(
             f"root: got {self.root!r}, which holds no train/<class>/, val/<class>/ or test/<class>/ folder"
         )
 
     def load_split(self, split: Split) -> FolderImages:
-        """Lists one split's files; they are decoded batch by batch."""
+        """Returns one split, whose files are decoded batch by batch."""
         folder = "val" if split == "test" and not self.source.folders("test") else split
         names, labels = self.list_split(folder)
         training = split == "train"
+        if training and self.augment:
+            transform = train_transform(self.image_size, self.min_scale)
+        else:
+            transform = eval_transform(self.image_size)
         return FolderImages(
             self.source,
             names,
             labels,
-            train_transform(self.image_size, self.min_scale)
-            if training and self.augment
-            else eval_transform(self.image_size),
+            transform,
             self.normalization,
             seed=self.seed,
             skip_broken=self.on_broken == "skip",
@@ -125,7 +122,7 @@ class ImageFolderDataModule(ImageDataModule):
         )
 
     def list_split(self, folder: str) -> tuple[list[str], Tensor]:
-        """File names and labels ``[N]`` of the class folders in `folder`."""
+        """Returns the file names and labels `[N]` of the class folders in `folder`."""
         numbers = {name: number for number, name in enumerate(self.classes)}
         unknown = sorted(set(self.source.folders(folder)) - numbers.keys())
         if unknown:
@@ -138,7 +135,7 @@ class ImageFolderDataModule(ImageDataModule):
         return names, torch.tensor([numbers[name.split("/")[1]] for name in names])
 
     def teardown(self, stage: str | None = None) -> None:
-        """Warns once per split with the number and the first names of the broken files that were skipped."""
+        """Warns once per split of the number and the first names of the broken files that were skipped."""
         for split, dataset in self.splits.items():
             files = dataset.broken_files()  # type: ignore[attr-defined]
             if files:
@@ -148,7 +145,7 @@ class ImageFolderDataModule(ImageDataModule):
 
 
 def train_transform(size: int, min_scale: float) -> Transform:
-    """Random crop of `min_scale` to all of the area, aspect 3/4 to 4/3, resized; mirrored at random."""
+    """Returns a random crop of `min_scale` to all of the area, aspect 3/4 to 4/3, mirrored at random."""
     from torchvision.transforms import v2  # here: importing torchvision takes a second
 
     crop = v2.RandomResizedCrop(size, scale=(min_scale, 1.0))
@@ -156,7 +153,7 @@ def train_transform(size: int, min_scale: float) -> Transform:
 
 
 def eval_transform(size: int) -> Transform:
-    """Shorter side to 256/224 of `size`, central crop."""
+    """Returns a resize of the shorter side to 256/224 of `size` and a central crop."""
     from torchvision.transforms import v2
 
     resize = v2.Resize(round(size / _CROP_SHARE))

@@ -6,40 +6,40 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_n2uq.datamodules.base import DataNotFoundError
+from lightning_n2uq.datamodules._data.base import DataNotFoundError
+from lightning_n2uq.datamodules._data.imagenet_labels import read_class_index, read_val_labels
 from lightning_n2uq.datamodules.image_folder import ImageFolderDataModule
-from lightning_n2uq.datamodules.imagenet_labels import read_class_index, read_val_labels
 
 NUM_CLASSES = 1000
 _LABEL_FILES = ("LOC_val_solution.csv", "val.txt")
 
 
 class ImageNetDataModule(ImageFolderDataModule):
-    """ILSVRC-2012 (Russakovsky et al., IJCV 2015), 1,000 classes: ``train/<wnid>/``, ``val/<wnid>/``.
+    """ILSVRC-2012 (Russakovsky et al., IJCV 2015), 1,000 classes: `train/<wnid>/`, `val/<wnid>/`.
 
-    ``val/`` may be flat, as the official archive unpacks, when a table of its labels is there. Classes are
+    `val/` may be flat, as the official archive unpacks, when a table of its labels is there. Classes are
     numbered in the alphabetical order of their WordNet ids, as published networks do; a folder that holds
     only some of them needs the class index file. The validation images are also the test images, since the
     labels of the real test images are not public.
 
     Args:
-        root: folder or .zip with ``train`` and ``val``.
-        class_index: ``imagenet_class_index.json``; None looks for it in `root`, and does without where all
-            1,000 class folders are there.
-        val_labels: table of a flat ``val/``: a file name and a WordNet id or number per line; None looks for
-            ``LOC_val_solution.csv`` and ``val.txt`` in `root`.
-        image_size: height and width of the network's input in pixels.
-        batch_size: images per step and process.
-        num_workers: loader processes; None takes the available CPUs, at most 8.
-        min_scale: smallest share of an image's area that a random crop keeps, in (0, 1].
-        augment: crop and mirror training images at random.
-        on_broken: "error" stops at the first broken image file and names it; "skip" goes on without (training
-            takes the next file instead) and warns at the end with their number.
-        seed: seed of order and augmentation.
-        drop_last: leave out the last, smaller batch of a training epoch.
+        root: The folder or .zip with `train` and `val`.
+        class_index: The path of `imagenet_class_index.json`; None looks for it in `root`, and does without it
+            where all 1,000 class folders are there.
+        val_labels: The table of a flat `val/`, with a file name and a WordNet id or number per line; None
+            looks for `LOC_val_solution.csv` and `val.txt` in `root`.
+        image_size: The height and width of the network's input in pixels.
+        batch_size: Images per step and process.
+        num_workers: Loader processes; None takes the available CPUs, at most 8.
+        min_scale: The smallest share of an image's area that a random crop keeps, in (0, 1].
+        augment: Crops and mirrors training images at random.
+        on_broken: `error` stops at the first broken image file and names it; `skip` continues without it
+            (training takes the next file instead) and warns of their number at the end.
+        seed: The seed of order and augmentation.
+        drop_last: Leaves out the last, smaller batch of a training epoch.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: An argument is out of range.
         DataNotFoundError: `root` is missing, or does not say which class has which number.
     """
 
@@ -74,7 +74,7 @@ class ImageNetDataModule(ImageFolderDataModule):
         )
 
     def find_classes(self, num_classes: int | None) -> list[str]:
-        """The 1,000 WordNet ids: from the class index file, else from the class folders."""
+        """Returns the 1,000 WordNet ids: from the class index file, else from the class folders."""
         index = self.class_index or self._beside(("imagenet_class_index.json",))
         if index is not None:
             return read_class_index(index, NUM_CLASSES)
@@ -87,7 +87,7 @@ class ImageNetDataModule(ImageFolderDataModule):
         return found
 
     def list_split(self, folder: str) -> tuple[list[str], Tensor]:
-        """See the base class; a flat ``val/`` takes its labels from a table."""
+        """Returns file names and labels `[N]`; a flat `val/` takes its labels from a table."""
         names = [] if folder != "val" or self.source.folders(folder) else self.source.images(folder)
         if not names:
             return super().list_split(folder)
@@ -104,6 +104,6 @@ class ImageNetDataModule(ImageFolderDataModule):
         return names, torch.tensor([labels[Path(name).stem] for name in names])
 
     def _beside(self, names: tuple[str, ...]) -> str | None:
-        """The first of `names` that is a file in `root` (not in an archive)."""
+        """Returns the first of `names` that is a file in `root` (not in an archive)."""
         files = [Path(self.root).expanduser() / name for name in names]
         return next((str(file) for file in files if file.is_file()), None)

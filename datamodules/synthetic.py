@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lightning_n2uq.datamodules.arrays import Normalization
-from lightning_n2uq.datamodules.base import Split, check_at_least
-from lightning_n2uq.datamodules.in_memory import ArrayDataModule
-from lightning_n2uq.datamodules.keyed import keyed_seed
+from lightning_n2uq.datamodules._data.arrays import Normalization
+from lightning_n2uq.datamodules._data.base import Split
+from lightning_n2uq.datamodules._data.counter_rng import generator_seed
+from lightning_n2uq.datamodules._data.in_memory import ArrayDataModule
+from lightning_n2uq.utils.validation import check_integer, check_number
 
 _CHUNK = 64  # images made at a time: bounds the float32 working memory
 _GRID = 4  # a class pattern is smooth noise on this many cells per side, which convolutions learn quickly
@@ -17,23 +18,23 @@ class SyntheticDataModule(ArrayDataModule):
     """Each class is a smooth random pattern, each image its class's pattern plus white noise.
 
     Everything follows from `seed`; the splits share the patterns and differ in the noise. Classes are
-    balanced to within one image. Takes ``count * in_channels * image_size^2`` bytes.
+    balanced to within one image. Takes `count * in_channels * image_size^2` bytes.
 
     Args:
-        num_classes: number of classes.
-        in_channels: channels of an image.
-        image_size: height and width in pixels.
-        num_train: training images.
-        num_val: validation images.
-        num_test: test images.
-        noise: standard deviation of the noise, relative to that of the patterns.
-        batch_size: images per step and process.
-        seed: seed of patterns, noise and order.
-        num_workers: loader processes; 0 is the fastest.
-        drop_last: leave out the last, smaller batch of a training epoch.
+        num_classes: The number of classes.
+        in_channels: The channels of an image.
+        image_size: The height and width of an image in pixels.
+        num_train: The number of training images.
+        num_val: The number of validation images.
+        num_test: The number of test images.
+        noise: The standard deviation of the noise, relative to that of the patterns.
+        batch_size: Images per step and process.
+        seed: The seed of patterns, noise and order.
+        num_workers: Loader processes; 0 is the fastest.
+        drop_last: Leaves out the last, smaller batch of a training epoch.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: An argument is out of range.
     """
 
     def __init__(
@@ -62,16 +63,15 @@ class SyntheticDataModule(ArrayDataModule):
             seed=seed,
             drop_last=drop_last,
         )
-        for name, count in (("num_train", num_train), ("num_val", num_val), ("num_test", num_test)):
-            check_at_least(name, count, 1)
-        if not noise >= 0:
-            raise ValueError(f"noise: got {noise}, allowed: 0 and above")
         self.sizes: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test}
-        self.noise = noise
+        for split, count in self.sizes.items():
+            check_integer(f"num_{split}", count, 1)
+        self.noise = check_number("noise", noise, 0)
 
     def load_arrays(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Makes the images ``[N, C, H, W]`` uint8 and labels ``[N]`` of one split."""
-        generator = torch.Generator().manual_seed(keyed_seed(self.seed, 1 + list(self.sizes).index(split)))
+        """Makes the images `[N, C, H, W]` uint8 and labels `[N]` of one split."""
+        stream = 1 + list(self.sizes).index(split)
+        generator = torch.Generator().manual_seed(generator_seed(self.seed, stream))
         labels = torch.arange(self.sizes[split]) % self.num_classes
         labels = labels[torch.randperm(len(labels), generator=generator)]
         patterns = self._patterns()
@@ -79,13 +79,13 @@ class SyntheticDataModule(ArrayDataModule):
         return torch.cat(images), labels
 
     def _patterns(self) -> Tensor:
-        """``[classes, C, g, g]`` with ``g`` at most `_GRID`."""
+        """Returns the patterns `[classes, C, g, g]` with `g` at most `_GRID`."""
         cells = min(_GRID, self.image_size)
-        generator = torch.Generator().manual_seed(keyed_seed(self.seed, 0))
+        generator = torch.Generator().manual_seed(generator_seed(self.seed, 0))
         return torch.randn(self.num_classes, self.in_channels, cells, cells, generator=generator)
 
     def _images(self, patterns: Tensor, generator: torch.Generator) -> Tensor:
-        """Enlarges patterns ``[B, C, g, g]`` and adds noise; uint8 with mean 128 and 32 per unit."""
+        """Enlarges patterns `[B, C, g, g]` and adds noise; returns uint8 with mean 128 and 32 per unit."""
         clean = interpolate(patterns, size=(self.image_size, self.image_size), mode="nearest")
         noisy = clean + self.noise * torch.randn(clean.shape, generator=generator)
         return (noisy * 32 + 128).clamp_(0, 255).to(torch.uint8)

@@ -24,3 +24,30 @@ settings.load_profile("seeded")
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+# Why a test may be skipped where STRICT_SKIPS is set: what no installation can bring to the machine.
+ALLOWED_SKIPS = (
+    "needs a GPU",
+    "there is a GPU",
+    "is not beside this checkout",  # shared data
+    "is not in the shared data folder",
+    "no memory for",
+    "mounting a small disk needs root",
+    "this system lets not even root mount",
+    "network namespaces need root",
+    "network namespaces are not allowed here",
+    "Python 3.10 has no TOML reader",
+)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not os.environ.get("STRICT_SKIPS") or reporter is None:
+        return
+    skipped = [report for report in reporter.stats.get("skipped", []) if not hasattr(report, "wasxfail")]
+    refused = [r.nodeid for r in skipped if not any(reason in str(r.longrepr) for reason in ALLOWED_SKIPS)]
+    if refused:
+        names = ", ".join(refused)
+        reporter.write_line(f"\nSTRICT_SKIPS: {len(refused)} skipped that should run: {names}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -15,7 +15,7 @@ import pytest
 from listening import listeners
 
 import lightning_n2uq
-from lightning_n2uq.datamodules.decode import MAX_PIXELS, BrokenImageError, decode
+from lightning_n2uq.datamodules._data.decode import MAX_PIXELS, BrokenImageError, decode
 
 SOURCES = sorted(
     {

@@ -6,9 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from lightning_n2uq.backbones.chains import norm_act_conv, norm_add_act
-from lightning_n2uq.fusion import hooked
 from lightning_n2uq.layers import BiasedPReLU, QuantConv2d, QuantSpec
+from lightning_n2uq.layers.fused import hooked, norm_act_conv, norm_add_act
 
 
 def quant_conv(spec: QuantSpec, inputs: int, outputs: int, kernel: int, stride: int = 1) -> QuantConv2d:

@@ -13,8 +13,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from lightning_n2uq.backbones.chains import norm_act_conv
 from lightning_n2uq.layers import BiasedPReLU, QuantConv2d, QuantSpec
+from lightning_n2uq.layers.fused import norm_act_conv
 
 STEM_CHANNELS = 32
 LAST_CHANNELS = 1280

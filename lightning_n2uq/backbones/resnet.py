@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_n2uq.backbones.blocks import BasicBlock, Bottleneck, shortcut
-from lightning_n2uq.backbones.chains import norm_act_pool
 from lightning_n2uq.layers import QuantSpec
+from lightning_n2uq.layers.fused import norm_act_pool
 
 
 class ResNet(nn.Module):

@@ -18,13 +18,13 @@ class QuantMultiheadAttention(nn.MultiheadAttention):
 
     Args:
         embed_dim: `E`.
-        num_heads: divides `E`.
-        dropout: of the attention weights, in training.
-        bias: whether the projections have one.
+        num_heads: Divides `E`.
+        dropout: Of the attention weights, in training.
+        bias: Whether the projections have one.
         batch_first: `[N, L, E]` instead of `[L, N, E]`.
-        weight_quantizer: of `in_proj_weight`.
-        activation_quantizer: of queries, keys and values.
-        out_proj: the output projection, with quantizers of its own.
+        weight_quantizer: Of `in_proj_weight`.
+        activation_quantizer: Of queries, keys and values.
+        out_proj: The output projection, with quantizers of its own.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ class CalibratedInput(DataInitializedQuantizer):
     `1 - inner'`; `scale` is for methods without one of their own and is fixed.
 
     Args:
-        inner: activation quantizer of a method.
+        inner: Activation quantizer of a method.
     """
 
     scale: Tensor
@@ -87,8 +87,8 @@ class RescaledWeight(Quantizer):
     is fixed at conversion: least squares between the weights and their levels. The gradient is `inner`'s.
 
     Args:
-        inner: weight quantizer of a method.
-        weight: the layer's weights.
+        inner: Weight quantizer of a method.
+        weight: The layer's weights.
     """
 
     scale: Tensor

@@ -30,15 +30,15 @@ def calibrate(
     statistics of later ones. Weight quantizers that learn from data are set from the weights.
 
     Args:
-        model: a network after `quantize_model`; its training mode is restored.
-        batches: inputs, alone or first in a tuple; moved to the model's device.
-        max_batches: how many to use at most.
+        model: A network after `quantize_model`; its training mode is restored.
+        batches: Inputs, alone or first in a tuple; moved to the model's device.
+        max_batches: How many to use at most.
 
     Returns:
         Range by name of the quantizer; a quantizer that no batch reached is left out.
 
     Raises:
-        ValueError: no batch, or values that are not finite.
+        ValueError: No batch, or values that are not finite.
     """
     names = {module: name for name, module in model.named_modules() if isinstance(module, CalibratedInput)}
     samples: dict[nn.Module, list[Tensor]] = defaultdict(list)

@@ -21,10 +21,10 @@ class Layer:
     """A layer that could be quantized, as rules see it.
 
     Attributes:
-        name: dotted module name.
-        types: what it is, the most general last; a part of `TYPES`.
-        index: place among such layers, in the order in which the network registers its modules.
-        count: number of such layers.
+        name: Dotted module name.
+        types: What it is, the most general last; a part of `TYPES`.
+        index: Place among such layers, in the order in which the network registers its modules.
+        count: Number of such layers.
     """
 
     name: str
@@ -48,14 +48,14 @@ class Rule:
     """Applies to the layers that fit `name`, `type` and `position`; what is None comes from the policy.
 
     Attributes:
-        name: shell pattern of the dotted module name, `features.*.conv`.
-        type: one of `TYPES`.
+        name: Shell pattern of the dotted module name, `features.*.conv`.
+        type: One of `TYPES`.
         position: `any`, `first`, `last`, `inner` (neither), or `start:stop` over the layers' order.
         quantize: False leaves the layer in full precision.
         weight_bits: 2 to 8.
         activation_bits: 2 to 8.
-        weight_quantizer: key of `quantizers.WEIGHT_QUANTIZERS`.
-        activation_quantizer: key of `quantizers.ACTIVATION_QUANTIZERS`.
+        weight_quantizer: Key of `quantizers.WEIGHT_QUANTIZERS`.
+        activation_quantizer: Key of `quantizers.ACTIVATION_QUANTIZERS`.
     """
 
     name: str = "*"
@@ -95,11 +95,11 @@ class Policy:
     Attributes:
         weight_bits: 2 to 8; 32 with `float`.
         activation_bits: 2 to 8; 32 with `float`.
-        weight_quantizer: key of `quantizers.WEIGHT_QUANTIZERS`.
-        activation_quantizer: key of `quantizers.ACTIVATION_QUANTIZERS`.
-        skip_first: whether the first layer stays in full precision.
-        skip_last: whether the last layer stays in full precision.
-        rules: in order of precedence.
+        weight_quantizer: Key of `quantizers.WEIGHT_QUANTIZERS`.
+        activation_quantizer: Key of `quantizers.ACTIVATION_QUANTIZERS`.
+        skip_first: Whether the first layer stays in full precision.
+        skip_last: Whether the last layer stays in full precision.
+        rules: In order of precedence.
     """
 
     weight_bits: int = 4
@@ -119,7 +119,7 @@ class Policy:
         """A policy from plain values, such as a YAML file's; `rules` is a list of mappings.
 
         Raises:
-            ValueError: an unknown key or a value that is not allowed.
+            ValueError: An unknown key or a value that is not allowed.
         """
         values = dict(values)
         rules = tuple(_build(Rule, "rules", rule) for rule in values.pop("rules", None) or ())

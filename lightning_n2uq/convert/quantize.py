@@ -26,17 +26,17 @@ def quantize_model(
     the first batch in training.
 
     Args:
-        model: any network; torchvision's and timm's classifiers are what it is tested with.
-        policy: defaults and rules, or a mapping with the same keys; by default N2UQ with 4 bits, the first
+        model: Any network; torchvision's and timm's classifiers are what it is tested with.
+        policy: Defaults and rules, or a mapping with the same keys; by default N2UQ with 4 bits, the first
             and the last layer left out.
-        calibration: batches for `calibrate`, inputs alone or first in a tuple.
-        max_batches: how many of them to use at most.
+        calibration: Batches for `calibrate`, inputs alone or first in a tuple.
+        max_batches: How many of them to use at most.
 
     Returns:
         What became of every layer with weights; `report.model` is `model`.
 
     Raises:
-        ValueError: a policy that is not allowed, a model that is itself a single layer, or data that cannot
+        ValueError: A policy that is not allowed, a model that is itself a single layer, or data that cannot
             be used.
 
     Example:

@@ -33,13 +33,13 @@ def best_range(sample: Tensor, levels: int) -> tuple[Tensor, Tensor]:
 
     Args:
         sample: `[S]`, finite, at least one value.
-        levels: at least 2.
+        levels: At least 2.
 
     Returns:
         Lower and upper end, 0-d, the upper one strictly above.
 
     Raises:
-        ValueError: the sample is empty or has values that are not finite.
+        ValueError: The sample is empty or has values that are not finite.
     """
     if sample.numel() == 0 or not bool(sample.isfinite().all()):
         raise ValueError("sample: is empty or has values that are not finite, allowed is finite data")

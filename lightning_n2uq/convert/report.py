@@ -14,14 +14,14 @@ class LayerReport:
     """One layer.
 
     Attributes:
-        name: dotted module name.
-        type: class of the float layer.
+        name: Dotted module name.
+        type: Class of the float layer.
         status: `quantized`, `excluded` (by the policy) or `unsupported`.
-        reason: which rule decided, or what stands in the way.
-        weight: method and bits of the weights, `n2uq 4`, or an empty string.
-        activation: method and bits of the inputs.
-        parameters: number of values in the layer's own parameters.
-        input_range: ends of the calibrated input range, or None.
+        reason: Which rule decided, or what stands in the way.
+        weight: Method and bits of the weights, `n2uq 4`, or an empty string.
+        activation: Method and bits of the inputs.
+        parameters: Number of values in the layer's own parameters.
+        input_range: Ends of the calibrated input range, or None.
     """
 
     name: str
@@ -39,8 +39,8 @@ class ConversionReport:
     """Every layer with weights, in the order in which the network registers them.
 
     Attributes:
-        model: the converted network (the one passed in, changed in place).
-        layers: one entry per layer; modules without matrix-like parameters (norms) are left out.
+        model: The converted network (the one passed in, changed in place).
+        layers: One entry per layer; modules without matrix-like parameters (norms) are left out.
     """
 
     model: nn.Module = field(repr=False)

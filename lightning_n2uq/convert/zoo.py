@@ -34,21 +34,21 @@ def build_converted(
 
     Args:
         name: `torchvision/resnet18`, `timm/mobilenetv3_small_100`.
-        policy: keys of `convert.Policy`, above all `rules`; bits and methods default to the next four.
+        policy: Keys of `convert.Policy`, above all `rules`; bits and methods default to the next four.
         weight_bits: 2 to 8; 32 with `float`.
         activation_bits: 2 to 8; 32 with `float`.
-        weight_quantizer: key of `WEIGHT_QUANTIZERS`.
-        activation_quantizer: key of `ACTIVATION_QUANTIZERS`.
+        weight_quantizer: Key of `WEIGHT_QUANTIZERS`.
+        activation_quantizer: Key of `ACTIVATION_QUANTIZERS`.
         quantize_downsample: False leaves layers with `downsample` in their name in full precision, after all
             rules of the policy.
-        num_classes: outputs.
-        in_channels: channels of the image; torchvision's networks take 3 only.
-        pretrained: whether to start from the library's default weights (downloaded or cached); its last
+        num_classes: Outputs.
+        in_channels: Channels of the image; torchvision's networks take 3 only.
+        pretrained: Whether to start from the library's default weights (downloaded or cached); its last
             layer then has to fit `num_classes` (torchvision) or is replaced (timm).
-        model_args: further arguments of the library's constructor.
+        model_args: Further arguments of the library's constructor.
 
     Raises:
-        ValueError: an unknown network or argument, or weights that cannot be had.
+        ValueError: An unknown network or argument, or weights that cannot be had.
     """
     defaults = {
         "weight_bits": weight_bits,

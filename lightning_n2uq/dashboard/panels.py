@@ -10,9 +10,9 @@ class PanelSpec:
     """A line plot of all metrics whose whole name matches.
 
     Attributes:
-        title: of the panel.
-        regex: matched from the start to the end of a metric's name.
-        log_y: whether the vertical axis is logarithmic.
+        title: Of the panel.
+        regex: Matched from the start to the end of a metric's name.
+        log_y: Whether the vertical axis is logarithmic.
     """
 
     title: str
@@ -25,9 +25,9 @@ class SectionSpec:
     """A section; the first of the workspace are open.
 
     Attributes:
-        title: of the section.
-        panels: line plots.
-        images: names of images to browse beside them.
+        title: Of the section.
+        panels: Line plots.
+        images: Names of images to browse beside them.
     """
 
     title: str

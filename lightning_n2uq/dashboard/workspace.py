@@ -18,7 +18,7 @@ def build_workspace(entity: str, project: str, name: str) -> Workspace:
     """Builds the workspace; nothing is sent.
 
     Raises:
-        ValueError: wandb-workspaces is not installed, or a name is empty.
+        ValueError: Wandb-workspaces is not installed, or a name is empty.
     """
     for argument, value in (("entity", entity), ("project", project), ("name", name)):
         if not value.strip():
@@ -65,7 +65,7 @@ def push(workspace: Workspace) -> str:
     """Sends the workspace to W&B; returns its address.
 
     Raises:
-        ValueError: nobody is logged in, or W&B refuses.
+        ValueError: Nobody is logged in, or W&B refuses.
     """
     import wandb
 

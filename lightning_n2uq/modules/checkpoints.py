@@ -10,7 +10,7 @@ from lightning_n2uq.quantizers.base import DataInitializedQuantizer
 
 
 def read_checkpoint(path: str, argument: str = "path") -> dict[str, Any]:
-    """Load a checkpoint's tensors and plain values on the CPU; code in the file is never run.
+    """Loads a checkpoint's tensors and plain values on the CPU; code in the file is never run.
 
     Args:
         path: A file written by this package's training.
@@ -64,7 +64,7 @@ def _fitted_to_other_bits(model: nn.Module, arguments: dict[str, Any]) -> set[st
 
 
 def load_matching(model: nn.Module, path: str) -> LoadReport:
-    """Copy every entry of a checkpoint whose name and shape fit ``model``, and report the rest.
+    """Copies every entry of a checkpoint whose name and shape fit `model`, and report the rest.
 
     This is how a 2-bit network starts from a float or a 4-bit one: weights and normalisation fit, while
     per-level thresholds of another bit width do not and keep their initial values.

@@ -35,47 +35,47 @@ class QuantizedClassifier(LightningModule):
     """Image classifier with a quantized backbone, trained on labels or on a teacher's soft labels.
 
     Every argument is a plain value, so that a YAML file or the command line can set it and a checkpoint that
-    holds it loads with ``weights_only=True``. A trained model is an ordinary ``nn.Module``::
+    holds it loads with `weights_only=True`. A trained model is an ordinary `nn.Module`::
 
         model = QuantizedClassifier.load_from_checkpoint("best.ckpt").eval()
         logits = model(images)  # (batch, in_channels, height, width) -> (batch, num_classes)
 
-    Logged: ``train/loss``, ``train/acc``, and ``loss``, ``acc``, ``acc5`` (with more than 5 classes) under
-    ``val/`` and ``test/``. ``metrics["val_confusion"]`` and ``metrics["test_confusion"]`` hold the last
-    epoch's confusion matrix (``.compute()``: ``(num_classes, num_classes)``, rows are true classes).
+    Logged: `train/loss`, `train/acc`, and `loss`, `acc`, `acc5` (with more than 5 classes) under
+    `val/` and `test/`. `metrics["val_confusion"]` and `metrics["test_confusion"]` hold the last
+    epoch's confusion matrix (`.compute()`: `(num_classes, num_classes)`, rows are true classes).
 
     Args:
         backbone: Name in `lightning_n2uq.backbones`.
         num_classes: Classes; the command line takes it from the data.
         in_channels: Image channels; from the data likewise.
-        image_size: Height and width of the images, for ``example_input_array``; from the data likewise.
-        weight_bits: Bits of quantized weights, 2 to 8; 32 with the quantizer ``float``.
+        image_size: Height and width of the images, for `example_input_array`; from the data likewise.
+        weight_bits: Bits of quantized weights, 2 to 8; 32 with the quantizer `float`.
         activation_bits: Bits of quantized activations, likewise.
         weight_quantizer: Method for weights, a name in `lightning_n2uq.quantizers.WEIGHT_QUANTIZERS`.
-        activation_quantizer: Method for activations, a name in ``ACTIVATION_QUANTIZERS``.
+        activation_quantizer: Method for activations, a name in `ACTIVATION_QUANTIZERS`.
         quantize_downsample: Whether 1x1 convolutions in shortcuts are quantized too.
-        backbone_args: Further keywords of the backbone, for example ``{"width": 32}``.
+        backbone_args: Further keywords of the backbone, for example `{"width": 32}`.
         label_smoothing: Of the cross-entropy on labels while training, 0 to 1.
-        teacher: ``torchvision/<model>`` or the path of a checkpoint of ours; the loss is then cross-entropy
+        teacher: `torchvision/<model>` or the path of a checkpoint of ours; the loss is then cross-entropy
             against its probabilities. The teacher is neither trained nor saved.
         temperature: Of both softmaxes in distillation.
         hard_label_weight: Share of the label loss when there is a teacher, 0 (the paper's recipe) to 1.
-        optimizer: ``adam``, ``adamw`` or ``sgd`` (Nesterov momentum).
+        optimizer: `adam`, `adamw` or `sgd` (Nesterov momentum).
         lr: Learning rate at the start.
         weight_decay: For weights with two or more dimensions; quantizers, biases, norms never decay.
         momentum: For sgd.
         betas: For adam and adamw.
-        schedule: ``linear`` (to 0 after the last step), ``cosine`` or ``constant``, per optimizer step;
-            ``published`` (as the published N2UQ code: linear per epoch, the last epoch at 0; no warm-up).
+        schedule: `linear` (to 0 after the last step), `cosine` or `constant`, per optimizer step;
+            `published` (as the published N2UQ code: linear per epoch, the last epoch at 0; no warm-up).
         warmup_steps: Optimizer steps of linear warm-up.
-        quantizer_lr_multiplier: Factor on ``lr`` for quantizer parameters.
-        parameter_groups: ``all`` (every quantizer parameter has that factor) or ``published``: a tenth for
+        quantizer_lr_multiplier: Factor on `lr` for quantizer parameters.
+        parameter_groups: `all` (every quantizer parameter has that factor) or `published`: a tenth for
             those that the published N2UQ code finds by name; the paper's networks only.
-        threshold_comparison: ``>`` (the published code) or ``>=``, where an input at a threshold gets the
+        threshold_comparison: `>` (the published code) or `>=`, where an input at a threshold gets the
             upper code.
-        weight_gradient: Of N2UQ's weights: ``scaled`` (the published code's ``1/S``) or ``straight_through``.
-        pact_gradient: Of PACT's clip: ``paper``, or ``published`` as in the published code's MobileNetV2.
-        init_from: ``torchvision/<model>`` (its real-valued weights) or a checkpoint of ours, whose fitting
+        weight_gradient: Of N2UQ's weights: `scaled` (the published code's `1/S`) or `straight_through`.
+        pact_gradient: Of PACT's clip: `paper`, or `published` as in the published code's MobileNetV2.
+        init_from: `torchvision/<model>` (its real-valued weights) or a checkpoint of ours, whose fitting
             weights a new run starts from, whatever its bit widths; what fits and what does not is reported.
 
     Raises:
@@ -162,7 +162,7 @@ class QuantizedClassifier(LightningModule):
         return backbones.build(hp.backbone, **{name: hp[name] for name in shared}, **extra)
 
     def _build_metrics(self) -> nn.ModuleDict:
-        """``<stage>_scores`` for every stage, ``val_confusion`` and ``test_confusion``."""
+        """`<stage>_scores` for every stage, `val_confusion` and `test_confusion`."""
         # Labels are checked by the loss; torchmetrics' own checks cost more than the update.
         options: dict[str, Any] = {"num_classes": self.num_classes, "validate_args": False}
         metrics = nn.ModuleDict()
@@ -183,7 +183,7 @@ class QuantizedClassifier(LightningModule):
         """Rebuild a trained model on the CPU, without running any code from the file.
 
         Raises:
-            ValueError: If the file is missing, damaged or of another kind; ``argument`` is the name to blame.
+            ValueError: If the file is missing, damaged or of another kind; `argument` is the name to blame.
         """
         checkpoint = read_checkpoint(path, argument)
         try:
@@ -197,7 +197,7 @@ class QuantizedClassifier(LightningModule):
         return model
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, ``(batch, num_classes)``, of images ``(batch, in_channels, height, width)``."""
+        """Logits, `(batch, num_classes)`, of images `(batch, in_channels, height, width)`."""
         return cast(Tensor, self.backbone(images))
 
     def setup(self, stage: str) -> None:
@@ -229,15 +229,15 @@ class QuantizedClassifier(LightningModule):
         return self._shared_step(batch, "train")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Update the validation metrics."""
+        """Updates the validation metrics."""
         self._shared_step(batch, "val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Update the test metrics."""
+        """Updates the test metrics."""
         self._shared_step(batch, "test")
 
     def predict_step(self, batch: Tensor | tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor]:
-        """``probabilities`` ``(batch, num_classes)`` and ``labels`` ``(batch,)``; true labels are ignored."""
+        """`probabilities` `(batch, num_classes)` and `labels` `(batch,)`; true labels are ignored."""
         images = batch if isinstance(batch, Tensor) else batch[0]
         probabilities = self(images).softmax(dim=-1)
         return {"probabilities": probabilities, "labels": probabilities.argmax(dim=-1)}

@@ -10,12 +10,12 @@ TORCHVISION = "torchvision/"
 def soft_cross_entropy(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Mean cross-entropy between softened teacher and student distributions.
 
-    ``-T^2 * sum_c softmax(teacher/T)_c * log_softmax(student/T)_c``. It differs from the KL divergence by
-    the teacher's entropy, a constant for the student. ``T^2`` keeps the gradient's size independent of the
+    `-T^2 * sum_c softmax(teacher/T)_c * log_softmax(student/T)_c`. It differs from the KL divergence by
+    the teacher's entropy, a constant for the student. `T^2` keeps the gradient's size independent of the
     temperature (Hinton et al., arXiv 1503.02531); at 1, the published recipe, it is plain cross-entropy.
 
     Args:
-        logits: Student, ``(batch, classes)``.
+        logits: Student, `(batch, classes)`.
         teacher_logits: Teacher, same shape; no gradient flows into it.
         temperature: Positive.
     """
@@ -24,10 +24,10 @@ def soft_cross_entropy(logits: Tensor, teacher_logits: Tensor, temperature: floa
 
 
 def load_teacher(source: str, num_classes: int) -> nn.Module:
-    """Load a frozen teacher in eval mode.
+    """Loads a frozen teacher in eval mode.
 
     Args:
-        source: ``torchvision/<model>`` (its default weights, from torch's cache or downloaded) or the path of
+        source: `torchvision/<model>` (its default weights, from torch's cache or downloaded) or the path of
             a checkpoint written by this package.
         num_classes: Classes that the teacher has to have.
 

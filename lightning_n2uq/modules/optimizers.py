@@ -13,12 +13,12 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 def parameter_groups(
     model: nn.Module, lr: float, weight_decay: float, quantizer_lr_multiplier: float
 ) -> list[dict[str, Any]]:
-    """Split trainable parameters into ``quantizer``, ``weights`` and ``rest``; empty groups are left out.
+    """Splits trainable parameters into `quantizer`, `weights` and `rest`; empty groups are left out.
 
-    Thresholds and scales live on another scale than weights: they learn at ``lr * quantizer_lr_multiplier``
+    Thresholds and scales live on another scale than weights: they learn at `lr * quantizer_lr_multiplier`
     (one tenth in the paper's recipe) and never decay, since decay would pull widths below their floor.
     One-dimensional parameters (biases, normalisation, PReLU slopes) do not decay either. The groups carry a
-    ``name``, under which `LearningRateMonitor` logs them.
+    `name`, under which `LearningRateMonitor` logs them.
     """
     quantizer_names = {name for name, _ in quantizer_parameters(model)}
     members: dict[str, list[nn.Parameter]] = {"quantizer": [], "weights": [], "rest": []}
@@ -45,7 +45,7 @@ def parameter_groups(
 def build_optimizer(
     name: str, groups: list[dict[str, Any]], *, lr: float, momentum: float, betas: tuple[float, float]
 ) -> torch.optim.Optimizer:
-    """Create the optimizer; ``momentum`` is for sgd only, ``betas`` for adam and adamw only.
+    """Creates the optimizer; `momentum` is for sgd only, `betas` for adam and adamw only.
 
     Raises:
         ValueError: If the name is unknown.

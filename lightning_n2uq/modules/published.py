@@ -31,9 +31,9 @@ def published_parameter_groups(model: nn.Module, lr: float, weight_decay: float)
     widths learn at the full rate. Only 4-D weights decay, so that the last linear layer does not.
 
     Args:
-        model: a network of the paper (`lightning_n2uq.interop` knows its published names).
-        lr: learning rate of weights and of the rest; quantizer parameters get a tenth.
-        weight_decay: of convolution weights.
+        model: A network of the paper (`lightning_n2uq.interop` knows its published names).
+        lr: Learning rate of weights and of the rest; quantizer parameters get a tenth.
+        weight_decay: Of convolution weights.
 
     Returns:
         Groups `quantizer`, `rest`, `weights`, in the published order.
@@ -75,11 +75,11 @@ def published_schedule_factor(total_steps: float, epochs: int | None) -> Callabl
     """`published_schedule` as a function of the optimizer step, constant within an epoch.
 
     Args:
-        total_steps: optimizer steps of the whole run.
-        epochs: epochs of the whole run.
+        total_steps: Optimizer steps of the whole run.
+        epochs: Epochs of the whole run.
 
     Raises:
-        ValueError: the length is not known in epochs.
+        ValueError: The length is not known in epochs.
     """
     if epochs is None or epochs < 1 or not math.isfinite(total_steps):
         raise ValueError("schedule: got 'published', which needs trainer.max_epochs to be set")
@@ -97,13 +97,13 @@ def set_numerics(
     """Sets the numerical switches of every N2UQ and PACT quantizer in `model`.
 
     Args:
-        model: any network with quantizers.
+        model: Any network with quantizers.
         threshold_comparison: `>` (the published code) or `>=` (an input at a threshold gets the upper code).
         weight_gradient: `scaled` (the published code's `1/S`) or `straight_through`.
         pact_gradient: `paper` or `published`, of PACT's clip.
 
     Raises:
-        ValueError: a value that is not allowed.
+        ValueError: A value that is not allowed.
     """
     allowed = {
         "threshold_comparison": (threshold_comparison, (">", ">=")),

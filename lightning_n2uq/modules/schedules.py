@@ -7,19 +7,19 @@ SCHEDULES = ("linear", "cosine", "constant")
 
 
 def schedule_factor(name: str, total_steps: float, warmup_steps: int = 0) -> Callable[[int], float]:
-    """Return ``factor(step)``, what the base learning rate is multiplied by at optimizer step ``step``.
+    """Returns `factor(step)`, what the base learning rate is multiplied by at optimizer step `step`.
 
-    ``linear`` is ``1 - step/total`` and so reaches 0 after the last step, not at it: every step learns
-    something. ``cosine`` is the half period of a cosine over the same range. Warm-up rises linearly from
-    ``1/warmup_steps`` and the rest of the schedule spans the steps that remain.
+    `linear` is `1 - step/total` and so reaches 0 after the last step, not at it: every step learns
+    something. `cosine` is the half period of a cosine over the same range. Warm-up rises linearly from
+    `1/warmup_steps` and the rest of the schedule spans the steps that remain.
 
     The result is a function and not an object with fields: `LambdaLR` would store an object's fields in the
     checkpoint, and a run resumed with more epochs would keep the old length.
 
     Args:
-        name: One of ``SCHEDULES``.
+        name: One of `SCHEDULES`.
         total_steps: Optimizer steps in the whole run.
-        warmup_steps: Steps of warm-up at the start, fewer than ``total_steps``.
+        warmup_steps: Steps of warm-up at the start, fewer than `total_steps`.
 
     Raises:
         ValueError: If the name is unknown, or the length does not fit the schedule.

@@ -5,14 +5,14 @@ from collections.abc import Iterable
 
 
 def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
-    """Raise ValueError unless ``value`` is one of ``allowed``."""
+    """Raises ValueError unless `value` is one of `allowed`."""
     options = sorted(allowed)
     if value not in options:
         raise ValueError(f"{name}: got {value!r}, allowed {', '.join(options)}")
 
 
 def check_integer(name: str, value: int, low: int, high: int | None = None) -> None:
-    """Raise ValueError unless ``value`` is an integer in ``low..high`` (no upper end if None)."""
+    """Raises ValueError unless `value` is an integer in `low..high` (no upper end if None)."""
     fits = isinstance(value, int) and not isinstance(value, bool)
     if not fits or value < low or (high is not None and value > high):
         allowed = f"integers from {low}" if high is None else f"{low}..{high}" if high > low else str(low)
@@ -20,7 +20,7 @@ def check_integer(name: str, value: int, low: int, high: int | None = None) -> N
 
 
 def check_number(name: str, value: float, low: float, high: float = math.inf, open_low: bool = False) -> None:
-    """Raise ValueError unless ``low <= value <= high`` (``low < value`` if ``open_low``); NaN never fits."""
+    """Raises ValueError unless `low <= value <= high` (`low < value` if `open_low`); NaN never fits."""
     if not (low <= value <= high) or (open_low and value == low) or math.isinf(value):
         above = f"> {low:g}" if open_low else f">= {low:g}"
         allowed = above if math.isinf(high) else f"{above} and <= {high:g}"

@@ -1,40 +1,48 @@
-"""Which kernel runs an operator on a device, and why: automatic, visible, and possible to force.
+"""The one place that says which backend runs an operator on a device, and why.
 
-The choice is `reference` (plain torch, the oracle), `numba` (CPU) or `triton` (CUDA, or CPU under
-`TRITON_INTERPRET=1`). The environment variable `LIGHTNING_N2UQ_KERNELS` (auto, reference, numba, triton)
-or `force` overrides it. A forced kernel that cannot run raises: a user's choice is never skipped silently.
+A backend is `reference` (plain torch, the judge of the others), `numba` (CPU) or `triton` (CUDA, or CPU under
+`TRITON_INTERPRET=1`); each is a folder of `lightning_n2uq.ops.backends` with one module per operator, and the
+modules of an operator have the same functions. The environment variable `LIGHTNING_N2UQ_KERNELS` (auto,
+reference, numba, triton) or `force` overrides the automatic choice. A forced backend that cannot run raises:
+a user's choice is never skipped silently.
+
+An operator selects once, in its forward pass, and hands the name of its choice on to its backward pass.
 """
 
 import functools
+import importlib
 import importlib.util
 import os
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Literal, NamedTuple, cast
 
 import torch
 
-Kernel = Literal["reference", "numba", "triton"]
+Backend = Literal["reference", "numba", "triton"]
 
 ENVIRONMENT_VARIABLE = "LIGHTNING_N2UQ_KERNELS"
 CHOICES = ("auto", "reference", "numba", "triton")
 
-_OPS: dict[str, tuple[str, ...]] = {
-    "threshold_quantize": ("reference", "numba", "triton"),
-    "quantize_weight": ("reference", "numba", "triton"),
-    "packed_activation": ("reference", "numba", "triton"),
-    "residual_block": ("reference", "numba", "triton"),
-    "stem": ("reference", "numba", "triton"),
-    "nuq": ("reference", "numba", "triton"),
+MODULES = {
+    "threshold_quantize": "threshold",
+    "quantize_weight": "weight",
+    "packed_activation": "fused_activation",
+    "residual_block": "residual",
+    "stem": "stem",
+    "nuq": "gradient_codec",
 }
+"""The operators, and the module of each that every backend has."""
+
+_FASTEST = {"cpu": "numba", "cuda": "triton"}
 _forced: str | None = None
 
 
 class KernelChoice(NamedTuple):
-    """One line of `report`: the kernel of an operator on a kind of device, and the reason for it."""
+    """One line of `report`: the backend of an operator on a kind of device, and the reason for it."""
 
     op: str
     device: str
-    kernel: Kernel
+    kernel: Backend
     reason: str
 
 
@@ -57,20 +65,8 @@ class _Forced:
         _forced = self._previous
 
 
-def register_op(op: str, kernels: tuple[str, ...]) -> None:
-    """Declares the kernels an operator has besides the oracle.
-
-    Args:
-        op: Name of the operator, as given to `kernel_for`.
-        kernels: Any of `numba` and `triton`; `reference` is implied.
-    """
-    for kernel in kernels:
-        _check(kernel, "kernels")
-    _OPS[op] = ("reference", *(kernel for kernel in kernels if kernel != "reference"))
-
-
 def force(kernels: str | None) -> _Forced:
-    """Forces one kind of kernel for every operator, over the environment variable.
+    """Forces one backend for every operator, over the environment variable.
 
     Takes effect at once; as a context manager (`with force("reference"):`) it is undone at the end.
 
@@ -87,51 +83,65 @@ def force(kernels: str | None) -> _Forced:
     return _Forced(previous)
 
 
-def kernel_for(op: str, device: torch.device) -> Kernel:
-    """The kernel that runs `op` on `device`.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def select(op: str, device: torch.device) -> Backend:
+    """Returns the backend that runs `op` on `device`; a compiled graph keeps the one it was compiled with.
+
+    Args:
+        op: One of `MODULES`.
+        device: Where the operator's tensors are.
 
     Raises:
-        ValueError: If the environment variable has an unknown value, or a forced kernel cannot run there.
+        ValueError: If the environment variable has an unknown value, or a forced backend cannot run there.
     """
     return _choose(op, device.type)[0]
 
 
-def reason_for(op: str, device: torch.device) -> str:
-    """Why `kernel_for` answers what it does, in one short sentence."""
-    return _choose(op, device.type)[1]
+@functools.cache
+def _module(op: str, backend: str) -> ModuleType:
+    return importlib.import_module(f"lightning_n2uq.ops.backends.{backend}.{MODULES[op]}")
+
+
+def load(op: str, device: torch.device, backend: str = "auto") -> ModuleType:
+    """Returns the module of an operator: the same functions and signatures for every backend.
+
+    Args:
+        op: One of `MODULES`.
+        device: Where the operator's tensors are.
+        backend: What `select` has answered; `auto` asks it here, for programs that were exported without a
+            backend.
+    """
+    return _module(op, select(op, device) if backend == "auto" else backend)
 
 
 def report() -> list[KernelChoice]:
-    """The choice for every known operator on every kind of device this process can use."""
+    """Returns the choice for every operator on every kind of device that this process can use."""
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    return [_report_line(op, device) for op in sorted(_OPS) for device in devices]
+    return [_report_line(op, device) for op in sorted(MODULES) for device in devices]
 
 
 def _report_line(op: str, device_type: str) -> KernelChoice:
     try:
-        kernel, reason = _choose(op, device_type)
+        backend, reason = _choose(op, device_type)
     except ValueError as error:
         return KernelChoice(op, device_type, "reference", f"unusable choice: {error}")
-    return KernelChoice(op, device_type, kernel, reason)
+    return KernelChoice(op, device_type, backend, reason)
 
 
-def _choose(op: str, device_type: str) -> tuple[Kernel, str]:
-    available = _OPS.get(op, ("reference", "numba", "triton"))
-    return _choose_from(available, op, device_type, *_wanted(), os.environ.get("TRITON_INTERPRET") == "1")
+def _choose(op: str, device_type: str) -> tuple[Backend, str]:
+    return _choose_from(op, device_type, *_wanted(), os.environ.get("TRITON_INTERPRET") == "1")
 
 
 @functools.cache
 def _choose_from(
-    available: tuple[str, ...], op: str, device_type: str, wanted: str, source: str, interpreted: bool
-) -> tuple[Kernel, str]:
+    op: str, device_type: str, wanted: str, source: str, interpreted: bool
+) -> tuple[Backend, str]:
     if wanted == "auto":
-        return _automatic(available, device_type, interpreted)
-    if wanted not in available:
-        return "reference", f"{source} asks for {wanted}, but {op} has no such kernel"
+        return _automatic(device_type, interpreted)
     obstacle = _obstacle(wanted, device_type, interpreted)
     if obstacle:
         raise ValueError(f"{source}={wanted!r} cannot run {op} on {device_type}: {obstacle}.")
-    return cast("Kernel", wanted), f"forced by {source}"
+    return cast("Backend", wanted), f"forced by {source}"
 
 
 def _wanted() -> tuple[str, str]:
@@ -142,25 +152,23 @@ def _wanted() -> tuple[str, str]:
     return value, ENVIRONMENT_VARIABLE
 
 
-def _automatic(available: tuple[str, ...], device_type: str, interpreted: bool) -> tuple[Kernel, str]:
-    preferred = {"cpu": "numba", "cuda": "triton"}.get(device_type)
+def _automatic(device_type: str, interpreted: bool) -> tuple[Backend, str]:
+    preferred = _FASTEST.get(device_type)
     if preferred is None:
         return "reference", f"no fast kernels for {device_type} devices"
-    if preferred not in available:
-        return "reference", f"the operator has no {preferred} kernel"
     obstacle = _obstacle(preferred, device_type, interpreted)
     if obstacle:
         return "reference", obstacle
-    return cast("Kernel", preferred), f"fastest on {device_type}"
+    return cast("Backend", preferred), f"fastest on {device_type}"
 
 
-def _obstacle(kernel: str, device_type: str, interpreted: bool) -> str | None:
-    """What keeps a kernel from running on a kind of device, or None."""
-    if kernel == "reference":
+def _obstacle(backend: str, device_type: str, interpreted: bool) -> str | None:
+    """What keeps a backend from running on a kind of device, or None."""
+    if backend == "reference":
         return None
-    if not _installed(kernel):
-        return f"{kernel} is not installed"
-    if kernel == "numba":
+    if not _installed(backend):
+        return f"{backend} is not installed"
+    if backend == "numba":
         return None if device_type == "cpu" else "numba kernels run on cpu only"
     if device_type == "cuda" or interpreted:
         return None
@@ -175,3 +183,6 @@ def _installed(module: str) -> bool:
 def _check(value: str, name: str) -> None:
     if value not in CHOICES:
         raise ValueError(f"{name} must be one of {', '.join(CHOICES)}, got {value!r}.")
+
+
+kernel_for = select

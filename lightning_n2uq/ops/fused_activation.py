@@ -18,8 +18,7 @@ from lightning_n2uq.ops.backends.reference import fused_activation as fused_refe
 from lightning_n2uq.ops.dispatch import kernel_for
 from lightning_n2uq.ops.eager import differentiable, undispatched
 from lightning_n2uq.ops.formats.fused_activation import Activation, Norm, batch_norm, packed_bytes, planes
-from lightning_n2uq.ops.host_tables import operator_tables
-from lightning_n2uq.ops.threshold import parameter_gradients
+from lightning_n2uq.ops.tables import QuantizerParameters, operator_tables, parameter_gradients
 
 OP = "packed_activation"
 
@@ -123,7 +122,7 @@ def _packed_activation(
         return found
     fast, source = kernel(x), planes(x)
     stats = torch.stack(fast.statistics(source)).float() if gamma is not None else source.new_empty(2, 0)
-    tables = operator_tables(start, widths, scale_in, scale_out, torch.float32)
+    tables = operator_tables(QuantizerParameters(start, widths, scale_in, scale_out), torch.float32)
     norm, act = norm_of(stats, gamma, beta, eps), _act_of(bias_in, slope, bias_out)
     y, packed = fast.forward(source, norm, act, tables)
     return y.reshape(x.shape).to(dtype), packed, stats
@@ -182,7 +181,7 @@ def _packed_activation_backward(
             grad, x, packed, stats, _given(gamma, beta), eps, given, quantizer
         )
         return found
-    tables = operator_tables(start, widths, scale_in, scale_out, torch.float32)
+    tables = operator_tables(QuantizerParameters(start, widths, scale_in, scale_out), torch.float32)
     norm, act = norm_of(stats, gamma, beta, eps), _act_of(bias_in, slope, bias_out)
     dx, sums, (segments, value_sum) = kernel(x).backward(
         planes(grad), planes(x), norm, act, tables, scale_out
@@ -192,7 +191,10 @@ def _packed_activation_backward(
         grads += _like((sums[:, 3] * norm.inverse.double(), sums[:, 0]), (gamma, beta))
     if act is not None:
         grads += _like((sums[:, 0], sums[:, 1], sums[:, 2]), act)
-    return [*grads, *parameter_gradients(segments, value_sum, start, widths, scale_in, scale_out)]
+    return [
+        *grads,
+        *parameter_gradients(segments, value_sum, QuantizerParameters(start, widths, scale_in, scale_out)),
+    ]
 
 
 def _like(grads: tuple[Tensor, ...], parameters: tuple[Tensor | None, ...]) -> list[Tensor]:

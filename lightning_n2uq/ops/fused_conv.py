@@ -55,9 +55,9 @@ class QuantizedWeight(NamedTuple):
 class Geometry(NamedTuple):
     """Arguments of `torch.nn.functional.conv2d` behind the bias."""
 
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
     groups: int
 
 

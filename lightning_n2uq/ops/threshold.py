@@ -12,17 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_n2uq.ops import backends, reference
+from lightning_n2uq.ops.dispatch import load, select
 from lightning_n2uq.ops.eager import differentiable, undispatched
-from lightning_n2uq.ops.host_tables import host_parameter_gradients, operator_tables
-from lightning_n2uq.ops.layout import flat, flat_like
-from lightning_n2uq.ops.tables import (
-    WIDTH_FLOOR,
-    compute_dtype,
-    output_step,
-    threshold_tables,
-)
+from lightning_n2uq.ops.tables import QuantizerParameters, compute_dtype, threshold_tables
 
+OP = "threshold_quantize"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -60,7 +54,7 @@ def threshold_quantize(
         tensor([0.0000, 0.6667, 1.3333, 2.0000])
     """
     _check(x, start, widths, scale_in, scale_out, ramp)
-    y: Tensor = _apply(x, start, widths, scale_in, scale_out, float(ramp))
+    y: Tensor = _apply(x, start, widths, scale_in, scale_out, float(ramp), select(OP, x.device))
     return y
 
 
@@ -99,92 +93,60 @@ def _check(
 
 @torch.library.custom_op("lightning_n2uq::threshold_quantize", mutates_args=())
 def _threshold_quantize(
-    x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor, ramp: float
+    x: Tensor,
+    start: Tensor,
+    widths: Tensor,
+    scale_in: Tensor,
+    scale_out: Tensor,
+    ramp: float,
+    backend: str = "auto",
 ) -> Tensor:
-    fast = backends.load("threshold_quantize", x.device)
-    if fast is None:
-        value = reference.threshold_quantize(x, start, widths, scale_in, scale_out, ramp)
-        return torch.empty_like(x).copy_(value)
-    y = torch.empty_like(x)
-    fast.forward(flat_like(x, y), (start, widths, scale_in, scale_out), flat(y), ramp)
+    quantizer = QuantizerParameters(start, widths, scale_in, scale_out)
+    y: Tensor = load(OP, x.device, backend).forward(x, quantizer, ramp)
     return y
 
 
 @_threshold_quantize.register_fake
-def _(x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor, ramp: float) -> Tensor:
+def _(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x)
 
 
 @torch.library.custom_op("lightning_n2uq::threshold_quantize_backward", mutates_args=())
 def _threshold_quantize_backward(
-    grad: Tensor, x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor, ramp: float
+    grad: Tensor,
+    x: Tensor,
+    start: Tensor,
+    widths: Tensor,
+    scale_in: Tensor,
+    scale_out: Tensor,
+    ramp: float,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    fast = backends.load("threshold_quantize", x.device)
-    dx, quantizer = torch.empty_like(x), (start, widths, scale_in, scale_out)
-    if fast is None:
-        tables = operator_tables(*quantizer, compute_dtype(x.dtype), ramp)
-        dx.copy_(reference.threshold_input_gradient(grad, x, tables, scale_out))
-        sums, value_sum = reference.threshold_segment_sums(grad, x, tables)
-        return dx, *parameter_gradients(sums, value_sum, *quantizer)
-    return dx, *fast.backward(flat_like(grad, dx), flat_like(x, dx), quantizer, flat(dx), ramp)
+    quantizer = QuantizerParameters(start, widths, scale_in, scale_out)
+    dx, gradients = load(OP, x.device, backend).backward(grad, x, quantizer, ramp)
+    return dx, *gradients
 
 
 @_threshold_quantize_backward.register_fake
 def _(
-    grad: Tensor, x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor, ramp: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor, x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor, *_: object
+) -> tuple[Tensor, ...]:
     parameters = (start, widths, scale_in, scale_out)
-    return torch.empty_like(x), *(  # type: ignore[return-value]
+    return torch.empty_like(x), *(
         torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters
     )
-
-
-def parameter_gradients(
-    sums: Tensor, value_sum: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `(start, widths, scale_in, scale_out)` from per-segment sums.
-
-    On segment `k`, `h = (k-1) D + (D / w_k) (alpha x - t_{k-1})` with `t_{k-1} = s + w_1 + .. + w_{k-1}`:
-    the knots left of an input pull it down by the segment's slope, its own width by the slope times the
-    share of the segment already climbed.
-
-    Args:
-        sums: `[n + 2, 2]` float64: `sum g` and `sum g x` per segment (`reference.threshold_segment_sums`).
-        value_sum: 0-d float64: `sum g value`.
-        start: 1 element.
-        widths: `[n]`.
-        scale_in: 1 element.
-        scale_out: 1 element.
-    """
-    if widths.device.type == "cpu":
-        return host_parameter_gradients(sums, value_sum, start, widths, scale_in, scale_out)
-    tables = threshold_tables(start, widths, scale_in, scale_out, torch.float64)
-    n = widths.numel()
-    slope, grad_sum, grad_x_sum = tables.slopes[1:-1], sums[1:-1, 0], sums[1:-1, 1]
-    beta = scale_out.detach().double().reshape(())
-    pull = slope * grad_sum
-    pull = pull + (value_sum - value_sum)  # NaN or infinity anywhere reaches every parameter
-    d_start = -beta * pull.sum()
-    d_scale_in = beta * (slope * grad_x_sum + (value_sum - value_sum)).sum()
-    climbed = tables.scale_in * grad_x_sum - tables.knots[:-1] * grad_sum
-    right = pull.sum() - torch.cumsum(pull, 0)
-    d_width = -beta * (right + slope * slope / output_step(n) * climbed)
-    d_width = torch.where(widths.detach() <= WIDTH_FLOOR, torch.zeros_like(d_width), d_width)
-    grads = (d_start, d_width, d_scale_in, value_sum)
-    parameters = (start, widths, scale_in, scale_out)
-    return tuple(g.reshape(p.shape).to(p.dtype) for g, p in zip(grads, parameters, strict=True))  # type: ignore[return-value]
 
 
 _gradients_of = undispatched(_threshold_quantize_backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
-    *tensors, ctx.ramp = inputs
+    *tensors, ctx.ramp, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-    return *_gradients_of(grad, *ctx.saved_tensors, ctx.ramp), None
+    return *_gradients_of(grad, *ctx.saved_tensors, ctx.ramp, ctx.backend), None, None
 
 
 _apply = differentiable(_threshold_quantize, _setup_context, _backward)

@@ -13,14 +13,14 @@ def write_report(run_dirs: Sequence[str | Path], output: str | Path | None = Non
     """Writes the page.
 
     Args:
-        run_dirs: folders of runs, as `n2uq fit` leaves them.
-        output: the page; None: `report.html`, in the run's folder if there is one run, else here.
+        run_dirs: Folders of runs, as `n2uq fit` leaves them.
+        output: The page; None: `report.html`, in the run's folder if there is one run, else here.
 
     Returns:
         Path of the page, which needs no other file and no network.
 
     Raises:
-        ValueError: a folder does not exist or holds nothing of a run; plotly is not installed.
+        ValueError: A folder does not exist or holds nothing of a run; plotly is not installed.
     """
     from lightning_n2uq.report.page import render
     from lightning_n2uq.report.run_data import read_runs

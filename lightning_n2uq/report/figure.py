@@ -18,12 +18,12 @@ class Figure:
     """One plot.
 
     Attributes:
-        key: identifier, unique on the page.
-        title: heading of the plot.
-        summary: what it shows, in words and numbers: caption, and text for screen readers.
-        traces: plotly traces.
-        layout: plotly layout; colours of the theme are added by the page.
-        layer: name of the layer it belongs to, or empty for the whole network.
+        key: Identifier, unique on the page.
+        title: Heading of the plot.
+        summary: What it shows, in words and numbers: caption, and text for screen readers.
+        traces: Plotly traces.
+        layout: Plotly layout; colours of the theme are added by the page.
+        layer: Name of the layer it belongs to, or empty for the whole network.
     """
 
     key: str

@@ -24,7 +24,7 @@ def render(runs: Sequence[Run]) -> str:
     """The page's text.
 
     Raises:
-        ValueError: plotly, whose script goes into the page, is not installed.
+        ValueError: Plotly, whose script goes into the page, is not installed.
     """
     figures: list[Figure] = []
     sections = [

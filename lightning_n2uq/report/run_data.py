@@ -19,8 +19,8 @@ class Series:
     """One metric over optimizer steps.
 
     Attributes:
-        steps: increasing.
-        values: finite or NaN.
+        steps: Increasing.
+        values: Finite or NaN.
     """
 
     steps: list[int]
@@ -44,12 +44,12 @@ class Run:
     """What is known of a run; what its folder does not hold is empty.
 
     Attributes:
-        folder: of the run.
-        name: unique among the runs of a page.
-        metrics: series by metric name.
+        folder: Of the run.
+        name: Unique among the runs of a page.
+        metrics: Series by metric name.
         snapshots: `{"step", "epoch", "layers": [..]}` in order, as `QuantizationMonitor` writes them.
-        confusion: matrices by stage.
-        config: text of the YAML.
+        confusion: Matrices by stage.
+        config: Text of the YAML.
     """
 
     folder: Path
@@ -74,7 +74,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Reads runs and gives each a name by which it differs from the others.
 
     Raises:
-        ValueError: a folder is missing, or holds none of a run's files, or one that cannot be read.
+        ValueError: A folder is missing, or holds none of a run's files, or one that cannot be read.
     """
     return [_read(folder, name) for folder, name in zip(folders, unique_names(folders), strict=True)]
 

@@ -11,7 +11,7 @@ from tiny_training import TinyModule, data, loader, trainer
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_n2uq.callbacks import EntropyRegularizer, QuantizationMonitor, ThresholdAnnealing, TorchCompile
-from lightning_n2uq.callbacks.quantized_layers import quantized_layers
+from lightning_n2uq.callbacks._common.quantized_layers import quantized_layers
 
 
 class RankedModule(TinyModule):

@@ -8,8 +8,8 @@ from tiny_training import TinyModule, loader, trainer
 from torch.amp import GradScaler
 
 from lightning_n2uq.callbacks import EntropyRegularizer
-from lightning_n2uq.callbacks.loss_terms import attach_loss_term
-from lightning_n2uq.callbacks.quantized_layers import quantized_layers
+from lightning_n2uq.callbacks._common.loss_terms import attach_loss_term
+from lightning_n2uq.callbacks._common.quantized_layers import quantized_layers
 from lightning_n2uq.layers import QuantSpec
 from lightning_n2uq.ops.entropy import entropy_bits, hard_histogram, soft_histogram
 from lightning_n2uq.quantizers import (

@@ -9,9 +9,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from tiny_training import TinyModule, loader, trainer
 
 from lightning_n2uq.callbacks import EntropyRegularizer, QuantizationMonitor
-from lightning_n2uq.callbacks.activation_inputs import thin
-from lightning_n2uq.callbacks.layer_recorder import LayerRecorder
-from lightning_n2uq.callbacks.quantized_layers import quantized_layers
+from lightning_n2uq.callbacks._common.activation_inputs import thin
+from lightning_n2uq.callbacks._common.quantized_layers import quantized_layers
+from lightning_n2uq.callbacks._monitor.layer_recorder import LayerRecorder
 from lightning_n2uq.layers import QuantSpec
 from lightning_n2uq.report import write_report
 from lightning_n2uq.report.layer_record import entropy

@@ -9,9 +9,9 @@ from torch import nn
 
 from lightning_n2uq.backbones import build
 from lightning_n2uq.callbacks import ThresholdAnnealing
-from lightning_n2uq.callbacks.freezing import BatchNormAverages
-from lightning_n2uq.callbacks.quantized_layers import quantized_layers
-from lightning_n2uq.callbacks.timeline import CURVES, decay
+from lightning_n2uq.callbacks._annealing.freezing import BatchNormAverages
+from lightning_n2uq.callbacks._common.quantized_layers import quantized_layers
+from lightning_n2uq.callbacks._common.timeline import CURVES, decay
 from lightning_n2uq.layers import QuantSpec
 from lightning_n2uq.ops import reference, threshold_quantize
 from lightning_n2uq.ops.staircase import ramp_quantize

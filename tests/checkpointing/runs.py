@@ -60,7 +60,7 @@ def fit(folder, *arguments, stop_at=None):
     """Runs `n2uq fit` to its end; returns the finished process."""
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled",
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
     }  # fmt: skip
     for name in ("N2UQ_RUN_DIR", "N2UQ_RESUME_FROM", "STOP_AT"):
         environment.pop(name, None)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from lightning_n2uq.datamodules import CIFAR10DataModule, CIFAR100DataModule, DataNotFoundError
-from lightning_n2uq.datamodules.decode import BrokenImageError
+from lightning_n2uq.datamodules._data.decode import BrokenImageError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-images.zip"
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -69,7 +69,7 @@ def test_cache_is_read_again_and_follows_changes(folder, tmp_path, monkeypatch):
     assert {file.suffix for file in files} == {".npy"}
 
     with monkeypatch.context() as patch:
-        patch.setattr("lightning_n2uq.datamodules.decoded_cache.decode", None)
+        patch.setattr("lightning_n2uq.datamodules._data.cache.decode", None)
         assert torch.equal(loaded(module(own, tmp_path)).splits["test"].images, first)
 
     Image.new("RGB", (32, 32), (255, 0, 0)).save(own / "test" / "truck" / "0001.png")
@@ -83,7 +83,7 @@ def test_an_interrupted_write_leaves_no_file(folder, tmp_path, monkeypatch):
         file.write(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lightning_n2uq.datamodules.decoded_cache.np.save", interrupted)
+    monkeypatch.setattr("lightning_n2uq.datamodules._data.cache.np.save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         module(folder, tmp_path).prepare_data()
     assert list((tmp_path / "cache").iterdir()) == []
@@ -156,7 +156,7 @@ def test_missing_data_is_one_line(make, message, tmp_path):
 
 
 def test_wrong_number_of_classes_is_named(folder, tmp_path):
-    with pytest.raises(ValueError, match="10 class folders, allowed: 100"):
+    with pytest.raises(ValueError, match="allowed are 100 class folders in test/, there are 10"):
         CIFAR100DataModule(str(folder), cache=False).setup("test")
 
 
@@ -238,8 +238,8 @@ def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not SHARED.is_file(), reason="the archive of CIFAR-10 images is not beside this checkout")
 def test_all_cifar10_images_are_read_in_place(tmp_path):
-    from lightning_n2uq.datamodules.decoded_cache import load_decoded
-    from lightning_n2uq.datamodules.source import open_source
+    from lightning_n2uq.datamodules._data.cache import load_decoded
+    from lightning_n2uq.datamodules._data.image_files import open_source
 
     source = open_source(SHARED)
     names = source.images("train")

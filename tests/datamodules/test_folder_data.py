@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
 from lightning_n2uq.datamodules import DataNotFoundError, ImageFolderDataModule, ImageNetDataModule
-from lightning_n2uq.datamodules.decode import BrokenImageError
+from lightning_n2uq.datamodules._data.decode import BrokenImageError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenet-sample.zip"
 WNIDS = [f"n{number:08}" for number in range(1000)]
@@ -180,9 +180,9 @@ def test_a_batch_without_any_readable_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"on_broken": "ignore"}, "on_broken: got 'ignore', allowed: error, skip"),
-        ({"in_channels": 2}, "in_channels: got 2, allowed: 1"),
-        ({"num_classes": 3}, "num_classes: got 3, allowed: 2"),
+        ({"on_broken": "ignore"}, "on_broken: got 'ignore', allowed are error, skip"),
+        ({"in_channels": 2}, "in_channels: got 2, allowed are 1"),
+        ({"num_classes": 3}, "num_classes: got 3, allowed is 2"),
         ({"min_scale": 0.0}, "min_scale: got 0.0"),
         ({"image_size": 0}, "image_size: got 0"),
     ],
@@ -206,7 +206,7 @@ def test_missing_folders_are_one_line(folder):
 
 def test_a_batch_larger_than_the_training_split_is_refused(folder):
     with pytest.raises(
-        ValueError, match=r"^batch_size: got 13, allowed 1\.\.12 \(the training split has 12 images\)$"
+        ValueError, match=r"^batch_size: got 13, allowed is 1 to 12 \(the training split has 12 images\)$"
     ):
         module(folder, batch_size=13).setup("fit")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_n2uq.datamodules.decode import BrokenImageError, decode
+from lightning_n2uq.datamodules._data.decode import BrokenImageError, decode
 
 RED = (200, 30, 60)
 

@@ -1,4 +1,4 @@
-"""Digits, synthetic images, splits, keyed random numbers, batch augmentation."""
+"""Digits, synthetic images, splits, counter-based random numbers, batch augmentation."""
 
 import importlib.util
 import sys
@@ -11,9 +11,9 @@ from lightning.pytorch import Trainer
 
 from lightning_n2uq import datamodules
 from lightning_n2uq.datamodules import DigitsDataModule, SyntheticDataModule
-from lightning_n2uq.datamodules.arrays import CropFlip, Normalization
-from lightning_n2uq.datamodules.keyed import keyed_bits, keyed_integers
-from lightning_n2uq.datamodules.splits import stratified_split
+from lightning_n2uq.datamodules._data.arrays import CropFlip, Normalization
+from lightning_n2uq.datamodules._data.counter_rng import random_bits, random_integers
+from lightning_n2uq.datamodules._data.splits import stratified_split
 
 
 def loaded(data):
@@ -81,12 +81,12 @@ def test_an_epoch_of_digits_loads_in_milliseconds(digits):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "batch_size: got 0, allowed: integers from 1"),
+        ({"batch_size": 0}, "batch_size: got 0, allowed are integers from 1"),
         ({"val_fraction": 0.0}, "val_fraction: got 0.0"),
         ({"val_fraction": 0.5, "test_fraction": 0.6}, "val_fraction: got 0.5"),
-        ({"shift": 5}, "shift: got 5, allowed 0..4"),
+        ({"shift": 5}, "shift: got 5, allowed is 0 to 4"),
         ({"num_workers": -1}, "num_workers: got -1"),
-        ({"num_workers": 100_000}, "num_workers: got 100000, allowed 0.."),
+        ({"num_workers": 100_000}, "num_workers: got 100000, allowed is 0 to "),
         ({"seed": -1}, "seed: got -1"),
     ],
 )
@@ -96,7 +96,7 @@ def test_impossible_arguments_are_named(arguments, message):
 
 
 def test_a_batch_larger_than_the_training_split_is_refused():
-    line = r"^batch_size: got 5000, allowed 1\.\.1437 \(the training split has 1437 images\)$"
+    line = r"^batch_size: got 5000, allowed is 1 to 1437 \(the training split has 1437 images\)$"
     with pytest.raises(ValueError, match=line):
         DigitsDataModule(batch_size=5000).setup("fit")
     DigitsDataModule(batch_size=1437).setup("fit")
@@ -107,7 +107,7 @@ def test_a_batch_larger_than_a_process_share_is_refused():
     data = DigitsDataModule(batch_size=800)
     data.trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False)
 
-    with pytest.raises(ValueError, match=r"got 800, allowed 1\.\.719 .* over 2 processes"):
+    with pytest.raises(ValueError, match=r"got 800, allowed is 1 to 719 .* over 2 processes"):
         data.setup("fit")
 
 
@@ -152,17 +152,17 @@ def test_impossible_fractions_are_refused(fractions):
         stratified_split(torch.zeros(10, dtype=torch.int64), fractions, seed=0)
 
 
-def test_keyed_numbers_depend_on_the_key_alone_and_are_uniform():
-    tickets = list(range(20000))
-    draws = keyed_integers(7, tickets, (9, 9, 2))
+def test_random_integers_depend_on_seed_and_sample_id_alone_and_are_uniform():
+    sample_ids = list(range(20000))
+    draws = random_integers(7, sample_ids, (9, 9, 2))
 
-    assert torch.equal(draws[[5, 3]], keyed_integers(7, [5, 3], (9, 9, 2)))
-    assert not torch.equal(draws, keyed_integers(8, tickets, (9, 9, 2)))
+    assert torch.equal(draws[[5, 3]], random_integers(7, [5, 3], (9, 9, 2)))
+    assert not torch.equal(draws, random_integers(8, sample_ids, (9, 9, 2)))
     counts = torch.bincount(draws[:, 0] * 9 + draws[:, 1], minlength=81)
     chi2 = ((counts - 20000 / 81) ** 2 / (20000 / 81)).sum()
     assert 40 < chi2 < 140  # 80 degrees of freedom: 4.7 deviations either way
     assert abs(draws[:, 2].float().mean() - 0.5) < 0.02
-    assert len(set(keyed_bits(7, tickets, 2).ravel().tolist())) == 40000
+    assert len(set(random_bits(7, sample_ids, 2).ravel().tolist())) == 40000
 
 
 @pytest.mark.parametrize("flip", [0, 1])
@@ -184,7 +184,7 @@ def test_normalization_uses_each_channels_statistics():
     assert Normalization((0.5, 0.25), (0.5, 0.25))(images).flatten().tolist() == [-1.0, 3.0]
 
 
-FILES = sorted(Path(datamodules.__file__).parent.glob("*.py"))
+FILES = sorted(Path(datamodules.__file__).parent.rglob("*.py"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])

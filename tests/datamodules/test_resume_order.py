@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.nn.functional import cross_entropy
 
 from lightning_n2uq.datamodules import DigitsDataModule, SyntheticDataModule
-from lightning_n2uq.datamodules.loader import TicketSampler
+from lightning_n2uq.datamodules._data.sampler import SampleIdSampler
 
 QUIET = {
     "accelerator": "cpu",
@@ -111,7 +111,7 @@ def test_global_random_state_is_neither_used_nor_changed():
 
 def indices(size, **arguments):
     ranks = arguments["num_replicas"]
-    return [list(TicketSampler(size, rank=rank, **arguments)) for rank in range(ranks)]
+    return [list(SampleIdSampler(size, rank=rank, **arguments)) for rank in range(ranks)]
 
 
 def test_training_shards_are_equal_and_cover_everything():
@@ -136,20 +136,20 @@ def test_evaluation_shards_pad_where_ranks_would_differ_in_batches(size, batch):
     assert set().union(*shards) == set(range(size))
 
 
-def test_tickets_name_epoch_and_image():
-    sampler = TicketSampler(10, batch_size=5, shuffle=True, seed=1)
+def test_sample_ids_name_epoch_and_image():
+    sampler = SampleIdSampler(10, batch_size=5, shuffle=True, seed=1)
     sampler.set_epoch(3)
 
-    tickets = list(sampler)
+    sample_ids = list(sampler)
 
-    assert sorted(tickets) == list(range(30, 40))
-    assert [ticket - 30 for ticket in tickets] == sampler.order()
+    assert sorted(sample_ids) == list(range(30, 40))
+    assert [sample_id - 30 for sample_id in sample_ids] == sampler.order()
 
 
 def test_every_epoch_and_seed_has_its_own_order():
     orders = set()
     for seed, epoch in ((0, 0), (0, 1), (1, 0)):
-        sampler = TicketSampler(100, batch_size=5, shuffle=True, seed=seed)
+        sampler = SampleIdSampler(100, batch_size=5, shuffle=True, seed=seed)
         sampler.set_epoch(epoch)
         assert sorted(sampler.order()) == list(range(100))
         orders.add(tuple(sampler.order()))
@@ -157,15 +157,15 @@ def test_every_epoch_and_seed_has_its_own_order():
     assert len(orders | {tuple(range(100))}) == 4
 
 
-def test_without_shuffling_tickets_are_indices_in_every_epoch():
-    sampler = TicketSampler(10, batch_size=5)
+def test_without_shuffling_sample_ids_are_indices_in_every_epoch():
+    sampler = SampleIdSampler(10, batch_size=5)
     sampler.set_epoch(3)
 
     assert list(sampler) == list(range(10))
 
 
 class Recorder(Callback):
-    """Writes the labels' tickets of every rank to a file."""
+    """Writes the labels of every rank to a file."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -192,7 +192,7 @@ def test_two_processes_share_one_order(tmp_path, inject):
     data.setup("fit")
     labels = data.splits["train"].labels
     for rank, (name, order, seen) in enumerate(ranks):
-        assert name == "TicketSampler"
+        assert name == "SampleIdSampler"
         mine = labels[(order + order[:1])[rank::2]].tolist()
         assert list(chain.from_iterable(row[3] for row in seen if row[0] == 1)) == mine
 

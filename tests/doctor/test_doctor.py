@@ -35,11 +35,11 @@ def test_what_is_missing_is_named(
 
 
 def test_check_compares_every_operator_with_the_oracle(capsys: pytest.CaptureFixture[str]) -> None:
-    assert set(operator_check.CHECKS) == set(dispatch._OPS)
+    assert set(operator_check.CHECKS) == set(dispatch.MODULES)
     assert doctor.main(["--check"]) == 0
     text = capsys.readouterr().out
     lines = [line.split() for line in text.splitlines()]
-    for name in dispatch._OPS:
+    for name in dispatch.MODULES:
         assert [name, "cpu", "as", "the", "oracle"] in lines
     assert "failed" not in text
 

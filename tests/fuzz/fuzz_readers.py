@@ -19,7 +19,7 @@ from pathlib import Path
 
 # Followed per target: what reads the bytes, not torch and not the network that is built before.
 FOLLOWED = {
-    "image": ("lightning_n2uq.datamodules.decode", "PIL."),
+    "image": ("lightning_n2uq.datamodules._data.decode", "PIL."),
     "payload": ("lightning_n2uq.compression.",),
     "checkpoint": ("lightning_n2uq.checkpointing.", "torch._weights_only_unpickler", "zipfile"),
     "resume": ("lightning_n2uq.checkpointing.", "torch._weights_only_unpickler", "zipfile"),

@@ -24,7 +24,7 @@ from lightning_n2uq.backbones.resnet import ResNet
 from lightning_n2uq.checkpointing import AtomicCheckpointIO, newest_checkpoint
 from lightning_n2uq.cli import main
 from lightning_n2uq.compression import NUQCodec
-from lightning_n2uq.datamodules.decode import BrokenImageError, decode
+from lightning_n2uq.datamodules._data.decode import BrokenImageError, decode
 from lightning_n2uq.export import describe, load_safetensors, save_safetensors
 from lightning_n2uq.interop import load_official_checkpoint, save_official_checkpoint
 from lightning_n2uq.layers import QuantSpec

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops import threshold_quantize
-from lightning_n2uq.ops.dispatch import force, kernel_for
-from lightning_n2uq.ops.host_tables import operator_tables
-from lightning_n2uq.ops.tables import threshold_tables
+from lightning_n2uq.ops.dispatch import force, select
+from lightning_n2uq.ops.tables import QuantizerParameters, operator_tables, threshold_tables
 
 pytest.importorskip("numba")
 
@@ -45,7 +44,7 @@ def assert_same(x: Tensor, params: list[Tensor], ramp: float = 0.0) -> None:
 
 
 def test_numba_is_the_cpu_default() -> None:
-    assert kernel_for("threshold_quantize", torch.device("cpu")) == "numba"
+    assert select("threshold_quantize", torch.device("cpu")) == "numba"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -163,8 +162,10 @@ def test_tables_in_numpy_have_the_bits_of_those_in_torch(
     widths: list[float] | None, ramp: float, dtype: torch.dtype
 ) -> None:
     start, random, scale_in, scale_out = parameters(15)
-    arguments = (start, random if widths is None else torch.tensor(widths), scale_in, scale_out, dtype, ramp)
-    for slow, fast in zip(threshold_tables(*arguments), operator_tables(*arguments), strict=True):
+    given = random if widths is None else torch.tensor(widths)
+    quantizer = QuantizerParameters(start, given, scale_in, scale_out)
+    tables = threshold_tables(*quantizer, dtype, ramp), operator_tables(quantizer, dtype, ramp)
+    for slow, fast in zip(*tables, strict=True):
         assert slow.dtype == fast.dtype
         assert slow.shape == fast.shape
         assert torch.equal(slow.nan_to_num(7.0), fast.nan_to_num(7.0))

@@ -7,7 +7,7 @@ from lightning_n2uq.ops import quantize_weight, threshold_quantize
 from lightning_n2uq.ops.backends.triton import tables
 from lightning_n2uq.ops.backends.triton.product import INTERPRETED
 from lightning_n2uq.ops.dispatch import force
-from lightning_n2uq.ops.host_tables import operator_tables
+from lightning_n2uq.ops.tables import QuantizerParameters, operator_tables
 
 
 def assert_equal(slow: Tensor, fast: Tensor) -> None:
@@ -42,7 +42,7 @@ def check_tables(n: int, ramp: float, dtype: torch.dtype) -> None:
     widths = (0.2 + torch.rand(n)) * 2 / n
     widths[0] = 1e-4
     values = torch.tensor([0.1]), widths, torch.tensor([1.3]), torch.tensor([0.7])
-    slow = operator_tables(*values, dtype, ramp)._asdict()
+    slow = operator_tables(QuantizerParameters(*values), dtype, ramp)._asdict()
     rows = tables.table_rows(*values, dtype, ramp)
     assert_equal(torch.stack([slow.pop("scale_in"), values[3][0].to(dtype)]), rows[0, :2])
     for row, name in enumerate(tables.ROWS):
@@ -67,12 +67,12 @@ def check_gradients(n: int, programs: int) -> None:
     """From programs' sums to the gradients; a width at the floor has none."""
     widths = (0.2 + torch.rand(n)) * 2 / n
     widths[0] = 1e-4
-    values = torch.tensor([0.1]), widths, torch.tensor([1.3]), torch.tensor([0.7])
+    values = QuantizerParameters(torch.tensor([0.1]), widths, torch.tensor([1.3]), torch.tensor([0.7]))
     sums = torch.randn(programs, tables.CLIMBS + n, dtype=torch.float64)
     value, pull, moment, *climbs = sums.sum(0)
     expected = [-0.7 * pull, -0.7 * torch.stack(climbs), 0.7 * moment, value]
     expected[1][0] = 0.0
-    for gradient, found in zip(expected, tables.parameter_gradients(sums, *values), strict=True):
+    for gradient, found in zip(expected, tables.parameter_gradients(sums, values), strict=True):
         torch.testing.assert_close(found.squeeze(), gradient.float().squeeze(), rtol=1e-5, atol=1e-5)
 
 

@@ -26,10 +26,15 @@ from lightning_n2uq.ops.backends.numba.threshold_loops import (
     ramp_chunks,
     staircase_chunks,
 )
-from lightning_n2uq.ops.host_tables import host_parameter_gradients, operator_tables
-from lightning_n2uq.ops.tables import ThresholdTables, compute_dtype, output_step
-
-Quantizer = tuple[Tensor, Tensor, Tensor, Tensor]
+from lightning_n2uq.ops.layout import flat, flat_like
+from lightning_n2uq.ops.tables import (
+    QuantizerParameters,
+    ThresholdTables,
+    compute_dtype,
+    operator_tables,
+    output_step,
+    parameter_gradients,
+)
 
 CHUNK = 32 * BLOCK  # elements per unit of parallel work
 SMALLEST = 4  # chunks per thread below which waking a thread costs more than it saves
@@ -37,68 +42,55 @@ MAX_CHUNKS = 4096  # bounds the memory of the per-chunk histograms
 GRID_FROM = 136  # number of bounds from which the grid beats comparing with every one
 
 
-def forward(x: Tensor, quantizer: Quantizer, y: Tensor, ramp: float) -> None:
-    """Writes the quantized `x` to `y`, both 1-D of one dtype.
-
-    Args:
-        x: `[numel]`, any floating dtype.
-        quantizer: `start, widths, scale_in, scale_out`.
-        y: `[numel]`.
-        ramp: 0 for the staircase, up to 1 for the surrogate.
-    """
+def forward(x: Tensor, quantizer: QuantizerParameters, ramp: float) -> Tensor:
+    """Returns the quantized `x`; see `reference.threshold.forward`."""
+    y = torch.empty_like(x)
     if x.numel() == 0:
-        return
+        return y
     dtype = compute_dtype(x.dtype)
-    tables = operator_tables(*quantizer, dtype, ramp)
-    source, target = array(x.to(dtype)), y if y.dtype == dtype else torch.empty_like(y, dtype=dtype)
+    tables = operator_tables(quantizer, dtype, ramp)
+    run = flat_like(x, y)
+    source, target = array(run.to(dtype)), y if y.dtype == dtype else torch.empty_like(y, dtype=dtype)
     chunks, size = chunking(x.numel())
-    alpha = array(tables.scale_in)[()]
+    alpha, out = array(tables.scale_in)[()], array(flat(target))
     if ramp > 0:
-        beta = scalar(quantizer[3], dtype)
-        run_chunks(ramp_chunks, chunks, SMALLEST, size, source, alpha, ramps(tables), beta, array(target))
+        beta = scalar(quantizer.scale_out, dtype)
+        run_chunks(ramp_chunks, chunks, SMALLEST, size, source, alpha, ramps(tables), beta, out)
     else:
         steps = staircase(array(tables.thresholds), array(tables.outputs))
-        run_chunks(staircase_chunks, chunks, SMALLEST, size, source, alpha, *steps, array(target))
-    if target is not y:
-        y.copy_(target)
+        run_chunks(staircase_chunks, chunks, SMALLEST, size, source, alpha, *steps, out)
+    return y if target is y else y.copy_(target)
 
 
 def backward(
-    grad: Tensor, x: Tensor, quantizer: Quantizer, dx: Tensor, ramp: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Writes the input's gradient to `dx` and returns those of the quantizer's parameters.
-
-    Args:
-        grad: `[numel]`, any floating dtype.
-        x: `[numel]`.
-        quantizer: `start, widths, scale_in, scale_out`.
-        dx: `[numel]`, dtype of `x`.
-        ramp: as in the forward pass.
-    """
+    grad: Tensor, x: Tensor, quantizer: QuantizerParameters, ramp: float
+) -> tuple[Tensor, QuantizerParameters]:
+    """Returns the gradients of `x` and of the parameters; see `reference.threshold.backward`."""
     dtype = compute_dtype(x.dtype)
-    tables = operator_tables(*quantizer, dtype, ramp)
-    n = tables.thresholds.numel()
+    tables = operator_tables(quantizer, dtype, ramp)
+    dx = torch.empty_like(x)
     target = dx if dx.dtype == dtype else torch.empty_like(dx, dtype=dtype)
     chunks, size = chunking(x.numel())
-    bins = np.empty((chunks, 2 * n + 4, 2))
+    bins = np.empty((chunks, 2 * tables.thresholds.numel() + 4, 2))
     if chunks > 0:
         run_chunks(
             gradient_chunks,
             chunks,
             SMALLEST,
             size,
-            array(grad.to(dtype)),
-            array(x.to(dtype)),
+            array(flat_like(grad, dx).to(dtype)),
+            array(flat_like(x, dx).to(dtype)),
             array(tables.scale_in)[()],
-            *surrogate(tables, quantizer[3]),
+            *surrogate(tables, quantizer.scale_out),
             ramps(tables),
             ramp > 0,
-            array(target),
+            array(flat(target)),
             bins,
         )
     if target is not dx:
         dx.copy_(target)
-    return host_parameter_gradients(*segment_sums(bins.sum(0), tables, ramp > 0), *quantizer)
+    sums, value_sum = segment_sums(bins.sum(0), tables, ramp > 0)
+    return dx, parameter_gradients(sums, value_sum, quantizer)
 
 
 def chunking(numel: int) -> tuple[int, int]:

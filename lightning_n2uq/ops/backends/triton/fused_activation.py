@@ -69,8 +69,10 @@ from lightning_n2uq.ops.backends.triton.tables import (
 )
 
 __all__ = ["backward", "forward", "packed_size", "rebuild"]
+from lightning_n2uq.ops.tables import QuantizerParameters
 
 _CLIMBS = tl.constexpr(CLIMBS)
+
 _Quantizer = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -335,4 +337,4 @@ def backward(
     if norm is not None:
         form = layout(source)
         _input_kernel[form.grid](grad, source, packed, dx, correction, *tables, *_sizes(form, n), **shape)
-    return [dx, *grads, *parameter_gradients(climbs, *quantizer)]
+    return [dx, *grads, *parameter_gradients(climbs, QuantizerParameters(*quantizer))]

@@ -4,7 +4,7 @@
 """Triton: tables and parameter gradients of the threshold quantizer, one launch each.
 
 Plain torch needs twenty launches for either, each of them longer than its arithmetic. Every lane makes one
-entry of a table and adds up the widths before it one after the other in float64, as `host_tables` does, so
+entry of a table and adds up the widths before it one after the other in float64, as numpy does, so
 that CPU and CUDA have the same tables.
 
 A kernel adds up, in `CLIMBS` columns and one per width, all that the parameter gradients need: with `A` the
@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_n2uq.ops.backends.triton.product import FUSED, product
-from lightning_n2uq.ops.tables import OUTPUT_RANGE, WIDTH_FLOOR
+from lightning_n2uq.ops.tables import OUTPUT_RANGE, WIDTH_FLOOR, QuantizerParameters
 
 CLIMBS = 3
 _FLOOR, _RANGE, _CLIMBS = tl.constexpr(WIDTH_FLOOR), tl.constexpr(OUTPUT_RANGE), tl.constexpr(CLIMBS)
@@ -201,24 +201,20 @@ def empty_sums(programs: int, n: int, device: torch.device) -> Tensor:
     return torch.empty(programs, CLIMBS + n, dtype=torch.float64, device=device)
 
 
-def parameter_gradients(
-    sums: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `(start, widths, scale_in, scale_out)` from the programs' sums, in one launch.
+def parameter_gradients(sums: Tensor, quantizer: QuantizerParameters) -> QuantizerParameters:
+    """Returns the gradients of a quantizer's parameters from the programs' sums, in one launch.
 
     Args:
         sums: `[programs, CLIMBS + n]` float64, contiguous.
-        start: 1 element.
-        widths: `[n]`.
-        scale_in: 1 element.
-        scale_out: 1 element.
+        quantizer: The parameters.
     """
-    given = (start, widths, scale_in, scale_out)
-    grads = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in given]
-    n = widths.numel()
+    grads = QuantizerParameters(
+        *(torch.empty_like(p, memory_format=torch.contiguous_format) for p in quantizer)
+    )
+    n = quantizer.widths.numel()
     lanes = int(triton.next_power_of_2(CLIMBS + n))
     _gradients_kernel[(1,)](
-        sums, len(sums), widths.detach().contiguous(), scale_out.detach(), *grads,
+        sums, len(sums), quantizer.widths.detach().contiguous(), quantizer.scale_out.detach(), *grads,
         N=n, LANES=lanes, SUMMED=max(_SUMMED, _FEWEST_ROWS * lanes), num_warps=_SUMMING_WARPS, **FUSED,
     )  # fmt: skip
-    return grads[0], grads[1], grads[2], grads[3]
+    return grads

@@ -10,6 +10,7 @@ leave float64 partial sums, added in fixed order. Under `TRITON_INTERPRET=1` the
 which is how they are tested without a GPU. Nothing waits for the device.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -54,9 +55,9 @@ from lightning_n2uq.ops.backends.triton.tables import (
     record,
     table_rows,
 )
-from lightning_n2uq.ops.tables import OUTPUT_RANGE, compute_dtype
+from lightning_n2uq.ops.layout import flat, flat_like
+from lightning_n2uq.ops.tables import OUTPUT_RANGE, QuantizerParameters, compute_dtype
 
-Quantizer = tuple[Tensor, Tensor, Tensor, Tensor]
 _RANGE = tl.constexpr(OUTPUT_RANGE)
 _TILE = LANES * GROUP
 _RESIDENT = {2: 8, 4: 8, 8: 6, 16: 4}  # programs whose registers fit a multiprocessor, by widths held
@@ -217,34 +218,37 @@ def _backward_kernel(
         tl.store(sums + 2, total(moment))
 
 
-def forward(x: Tensor, quantizer: Quantizer, y: Tensor, ramp: float) -> None:
-    """See `numba.threshold.forward`."""
+def forward(x: Tensor, quantizer: QuantizerParameters, ramp: float) -> Tensor:
+    """Returns the quantized `x`; see `reference.threshold.forward`."""
+    y = torch.empty_like(x)
     if x.numel() == 0:
-        return
-    n, tables = quantizer[1].numel(), table_rows(*quantizer, compute_dtype(x.dtype), ramp)
+        return y
+    n, tables = quantizer.widths.numel(), table_rows(*quantizer, compute_dtype(x.dtype), ramp)
     held = held_bounds(n)
     _forward_kernel[(triton.cdiv(x.numel(), _TILE),)](
-        x, y, tables, x.numel(), n, RAMPED=ramp > 0, HELD=held, CHUNKS=triton.cdiv(n, held), FIFTEEN=n == 15,
-        **LAUNCH,
+        flat_like(x, y), flat(y), tables, x.numel(), n,
+        RAMPED=ramp > 0, HELD=held, CHUNKS=triton.cdiv(n, held), FIFTEEN=n == 15, **LAUNCH,
     )  # fmt: skip
+    return y
 
 
 def backward(
-    grad: Tensor, x: Tensor, quantizer: Quantizer, dx: Tensor, ramp: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `numba.threshold.backward`."""
-    n = quantizer[1].numel()
+    grad: Tensor, x: Tensor, quantizer: QuantizerParameters, ramp: float
+) -> tuple[Tensor, QuantizerParameters]:
+    """Returns the gradients of `x` and of the parameters; see `reference.threshold.backward`."""
+    dx, n = torch.empty_like(x), quantizer.widths.numel()
     held = held_bounds(n)
     wanted = _RESIDENT[held] * MULTIPROCESSORS
     tiles = max(1, triton.cdiv(x.numel(), _TILE * wanted))
     programs = triton.cdiv(x.numel(), _TILE * tiles)
     sums = empty_sums(programs, n, x.device)
     if programs > 0:
+        maps = flat_like(grad, dx), flat_like(x, dx), flat(dx)
         tables = table_rows(*quantizer, compute_dtype(x.dtype), ramp)
         for first in range(0, n, held):
             _backward_kernel[(programs,)](
-                grad, x, dx, sums, tables, x.numel(), n, tiles, first, RAMPED=ramp > 0, WRITES=first == 0,
+                *maps, sums, tables, x.numel(), n, tiles, first, RAMPED=ramp > 0, WRITES=first == 0,
                 HELD=held, CHUNKS=triton.cdiv(n + 1, held), FIFTEEN=n == 15, CENTRED=n > MOST_HELD,
                 **LAUNCH,
             )  # fmt: skip
-    return parameter_gradients(sums, *quantizer)
+    return dx, parameter_gradients(sums, quantizer)

@@ -1,0 +1,1 @@
+"""What `ThresholdAnnealing` changes besides ramps: bit widths, frozen thresholds, batch-norm averages."""

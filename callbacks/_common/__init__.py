@@ -1,0 +1,1 @@
+"""What several callbacks use: the quantized layers, their inputs, points in time, terms of the loss."""

@@ -1,0 +1,1 @@
+"""How `NonFiniteGuard` finds what is broken."""

@@ -1,0 +1,56 @@
+"""Which layer broke the loss: the forward pass of a batch once more, looked at layer by layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+from lightning_n2uq.callbacks._guard.checks import broken_flag, floating_tensors
+
+
+@torch.no_grad()
+def first_broken_output(trainer: Trainer, pl_module: LightningModule, batch: object) -> str | None:
+    """Name of the layer whose output is the first with NaN or inf, as a batch passes through the network.
+
+    The forward pass of the batch's first floating point tensor runs once more, in the mode the network is
+    in; running statistics and random numbers are as before afterwards. With several ranks all have to
+    call, since layers may talk to one another.
+
+    Returns:
+        A name in `pl_module`; an empty text if no output of a layer is broken; None if it cannot be said,
+        because the network does not take one tensor.
+    """
+    tensors = floating_tensors(batch)
+    if not tensors:
+        return None
+    found: list[str] = []
+    hooks = [
+        part.register_forward_hook(_finder(name, found)) for name, part in pl_module.named_modules() if name
+    ]
+    buffers = list(pl_module.buffers())
+    before = [buffer.clone() for buffer in buffers]
+    devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices), trainer.precision_plugin.forward_context():
+            pl_module(tensors[0])
+    except Exception:  # whatever a network does with one tensor
+        return found[0] if found else None
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+    return found[0] if found else ""
+
+
+def _finder(name: str, found: list[str]) -> Any:  # noqa: ANN401 -- torch's hook type
+    def find(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        # Inner layers end before those around them, so that the first is the innermost.
+        tensors = [] if found else floating_tensors(output)
+        if tensors and bool(broken_flag(tensors)):
+            found.append(name)
+
+    return find

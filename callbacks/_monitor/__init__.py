@@ -1,0 +1,1 @@
+"""How `QuantizationMonitor` measures layers, writes its file and draws."""

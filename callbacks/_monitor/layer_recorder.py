@@ -1,0 +1,148 @@
+"""Measures all layers at a step and turns the counts into records: one reduction, one device transfer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_n2uq.callbacks._common.quantized_layers import QuantizedLayer
+from lightning_n2uq.callbacks._monitor.layer_statistics import (
+    ActivationCounts,
+    at_floor,
+    axis_range,
+    count_activations,
+    count_weights,
+    parameters_of,
+)
+from lightning_n2uq.ops.tables import WIDTH_FLOOR
+from lightning_n2uq.quantizers import LearnableThresholdQuantizer, Quantizer
+from lightning_n2uq.report.layer_record import ActivationRecord, LayerRecord, WeightRecord
+
+_CURVE_POINTS = 257
+
+
+class LayerRecorder:
+    """Remembers the level of every weight between two measurements, one byte each, on the weight's device.
+
+    Args:
+        layers: To measure.
+    """
+
+    def __init__(self, layers: Sequence[QuantizedLayer]) -> None:
+        self.layers = list(layers)
+        self._codes: dict[str, Tensor] = {}
+
+    def codes(self) -> dict[str, Tensor]:
+        """Levels of the weights at the last measurement by layer name, for a checkpoint."""
+        return {name: codes.cpu() for name, codes in self._codes.items()}
+
+    def load_codes(self, codes: dict[str, Tensor]) -> None:
+        """Continues from what `codes` returned; layers that are not watched any more are left out."""
+        weights = {layer.name: layer.weight for layer in self.layers}
+        self._codes = {name: x.to(weights[name].device) for name, x in codes.items() if name in weights}
+
+    @torch.no_grad()
+    def measure(
+        self, inputs: dict[str, Tensor], total: Callable[[Tensor], Tensor] | None = None
+    ) -> list[LayerRecord]:
+        """Records of all layers.
+
+        Args:
+            inputs: Samples of the layers' inputs by layer name; a layer without one has no such part.
+            total: Sums a vector over ranks; None for one process.
+        """
+        sampled = [x for x in self.layers if x.name in inputs and x.activation_quantizer is not None]
+        counts = [count_activations(x.activation_quantizer, inputs[x.name]).vector() for x in sampled]  # type: ignore[arg-type]
+        if counts and total is not None:
+            counts = list(total(torch.cat(counts)).split([part.numel() for part in counts]))
+        fixed = [self._fixed(layer) for layer in self.layers]
+        vectors = _fetch([*counts, *fixed])
+        by_name = {layer.name: vector for layer, vector in zip(sampled, vectors, strict=False)}
+        return [
+            _record(layer, vector, by_name.get(layer.name))
+            for layer, vector in zip(self.layers, vectors[len(counts) :], strict=True)
+        ]
+
+    def _fixed(self, layer: QuantizedLayer) -> Tensor:
+        """What is equal on all ranks: counts of weights, then the axis and parameters of the thresholds."""
+        parts, device = [], layer.weight.device
+        if layer.weight_quantizer is not None:
+            before = self._codes.get(layer.name)
+            before = None if before is None else before.to(device)  # loaded before the model moved
+            statistics, self._codes[layer.name] = count_weights(layer, before)
+            parts.append(statistics)
+        quantizer = layer.activation_quantizer
+        if quantizer is not None:
+            axis = axis_range(quantizer, device)
+            parts += [axis, parameters_of(quantizer), _curve(quantizer, axis)]
+        return torch.cat([part.to(device) for part in parts])
+
+
+def _curve(quantizer: Quantizer, axis: Tensor) -> Tensor:
+    """Values on an even grid over the axis; empty for learned thresholds, which say it all themselves."""
+    if isinstance(quantizer, LearnableThresholdQuantizer):
+        return axis.new_zeros(0)
+    grid = torch.linspace(0, 1, _CURVE_POINTS, device=axis.device) * (axis[1] - axis[0]) + axis[0]
+    return quantizer(grid.float()).double()
+
+
+def _fetch(vectors: Sequence[Tensor]) -> list[list[float]]:
+    """Python floats of 1-D tensors, copied together per device."""
+    if not vectors:
+        return []
+    flat = torch.cat(list(vectors)).tolist()
+    result, begin = [], 0
+    for vector in vectors:
+        result.append(flat[begin : begin + vector.numel()])
+        begin += vector.numel()
+    return result
+
+
+def _record(layer: QuantizedLayer, fixed: list[float], counts: list[float] | None) -> LayerRecord:
+    weight = None
+    if layer.weight_quantizer is not None:
+        levels = layer.weight_quantizer.num_levels
+        weight = _weight_record(layer, fixed[: levels + 3])
+        fixed = fixed[levels + 3 :]
+    if layer.activation_quantizer is None or counts is None:
+        return LayerRecord(layer.name, weight, None)
+    return LayerRecord(layer.name, weight, _activation_record(layer.activation_quantizer, fixed, counts))
+
+
+def _weight_record(layer: QuantizedLayer, values: list[float]) -> WeightRecord:
+    *usage, clipped, changed, scale = values
+    count = layer.weight.numel()
+    bits = layer.weight_quantizer.bits  # type: ignore[union-attr]
+    changed_share = None if math.isnan(changed) else changed / count
+    return WeightRecord(
+        bits, count, usage, clipped / count, changed_share, None if math.isnan(scale) else scale
+    )
+
+
+def _activation_record(quantizer: Quantizer, fixed: list[float], counts: list[float]) -> ActivationRecord:
+    parts = ActivationCounts.from_vector(torch.tensor(counts, dtype=torch.float64))
+    usage = parts.usage.tolist()
+    clipped_low, clipped_high = (parts.clipped / max(sum(usage), 1)).tolist()
+    low, high, *rest = fixed
+    record = ActivationRecord(
+        quantizer.bits, usage, clipped_low, clipped_high, low, high, parts.histogram.tolist()
+    )
+    if not isinstance(quantizer, LearnableThresholdQuantizer):
+        record.curve = rest
+        return record
+    record.start, record.scale_in, record.scale_out, *record.widths = rest
+    record.thresholds = _thresholds(record.start, record.widths)
+    record.widths_at_floor = at_floor(record.widths)
+    return record
+
+
+def _thresholds(start: float, widths: list[float]) -> list[float]:
+    thresholds, left = [], start
+    for width in widths:
+        width = max(width, WIDTH_FLOOR)
+        thresholds.append(left + width / 2)
+        left += width
+    return thresholds

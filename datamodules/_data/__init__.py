@@ -1,0 +1,1 @@
+"""The mechanism behind the data modules: order and random numbers, image files, decoding, cache, splits."""

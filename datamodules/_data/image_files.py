@@ -1,0 +1,121 @@
+"""Image files in a folder or in a .zip of that folder, which is read in place."""
+
+import os
+import zipfile
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+
+class ImageSource(ABC):
+    """Files below one root, by their names relative to it (with `/`, whatever the system)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @abstractmethod
+    def folders(self, under: str) -> list[str]:
+        """Returns the sorted names of the folders directly in `under`; none where that does not exist."""
+
+    @abstractmethod
+    def images(self, under: str) -> list[str]:
+        """Returns the sorted names of all image files anywhere below `under`."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """Returns a file's bytes."""
+
+    @abstractmethod
+    def stamp(self, name: str) -> str:
+        """Returns a short text that changes when the file's content does."""
+
+    def where(self, name: str) -> str:
+        """Returns the path by which a user would look for a file."""
+        return f"{self.root}/{name}"
+
+
+class FolderSource(ImageSource):
+    """Files on disk."""
+
+    def folders(self, under: str) -> list[str]:
+        """Lists folders; hidden ones are left out."""
+        path = self.root / under
+        if not path.is_dir():
+            return []
+        with os.scandir(path) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
+
+    def images(self, under: str) -> list[str]:
+        """Lists image files; links to folders are followed."""
+        found: list[str] = []
+        for folder, _, files in os.walk(self.root / under, followlinks=True):
+            prefix = Path(folder).relative_to(self.root).as_posix()
+            found.extend(f"{prefix}/{file}" for file in files if is_image(file))
+        return sorted(found)
+
+    def read(self, name: str) -> bytes:
+        """Implements `ImageSource`."""
+        return (self.root / name).read_bytes()
+
+    def stamp(self, name: str) -> str:
+        """Returns the size and the time of the last change."""
+        status = (self.root / name).stat()
+        return f"{status.st_size}:{status.st_mtime_ns}"
+
+
+class ZipSource(ImageSource):
+    """Files inside an archive; one folder around everything (`imagenet-sample/val/...`) is stepped into.
+
+    Each process opens the archive for itself: a file handle shared with a forked loader process would have
+    one read position for both.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._opened: tuple[int, zipfile.ZipFile] | None = None
+        names = [info.filename for info in self._archive().infolist()]
+        tops = {name.split("/", 1)[0] for name in names}
+        only = next(iter(tops)) if len(tops) == 1 else ""
+        self._prefix = f"{only}/" if only and only not in ("train", "val", "test") else ""
+        self._names = sorted(name.removeprefix(self._prefix) for name in names)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_opened": None}
+
+    def _archive(self) -> zipfile.ZipFile:
+        if self._opened is None or self._opened[0] != os.getpid():
+            try:
+                self._opened = os.getpid(), zipfile.ZipFile(self.root)
+            except zipfile.BadZipFile as error:
+                raise ValueError(f"root: got '{self.root}', which is no readable .zip: {error}") from error
+        return self._opened[1]
+
+    def folders(self, under: str) -> list[str]:
+        """Implements `ImageSource`."""
+        inside = [name.removeprefix(f"{under}/") for name in self._names if name.startswith(f"{under}/")]
+        return sorted({name.split("/", 1)[0] for name in inside if "/" in name})
+
+    def images(self, under: str) -> list[str]:
+        """Implements `ImageSource`."""
+        return [name for name in self._names if name.startswith(f"{under}/") and is_image(name)]
+
+    def read(self, name: str) -> bytes:
+        """Implements `ImageSource`."""
+        return self._archive().read(self._prefix + name)
+
+    def stamp(self, name: str) -> str:
+        """Returns the size and the checksum from the archive's directory."""
+        info = self._archive().getinfo(self._prefix + name)
+        return f"{info.file_size}:{info.CRC:08x}"
+
+
+def is_image(name: str) -> bool:
+    """Returns whether the name is that of a visible file with an image's suffix."""
+    last = name.rsplit("/", 1)[-1]
+    return last[0:1] not in ("", ".") and last.lower().endswith(SUFFIXES)
+
+
+def open_source(root: Path) -> ImageSource:
+    """Returns a folder or a .zip as a source of images."""
+    return FolderSource(root) if root.is_dir() else ZipSource(root)

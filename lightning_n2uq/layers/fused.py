@@ -1,0 +1,235 @@
+"""Decides when layers take the fused training path, which keeps less for the backward pass, and calls it.
+
+The fused path is taken where the plain modules, called one after the other, would do nothing else: training
+mode, single or half precision, N2UQ quantizers with hard thresholds, ordinary batch norms, no hooks on the
+modules that would be skipped, and kernels for the device. Evaluation is always plain. Values and gradients
+are those of the plain path, except behind a batch norm, whose last bits differ: the fused one sums its
+statistics in float64. Under autocast maps between blocks keep the dtype of the convolutions.
+"""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
+
+from lightning_n2uq.layers.prelu import BiasedPReLU
+from lightning_n2uq.ops.dispatch import kernel_for
+from lightning_n2uq.ops.formats.fused_activation import Activation
+from lightning_n2uq.ops.fused_activation import packed_activation
+from lightning_n2uq.ops.fused_conv import Geometry, PackedInput, QuantizedWeight, packed_conv2d
+from lightning_n2uq.ops.residual import residual_activation
+from lightning_n2uq.ops.stem import norm_relu_pool
+from lightning_n2uq.ops.weight import quantize_weight_with_scale
+from lightning_n2uq.quantizers.n2uq import EntropyPreservingWeightQuantizer, LearnableThresholdQuantizer
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class FusibleConv2d(nn.Conv2d):
+    """A convolution with a quantizer for its weight and one for its input; the constructor is `Conv2d`'s."""
+
+    weight_quantizer: nn.Module
+    activation_quantizer: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[N, C_in, H, W]` to `[N, C_out, H', W']`, dtype of `x` (autocast's under autocast)."""
+        if _suits(x) and (quantizer := _code_quantizer(self)) is not None:
+            return _fused_conv(x, None, None, quantizer, self)
+        y: Tensor = self.activation_quantizer(x)
+        return self._conv_forward(y, self.weight_quantizer(self.weight), self.bias)
+
+
+def norm_act_conv(x: Tensor, norm: nn.Module | None, act: nn.Module, conv: nn.Module) -> Tensor:
+    """Returns `conv(act(norm(x)))`, fused if these are batch norm (or None), `BiasedPReLU`, `QuantConv2d`."""
+    if (
+        _suits(x)
+        and _ordinary_act(act)
+        and _ordinary_conv(conv)
+        and (quantizer := _code_quantizer(conv)) is not None
+    ):
+        if norm is None or _ordinary_norm(norm):
+            return _fused_conv(x, norm, act, quantizer, conv)
+        return _fused_conv(norm(x), None, act, quantizer, conv)
+    return conv(act(x if norm is None else norm(x)))  # type: ignore[no-any-return]
+
+
+def norm_add_act(
+    x: Tensor, norm: nn.Module, shortcut: Tensor, other: nn.Module | None, act: nn.Module
+) -> Tensor:
+    """Returns `act(norm(x) + other(shortcut))`, fused if the norms and the activation are the usual ones.
+
+    Args:
+        x: `[N, C, H, W]`.
+        norm: The norm of `x`.
+        shortcut: A map of the shape of `x`.
+        other: The norm of the shortcut, or None.
+        act: The activation, usually a `BiasedPReLU`.
+    """
+    if not (
+        _suits(x, "residual_block")
+        and x.shape == shortcut.shape
+        and _ordinary_act(act)
+        and _ordinary_norm(norm)
+        and (other is None or _ordinary_norm(other))
+    ):
+        return act(norm(x) + (shortcut if other is None else other(shortcut)))  # type: ignore[no-any-return]
+    second = None if other is None else _norm_arguments(other)
+    y, stats, other_stats = residual_activation(
+        x, _norm_arguments(norm), shortcut, second, Activation(act.bias_in, act.slope, act.bias_out)
+    )
+    _update_running_stats(norm, stats, x)
+    if other is not None:
+        _update_running_stats(other, other_stats, shortcut)
+    return y
+
+
+def norm_act_pool(x: Tensor, norm: nn.Module, act: nn.Module, pool: nn.Module) -> Tensor:
+    """Returns `pool(act(norm(x)))`, fused if the three are batch norm, ReLU, max pooling."""
+    window = _pool_window(act, pool)
+    if window is None or not (_suits(x, "stem") and _ordinary_norm(norm)):
+        return pool(act(norm(x)))  # type: ignore[no-any-return]
+    y, stats = norm_relu_pool(x, _norm_arguments(norm), window)
+    _update_running_stats(norm, stats, x)
+    return y
+
+
+def _suits(x: Tensor, op: str = "packed_activation") -> bool:
+    """Returns whether a fused operator takes `x`: `[N, C, H, W]`, not empty, single or half precision."""
+    return (
+        x.dim() == 4 and x.dtype in _DTYPES and x.numel() > x.shape[1] and _most_bits(op, x.device.type) > 0
+    )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _most_bits(op: str, device_type: str) -> int:
+    """Returns up to how many bits there are kernels; 0 without any."""
+    return {"reference": 0, "numba": 8, "triton": 4}[kernel_for(op, torch.device(device_type))]
+
+
+def hooked(*modules: nn.Module | None) -> bool:
+    """Returns whether any hook would run if the modules were called."""
+    if nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
+        return True
+    if nn_module._global_backward_hooks or nn_module._global_backward_pre_hooks:
+        return True
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+        for m in modules
+        if m is not None
+    )
+
+
+def _ordinary_act(act: nn.Module) -> TypeGuard[BiasedPReLU]:
+    return type(act) is BiasedPReLU and not hooked(act)
+
+
+def _ordinary_conv(conv: nn.Module) -> TypeGuard[FusibleConv2d]:
+    """Returns whether calling `conv` would run `FusibleConv2d.forward` and nothing else."""
+    return (
+        isinstance(conv, FusibleConv2d) and type(conv).forward is FusibleConv2d.forward and not hooked(conv)
+    )
+
+
+def _ordinary_norm(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    """Returns whether `norm` is torch's batch norm in training, with all that the fused one needs."""
+    return (
+        type(norm) is nn.BatchNorm2d
+        and norm.training
+        and norm.affine
+        and norm.track_running_stats
+        and norm.momentum is not None
+        and norm.weight.dtype in _DTYPES
+        and not hooked(norm)
+    )
+
+
+def _pool_window(act: nn.Module, pool: nn.Module) -> tuple[int, int, int] | None:
+    """Returns kernel, stride and padding if these are ReLU and a max pooling that the operator knows."""
+    if type(act) is not nn.ReLU or type(pool) is not nn.MaxPool2d or hooked(act, pool):
+        return None
+    kernel, stride, padding = pool.kernel_size, pool.stride, pool.padding
+    if not (isinstance(kernel, int) and isinstance(stride, int) and isinstance(padding, int)):
+        return None
+    plain = pool.dilation == 1 and not pool.ceil_mode and not pool.return_indices
+    return (kernel, stride, padding) if plain and kernel <= 15 else None
+
+
+def _code_quantizer(conv: FusibleConv2d) -> LearnableThresholdQuantizer | None:
+    """Returns the activation quantizer if the convolution's input can be kept as its codes, else None."""
+    quantizer = conv.activation_quantizer
+    if not isinstance(quantizer, LearnableThresholdQuantizer):
+        return None
+    suitable = (
+        conv.training
+        and type(quantizer).forward is LearnableThresholdQuantizer.forward
+        and quantizer.training
+        and quantizer.ramp == 0
+        and quantizer.comparison == ">"
+        and quantizer.widths.dtype in _DTYPES
+        and quantizer.bits <= _most_bits("packed_activation", quantizer.widths.device.type)
+        and conv.padding_mode == "zeros"
+        and isinstance(conv.padding, tuple)
+        and conv.weight.dtype in _DTYPES
+        and not hooked(quantizer)
+    )
+    return quantizer if suitable else None
+
+
+def _fused_conv(
+    x: Tensor,
+    norm: nn.BatchNorm2d | None,
+    act: BiasedPReLU | None,
+    quantizer: LearnableThresholdQuantizer,
+    conv: FusibleConv2d,
+) -> Tensor:
+    """Returns `conv(act(norm(x)))`, fused; `quantizer` is the convolution's own."""
+    device = x.device.type
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+    y, packed, stats = packed_activation(
+        x,
+        None if norm is None else (norm.weight, norm.bias),
+        0.0 if norm is None else norm.eps,
+        None if act is None else Activation(act.bias_in, act.slope, act.bias_out),
+        (quantizer.start, quantizer.widths, quantizer.scale_in, quantizer.scale_out),
+        dtype,
+    )
+    if norm is not None:
+        _update_running_stats(norm, stats, x)
+    assert isinstance(conv.padding, tuple)  # `_code_quantizer` has made sure
+    bias = None if conv.bias is None else conv.bias.to(dtype)
+    source = PackedInput(y, packed, quantizer.scale_out, quantizer.bits)
+    geometry = Geometry(conv.stride, conv.padding, conv.dilation, conv.groups)
+    return packed_conv2d(source, _quantized_weight(conv, dtype), bias, geometry)
+
+
+def _quantized_weight(conv: FusibleConv2d, dtype: torch.dtype) -> QuantizedWeight:
+    quantizer = conv.weight_quantizer
+    if type(quantizer) is not EntropyPreservingWeightQuantizer or not quantizer.rescale or hooked(quantizer):
+        return QuantizedWeight(quantizer(conv.weight).to(dtype))
+    quantized, scale = quantize_weight_with_scale(conv.weight.detach(), quantizer.bits)
+    through = quantizer.gradient == "straight_through"
+    return QuantizedWeight(quantized.to(dtype), conv.weight, scale, quantizer.bits, through)
+
+
+def _norm_arguments(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, float]:
+    return norm.weight, norm.bias, norm.eps
+
+
+@torch.no_grad()
+def _update_running_stats(norm: nn.BatchNorm2d, stats: Tensor, x: Tensor) -> None:
+    """Moves the running statistics towards the batch's, as the norm does in training.
+
+    Args:
+        norm: The norm.
+        stats: `[2, C]`, mean and biased variance of `x`.
+        x: `[N, C, H, W]`, the norm's input.
+    """
+    number = x.numel() // x.shape[1]
+    mean, variance = stats.unbind(0)
+    norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+    for running, value in ((norm.running_mean, mean), (norm.running_var, variance * (number / (number - 1)))):
+        running.lerp_(value.to(running.dtype), norm.momentum)  # type: ignore[union-attr, arg-type]

@@ -1,0 +1,12 @@
+import pytest
+
+from exchange_jobs import workers
+from exchange_jobs.launch import launch
+from shared_job import run_once
+
+
+# One job for many checks: starting processes costs more than most of them.
+@pytest.fixture(scope="session")
+def exchange_job(tmp_path_factory):
+    """What every rank of one job of four returned, by check."""
+    return run_once(tmp_path_factory, "exchange", lambda: launch(workers.all_checks, 4, limit=300.0))

@@ -1,0 +1,104 @@
+"""The exchange beside plain DDP on the same data: what every mode gives, in numbers."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from exchange_jobs.training import TINY_BUCKETS, Training, exchange
+from lightning_n2uq.compression import IdentityCodec
+
+ALL = 4
+IDENTITY = {"codec": IdentityCodec()}
+ALL_GATHER = {"scheme": "all_gather"}
+NODES = {"hierarchical": True, "ranks_per_node": 2}
+TAILS = {"bucket_size": 64, "unit_numel": 300}
+EIGHT_BITS = {"bits": 8, "levels": "float"}
+TINY = Training(ddp=(("bucket_cap_mb", TINY_BUCKETS),))
+FOUR = Training(ranks=ALL)
+ODD_FOUR = Training("odd", ranks=ALL, ddp=(("bucket_cap_mb", TINY_BUCKETS),))
+
+EXACT = {
+    "two phases": (Training(), IDENTITY),
+    "all-gather": (Training(), IDENTITY | ALL_GATHER),
+    "second-phase bits": (Training(), IDENTITY | {"second_phase_bits": 8}),
+    "several buckets": (TINY, IDENTITY),
+    "several buckets, all-gather": (TINY, IDENTITY | ALL_GATHER),
+    "uneven sizes": (Training("odd"), IDENTITY | TAILS),
+    "uneven sizes, all-gather": (Training("odd"), IDENTITY | TAILS | ALL_GATHER),
+    "static graph": (Training("twice", ddp=(("static_graph", True),)), IDENTITY),
+    "unused parameters": (Training("branches", ddp=(("find_unused_parameters", True),)), IDENTITY | TAILS),
+    "bucket views": (Training(ddp=(("gradient_as_bucket_view", True),)), IDENTITY),
+    "frozen parameters": (Training("frozen"), IDENTITY),
+    "accumulation": (Training(accumulate=3), IDENTITY),
+    "accumulation, all-gather": (Training(accumulate=3), IDENTITY | ALL_GATHER),
+    "bfloat16": (Training(dtype=torch.bfloat16), IDENTITY),
+    "float16": (Training(dtype=torch.float16), IDENTITY),
+    "float16, all-gather": (Training(dtype=torch.float16), IDENTITY | ALL_GATHER),
+    "mixed precision": (Training(autocast=True), IDENTITY),
+    "compiled": (Training(compiled=True), IDENTITY),
+    "warm-up": (Training(), {"bits": 2, "warmup_steps": 3}),
+    "only exempt parameters": (Training(), {"bits": 2, "min_numel": 1 << 20}),
+    "four ranks": (FOUR, IDENTITY),
+    "four ranks, all-gather": (FOUR, IDENTITY | ALL_GATHER),
+    "four ranks, uneven sizes": (ODD_FOUR, IDENTITY | TAILS),
+    "two nodes": (FOUR, IDENTITY | NODES),
+    "two nodes, all-gather": (FOUR, IDENTITY | NODES | ALL_GATHER),
+    "two nodes, second-phase bits": (FOUR, IDENTITY | NODES | {"second_phase_bits": 8}),
+    "two nodes, uneven sizes": (ODD_FOUR, IDENTITY | NODES | TAILS),
+    "two nodes, float16": (Training(ranks=ALL, dtype=torch.float16), IDENTITY | NODES),
+    "two nodes, bfloat16": (Training(ranks=ALL, dtype=torch.bfloat16), IDENTITY | NODES),
+    "two nodes, accumulation": (Training(ranks=ALL, accumulate=2), IDENTITY | NODES),
+    "two nodes, warm-up": (FOUR, NODES | {"bits": 2, "warmup_steps": 3}),
+    "one node": (FOUR, IDENTITY | {"hierarchical": True, "ranks_per_node": ALL}),
+    "nodes of one rank": (FOUR, IDENTITY | {"hierarchical": True, "ranks_per_node": 1}),
+}
+"""Modes without loss: training, and settings of the exchange."""
+
+LOSSY = {
+    "8 bits": (Training(), EIGHT_BITS, 0.05),
+    "8 bits, all-gather": (FOUR, EIGHT_BITS | ALL_GATHER, 0.05),
+    "8 bits, two nodes": (FOUR, EIGHT_BITS | NODES, 0.05),
+    "8 bits, Huffman": (FOUR, EIGHT_BITS | {"coding": "huffman"}, 0.05),
+    "8 bits, error feedback": (FOUR, EIGHT_BITS | {"error_feedback": True}, 0.05),
+    "8 bits, compiled": (Training(compiled=True), EIGHT_BITS, 0.05),
+    "8 bits, float16": (Training(ranks=ALL, dtype=torch.float16), EIGHT_BITS, 0.05),
+    "8 bits, bfloat16": (Training(ranks=ALL, dtype=torch.bfloat16), EIGHT_BITS, 0.05),
+    "8 bits, static graph": (Training("twice", ddp=(("static_graph", True),)), EIGHT_BITS, 0.05),
+    "8 bits, unused parameters": (
+        Training("branches", ddp=(("find_unused_parameters", True),)),
+        EIGHT_BITS,
+        0.05,
+    ),
+    "8 bits, bucket views": (Training(ddp=(("gradient_as_bucket_view", True),)), EIGHT_BITS, 0.05),
+    "8 bits, uneven sizes": (ODD_FOUR, EIGHT_BITS | TAILS, 0.05),
+    "4 bits": (FOUR, {}, 0.5),
+    "4 bits, then 8": (FOUR, {"levels": "float", "second_phase_bits": 8}, 0.35),
+}
+"""Modes with loss: training, settings, and the largest error of the first mean gradient, relative to it."""
+
+
+def values(rank):
+    """The modes' numbers beside those of plain DDP, which modes with the same training share.
+
+    Modes of two ranks run on two pairs of ranks at a time. They come last: from there on the pairs create
+    process groups independently of each other.
+    """
+    groups = [dist.new_group(members) for members in ([0, 1], [2, 3])]
+    pair = rank // 2
+    trainings = list(dict.fromkeys(training for training, *_ in (EXACT | LOSSY).values()))
+    found = _run([training for training in trainings if training.ranks == ALL], None)
+    dist.barrier()
+    return found | _run([training for training in trainings if training.ranks != ALL][pair::2], groups[pair])
+
+
+def _run(trainings, group):
+    found = {}
+    for wanted in trainings:
+        reference = wanted.run(group=group)
+        for name, (training, settings, *_) in (EXACT | LOSSY).items():
+            if training == wanted:
+                with exchange(process_group=group, **settings) as state:
+                    ours = training.run(state, group)
+                    found[name] = {"exchange": ours, "ddp": reference, "steps": state.step}
+    return found
