@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -67,11 +67,6 @@ def trainer(strategy, **arguments):
     )
 
 
-def together(strategy, values):
-    everyone = strategy.all_gather(values)
-    return bool((everyone == values).all())
-
-
 def parameters(module):
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
@@ -83,19 +78,37 @@ def fit(strategy, module=None, ckpt_path=None, **arguments):
     return run, module
 
 
+MODES = {
+    "automatic": {},
+    "manual": {"manual": True},
+    "bf16-mixed": {"precision": "bf16-mixed"},
+    "accumulate": {"accumulate_grad_batches": 2},
+    "arguments": {
+        "find_unused_parameters": True,
+        "gradient_as_bucket_view": True,
+        "bucket_cap_mb": 0.001,
+    },
+}
+OF_DDP = ("find_unused_parameters", "gradient_as_bucket_view", "bucket_cap_mb")
+
+
 def modes():
+    """Parameters after two epochs: by 4 bits, by the exchange without loss, and by Lightning's own DDP."""
     found = {}
-    for name, arguments in {
-        "automatic": {},
-        "manual": {"module": Small(manual=True)},
-        "bf16-mixed": {"precision": "bf16-mixed"},
-        "accumulate": {"accumulate_grad_batches": 2},
-    }.items():
-        run, module = fit("nuqsgd", **arguments)
-        updates = 4 if name == "accumulate" else 8
-        found[name] = run.strategy.state.step == updates and together(run.strategy, parameters(module))
-    run, module = fit("ddp_powersgd")
-    found["powersgd"] = together(run.strategy, parameters(module))
+    for name, arguments in MODES.items():
+        ddp = {key: value for key, value in arguments.items() if key in OF_DDP}
+        others = {key: value for key, value in arguments.items() if key not in (*ddp, "manual")}
+        found[name] = {"steps": 0}
+        for kind, strategy in {
+            "4 bits": NUQSGDStrategy(**ddp),
+            "without loss": NUQSGDStrategy(warmup_steps=1 << 20, **ddp),
+            "ddp": DDPStrategy(process_group_backend="gloo", **ddp),
+        }.items():
+            run, module = fit(strategy, Small("manual" in arguments), **others)
+            found[name][kind] = parameters(module)
+            if kind == "without loss":
+                found[name]["steps"] = run.strategy.state.step
+    found["powersgd"] = {"parameters": parameters(fit("ddp_powersgd")[1])}
     for stage in ("validate", "test"):
         getattr(trainer("nuqsgd"), stage)(Small(), data(), verbose=False)
     return found
@@ -122,11 +135,10 @@ def resume(folder):
     own, mean = (leg["net.0.weight"] for leg in owed["legs"])
     second, module = fit(NUQSGDStrategy(**settings), ckpt_path=str(Path(folder) / "half.ckpt"))
     return {
-        "own residual": torch.equal(own, kept) and bool(own.any()),
-        "own chunk": torch.equal(mean[mean != 0], shared[mean != 0])
-        and 0 < int((mean != 0).sum()) < len(mean),
+        "own residual": (own, kept),
+        "own chunk": (mean, shared),
         "steps": [saved["step"], second.strategy.state.step],
-        "replicas": together(second.strategy, parameters(module)),
+        "parameters": parameters(module),
     }
 
 
@@ -148,7 +160,7 @@ def main():
     assert lightning_n2uq.strategies
     found = {"modes": modes(), "resume": resume(folder), "monitored": monitored()}
     rank = torch.distributed.get_rank()
-    Path(folder, f"rank{rank}.json").write_text(json.dumps(found))
+    torch.save(found, Path(folder, f"rank{rank}.pt"))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
