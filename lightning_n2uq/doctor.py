@@ -27,14 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the report.
 
     Args:
-        argv: arguments behind `n2uq doctor`; `--check` runs every operator once on every device.
+        argv: The arguments behind `n2uq doctor`; `--check` runs every operator once on every device.
 
     Returns:
         0, or 1 if something that is needed is missing or a checked operator fails.
     """
     parser = argparse.ArgumentParser(prog="n2uq doctor", description=__doc__)
     parser.add_argument(
-        "--check", action="store_true", help="run every operator once against the oracle (compiles kernels)"
+        "--check", action="store_true", help="compare every operator with the reference (compiles kernels)"
     )
     chosen = parser.parse_args(None if argv is None else list(argv))
     missing = [name for name in _NEEDED if _version(name) is None]
@@ -110,7 +110,7 @@ def _cache_folder() -> str:
 
 
 def _check() -> tuple[list[str], list[str]]:
-    """Runs every operator on every device against the oracle; returns what passed and what failed."""
+    """Runs every operator on every device against the reference; returns what passed and what failed."""
     torch, checked = (
         importlib.import_module("torch"),
         importlib.import_module("lightning_n2uq.operator_check"),
@@ -120,7 +120,7 @@ def _check() -> tuple[list[str], list[str]]:
         for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
             try:
                 checked.compare(name, device)
-                passed.append(f"{name:<20} {device:<5} as the oracle")
+                passed.append(f"{name:<20} {device:<5} as the reference")
             except Exception as error:  # noqa: PERF203 -- whatever a compiler or driver raises belongs into the report
                 failed.append(f"{name} on {device}: {type(error).__name__}: {error}")
     return passed, failed

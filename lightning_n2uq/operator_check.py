@@ -1,4 +1,4 @@
-"""Every operator once on a device, forward and backward, against the oracle, for `n2uq doctor --check`."""
+"""Every operator once on a device, forward and backward, against the reference, for `n2uq doctor --check`."""
 
 from __future__ import annotations
 
@@ -86,18 +86,18 @@ CHECKS: dict[str, Callable[[_Values], list[Tensor]]] = {
     "stem": _stem,
     "threshold_quantize": _threshold,
 }
-_EXACT = {"nuq": 8, "quantize_weight": 2, "threshold_quantize": 2}  # how many results have the oracle's bits
+_EXACT = {"nuq": 8, "quantize_weight": 2, "threshold_quantize": 2}  # how many results are the same bits
 
 
 def compare(name: str, device: str) -> None:
-    """Runs an operator by the kernels in use and by the oracle.
+    """Runs an operator by the kernels in use and by the reference.
 
     Args:
-        name: one of `CHECKS`.
+        name: One of `CHECKS`.
         device: `cpu` or `cuda`.
 
     Raises:
-        ValueError: the results differ by more than a norm's last bits and the order of sums explain.
+        ValueError: If the results differ by more than a norm's last bits and the order of sums explain.
     """
     results = []
     for kernels in (None, "reference"):
@@ -110,4 +110,4 @@ def compare(name: str, device: str) -> None:
             far = (found - expected).abs() > _ERROR * expected.abs().max().clamp(min=1.0)
             same = bool(far.float().mean() <= _SHARE and found.isfinite().all())
         if not same:
-            raise ValueError(f"result {i} of the kernels is not the oracle's")
+            raise ValueError(f"result {i} of the kernels is not the reference's")

@@ -1,4 +1,4 @@
-"""The maths: differentiable operators, the plain-torch oracle that judges them, and their kernels."""
+"""The maths: differentiable operators, the plain-torch reference that judges them, their backends."""
 
 from lightning_n2uq.ops.threshold import threshold_codes, threshold_quantize
 from lightning_n2uq.ops.weight import quantize_weight

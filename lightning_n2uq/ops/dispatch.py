@@ -13,7 +13,8 @@ import functools
 import importlib
 import importlib.util
 import os
-from types import ModuleType, TracebackType
+from contextlib import AbstractContextManager, ExitStack
+from types import ModuleType
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -46,26 +47,7 @@ class KernelChoice(NamedTuple):
     reason: str
 
 
-class _Forced:
-    """Restores the previous choice when used as a context manager."""
-
-    def __init__(self, previous: str | None) -> None:
-        self._previous = previous
-
-    def __enter__(self) -> "_Forced":
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        global _forced
-        _forced = self._previous
-
-
-def force(kernels: str | None) -> _Forced:
+def force(kernels: str | None) -> AbstractContextManager[object]:
     """Forces one backend for every operator, over the environment variable.
 
     Takes effect at once; as a context manager (`with force("reference"):`) it is undone at the end.
@@ -78,9 +60,16 @@ def force(kernels: str | None) -> _Forced:
     """
     global _forced
     if kernels is not None:
-        _check(kernels, "kernels")
-    previous, _forced = _forced, kernels
-    return _Forced(previous)
+        _known(kernels, "kernels")
+    undo = ExitStack()
+    undo.callback(_restore, _forced)
+    _forced = kernels
+    return undo
+
+
+def _restore(forced: str | None) -> None:
+    global _forced
+    _forced = forced
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -147,9 +136,7 @@ def _choose_from(
 def _wanted() -> tuple[str, str]:
     if _forced is not None:
         return _forced, "force()"
-    value = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
-    _check(value, ENVIRONMENT_VARIABLE)
-    return value, ENVIRONMENT_VARIABLE
+    return _known(os.environ.get(ENVIRONMENT_VARIABLE, "auto"), ENVIRONMENT_VARIABLE), ENVIRONMENT_VARIABLE
 
 
 def _automatic(device_type: str, interpreted: bool) -> tuple[Backend, str]:
@@ -180,9 +167,10 @@ def _installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def _check(value: str, name: str) -> None:
+def _known(value: str, name: str) -> str:
     if value not in CHOICES:
         raise ValueError(f"{name} must be one of {', '.join(CHOICES)}, got {value!r}.")
+    return value
 
 
 kernel_for = select

@@ -14,27 +14,28 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lightning_n2uq.utils.compat import dispatch_modes, operator_function, operator_name, tracing_state
+
 Function = Callable[..., Any]
-
-
-def watched(inputs: tuple[Any, ...]) -> bool:
-    """Whether a compiler, a tracer, a mode or a subclass of tensors has to see the operator itself."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or not all(type(x) in _PLAIN for x in inputs if isinstance(x, Tensor))
-    )
-
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def undispatched(op: Any) -> Function:  # noqa: ANN401 -- torch.library.CustomOpDef, which is not public
-    """The operator as a function that passes by the dispatcher where nobody looks on; no gradients."""
-    function: Function = op._init_fn
+def watched(inputs: tuple[Any, ...]) -> bool:
+    """Returns whether a compiler, a tracer, a mode or a subclass of tensors has to see the operator."""
+    return (
+        torch.compiler.is_compiling()
+        or dispatch_modes() > 0
+        or tracing_state() is not None
+        or not all(type(x) in _PLAIN for x in inputs if isinstance(x, Tensor))
+    )
 
-    def call(*inputs: Any) -> Any:  # noqa: ANN401 -- whatever the operator returns
+
+def undispatched(op: Any) -> Function:  # noqa: ANN401  # CustomOpDef is not public
+    """Returns the operator as a function that passes by the dispatcher where it may; no gradients."""
+    function = operator_function(op)
+
+    def call(*inputs: Any) -> Any:  # noqa: ANN401  # whatever the operator returns
         return op(*inputs) if watched(inputs) else function(*inputs)
 
     return call
@@ -44,13 +45,13 @@ def differentiable(op: Any, setup_context: Function, backward: Function) -> Func
     """`undispatched` for an operator with a gradient, which is registered here; first order only.
 
     Args:
-        op: a custom operator.
-        setup_context: as for `register_autograd`; called as `(ctx, inputs, output)`.
-        backward: as for `register_autograd`; called as `(ctx, *gradients)`. Gradients of outputs that have
+        op: A custom operator.
+        setup_context: As for `register_autograd`; called as `(ctx, inputs, output)`.
+        backward: As for `register_autograd`; called as `(ctx, *gradients)`. Gradients of outputs that have
             none may be None.
     """
     op.register_autograd(backward, setup_context=setup_context)
-    function: Function = op._init_fn
+    function = operator_function(op)
 
     def forward(ctx: Any, *inputs: Any) -> Any:  # noqa: ANN401
         ctx.set_materialize_grads(False)
@@ -64,7 +65,7 @@ def differentiable(op: Any, setup_context: Function, backward: Function) -> Func
         return backward(ctx, *grads)
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(once_differentiable(first_order))}
-    direct: Any = type(op._name, (torch.autograd.Function,), methods)  # the name that profilers show
+    direct: Any = type(operator_name(op), (torch.autograd.Function,), methods)  # what profilers show
 
     def call(*inputs: Any) -> Any:  # noqa: ANN401
         return op(*inputs) if watched(inputs) else direct.apply(*inputs)

@@ -7,20 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_n2uq.ops import reference
 from lightning_n2uq.ops.tables import compute_dtype
 
 
 def largest_weight(weight: Tensor) -> Tensor:
-    """`max |W|` per output channel (dim 0), `[C, 1, ..]`, in the compute dtype; no gradient."""
+    """Returns `max |W|` per output channel (dim 0), `[C, 1, ..]`, in the compute dtype; no gradient."""
     dims = tuple(range(1, weight.dim()))
     return weight.detach().to(compute_dtype(weight.dtype)).abs().amax(dim=dims, keepdim=True)
 
 
 def plain_weight_codes(weight: Tensor, bits: int) -> Tensor:
-    """Odd integers `-n, -n + 2, .., n` (compute dtype) nearest to `n W / max |W|`, halves to even."""
-    n = 2**bits - 1
-    scaled = weight.detach().to(compute_dtype(weight.dtype)) / _nonzero(largest_weight(weight))
-    return torch.round((scaled.clamp(-1, 1) + 1) * (n / 2)) * 2 - n
+    """Returns odd integers `-n, -n + 2, .., n` nearest to `n W / max |W|`, in the compute dtype."""
+    return reference.codes_of_scale(weight, largest_weight(weight), bits)
 
 
 def plain_quantize_weight(weight: Tensor, bits: int, straight_through: bool = False) -> Tensor:
@@ -31,12 +30,12 @@ def plain_quantize_weight(weight: Tensor, bits: int, straight_through: bool = Fa
     the upstream gradient, or the upstream gradient itself with `straight_through`.
 
     Args:
-        weight: `[C, ...]`, at least 2-D, floating.
-        bits: 1 to 8.
-        straight_through: which gradient.
+        weight: The weight `[C, ...]`, at least 2-D, floating.
+        bits: The code width, 1 to 8.
+        straight_through: Whether the upstream gradient is handed on as it is.
 
     Returns:
-        Shape and dtype of `weight`; a channel of zeros gives zeros.
+        The quantized weight in shape and dtype of `weight`; a channel of zeros gives zeros.
     """
     value: Tensor = _PlainQuantize.apply(weight, bits, straight_through)
     return value

@@ -1,4 +1,4 @@
-"""The oracle: plain torch, as the papers write it. Every fast path is judged against this file.
+"""The reference: plain torch, as the papers write it. Every fast path is judged against this file.
 
 Rules that must not be tidied:
 - The comparison with a threshold is a strict `>`: an input equal to `T_k` keeps the lower code.
@@ -24,7 +24,7 @@ from lightning_n2uq.ops.tables import (
 
 
 def threshold_codes(scaled: Tensor, thresholds: Tensor) -> Tensor:
-    """`q = #{k : x' > T_k}` as int32, one comparison at a time; NaN gives 0. Shape of `scaled`."""
+    """Returns `q = #{k : x' > T_k}`, int32, shape of `scaled`, one comparison at a time; NaN gives 0."""
     codes = torch.zeros(scaled.shape, dtype=torch.int32, device=scaled.device)
     for threshold in thresholds:
         codes += scaled > threshold
@@ -32,7 +32,7 @@ def threshold_codes(scaled: Tensor, thresholds: Tensor) -> Tensor:
 
 
 def ramp_staircase(scaled: Tensor, tables: ThresholdTables) -> Tensor:
-    """`r_u(x') = sum_k D clamp((x' - T_k) / (u w_k) + 1/2, 0, 1)` for `0 < u <= 1` (docs/numerics.md).
+    """Returns `r_u(x') = sum_k D clamp((x' - T_k) / (u w_k) + 1/2, 0, 1)` for `0 < u <= 1`.
 
     The ramps of different steps do not overlap, so that the sum is `D * (finished ramps + the open one)`.
     """
@@ -49,15 +49,15 @@ def ramp_staircase(scaled: Tensor, tables: ThresholdTables) -> Tensor:
 def threshold_quantize(
     x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor, ramp: float = 0.0
 ) -> Tensor:
-    """Forward value of the activation quantizer (N2UQ, Eq. 3-5): shape and dtype of `x`, no gradient.
+    """Returns the value of the activation quantizer (N2UQ, Eq. 3-5): shape and dtype of `x`, no gradient.
 
     Args:
-        x: any shape, floating.
-        start: 1 element.
-        widths: `[n]`.
-        scale_in: 1 element.
-        scale_out: 1 element.
-        ramp: 0 for the staircase, up to 1 for the surrogate.
+        x: The input, of any shape, floating.
+        start: The start `s`, 1 element.
+        widths: The widths `a_1 .. a_n`, `[n]`.
+        scale_in: The input scale `alpha`, 1 element.
+        scale_out: The output scale `beta`, 1 element.
+        ramp: The ramp width, 0 for the staircase, up to 1 for the surrogate.
     """
     tables = threshold_tables(start, widths, scale_in, scale_out, compute_dtype(x.dtype), ramp)
     scaled = x.detach().to(tables.knots.dtype) * tables.scale_in
@@ -69,7 +69,7 @@ def threshold_quantize(
 
 
 def surrogate(x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor) -> Tensor:
-    """`h(alpha x)` (N2UQ, Eq. 8-10), differentiable by autograd in all four arguments. Shape of `x`.
+    """Returns `h(alpha x)` (N2UQ, Eq. 8-10), shape of `x`, differentiable by autograd in all arguments.
 
     Its gradients are those that the generalized straight-through estimator hands to the quantizer.
     """
@@ -88,7 +88,7 @@ def surrogate(x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor) -> Ten
 def threshold_quantize_ste(
     x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor, ramp: float = 0.0
 ) -> Tensor:
-    """The quantizer with G-STE gradients through plain autograd: slow, and the judge of the custom op.
+    """Quantizes with G-STE gradients through plain autograd: slow, and the judge of the custom operator.
 
     The value is `threshold_quantize`'s; gradients of `x, start, widths, scale_in` are those of
     `beta * h(alpha x)`; the gradient of `scale_out` uses the forward value.
@@ -100,7 +100,7 @@ def threshold_quantize_ste(
 
 
 def weight_scale(weight: Tensor, bits: int) -> Tensor:
-    """`S = (2^b - 1) / 2^(b-1) * mean |W|` per output channel (dim 0), `[C, 1, ..]`, in the compute dtype.
+    """Returns `S = (2^b - 1) / 2^(b-1) * mean |W|` per channel (dim 0), `[C, 1, ..]`, in the compute dtype.
 
     The mean is taken in float64, so that the order of its sum does not show in float32.
     """
@@ -109,21 +109,31 @@ def weight_scale(weight: Tensor, bits: int) -> Tensor:
     return (mean * scale_factor(bits)).to(compute_dtype(weight.dtype))
 
 
+def empty_scale(weight: Tensor) -> Tensor:
+    """Returns room for what `weight_scale` returns."""
+    size = (weight.shape[0],) + (1,) * (weight.dim() - 1)
+    return weight.new_empty(size, dtype=compute_dtype(weight.dtype))
+
+
 def scale_factor(bits: int) -> float:
-    """`(2^b - 1) / 2^(b-1)`, which `mean |W|` is multiplied by."""
+    """Returns `(2^b - 1) / 2^(b-1)`, which `mean |W|` is multiplied by."""
     return 2.0 - 2.0 ** (1 - bits)
 
 
 def weight_codes(weight: Tensor, bits: int) -> Tensor:
-    """Odd integers `-n, -n + 2, .., n` (compute dtype) of the entropy-preserving weight quantizer."""
+    """Returns odd integers `-n, -n + 2, .., n` (compute dtype) of the entropy-preserving weight quantizer."""
+    return codes_of_scale(weight, weight_scale(weight, bits), bits)
+
+
+def codes_of_scale(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Returns the odd integers nearest to `n W / scale`, halves to even; `scale` is `[C, 1, ..]`."""
     n = 2**bits - 1
-    scale = weight_scale(weight, bits)
     scaled = weight.detach().to(scale.dtype) / torch.where(scale == 0, torch.ones_like(scale), scale)
     return torch.round((scaled.clamp(-1, 1) + 1) * (n / 2)) * 2 - n
 
 
 def quantize_weight(weight: Tensor, bits: int) -> Tensor:
-    """Forward value of the weight quantizer (N2UQ, Eq. 13-14): shape and dtype of `weight`, no gradient.
+    """Returns the value of the weight quantizer (N2UQ, Eq. 13-14): shape and dtype of `weight`.
 
     An output channel whose weights are all zero gives zeros (its scale is zero).
     """
@@ -133,12 +143,12 @@ def quantize_weight(weight: Tensor, bits: int) -> Tensor:
 
 
 def threshold_segment_sums(grad: Tensor, x: Tensor, tables: ThresholdTables) -> tuple[Tensor, Tensor]:
-    """Sums over the inputs of each segment, from which all parameter gradients follow.
+    """Returns sums over the inputs of each segment, from which all parameter gradients follow.
 
     Args:
-        grad: upstream gradient, shape of `x`.
-        x: the quantizer's input.
-        tables: of the quantizer; `knots.dtype` is the compute dtype.
+        grad: The upstream gradient, shape of `x`.
+        x: The quantizer's input.
+        tables: The quantizer's tables; `knots.dtype` is the compute dtype.
 
     Returns:
         `sums`, `[n + 2, 2]` float64, with `sum g` and `sum g x` over segment `k` (0 and `n + 1`, the flat
@@ -165,7 +175,7 @@ def threshold_segment_sums(grad: Tensor, x: Tensor, tables: ThresholdTables) -> 
 
 
 def threshold_input_gradient(grad: Tensor, x: Tensor, tables: ThresholdTables, scale_out: Tensor) -> Tensor:
-    """`g * (alpha beta) * slope(segment)`: shape and dtype of `x`; NaN where `x` is NaN."""
+    """Returns `g * (alpha beta) * slope(segment)`: shape and dtype of `x`; NaN where `x` is NaN."""
     dtype = tables.knots.dtype
     scaled = x.detach().to(dtype) * tables.scale_in
     gain = tables.scale_in * scale_out.detach().reshape(()).to(dtype)
@@ -175,7 +185,7 @@ def threshold_input_gradient(grad: Tensor, x: Tensor, tables: ThresholdTables, s
 
 
 def quantize_weight_backward(grad: Tensor, weight: Tensor, bits: int, straight_through: bool) -> Tensor:
-    """Gradient of the weight: `g / S` (published code), or `g` (straight-through). Never clipped.
+    """Returns the weight's gradient: `g / S` (published code), or `g` (straight-through); never clipped.
 
     A channel of zeros has no scale; there the gradient passes as it is, so that the channel can recover.
     """

@@ -10,30 +10,31 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops.tables import WIDTH_FLOOR, compute_dtype, output_step
+from lightning_n2uq.utils.validation import check_number
 
 
 def staircase_position(
     x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, ramp: float = 1.0
 ) -> Tensor:
-    """`r_u(alpha x) / D` (docs/numerics.md): how many steps an input has climbed, `0 .. n`.
+    """Returns `r_u(alpha x) / D` (docs/numerics.md): how many steps an input has climbed, `0 .. n`.
 
     At `u = 1` it is `h / D`, whose nearest integer is the code: `h` passes `k - 1/2` steps at `T_k`.
 
     Args:
-        x: any shape, floating; computed in float32 (float64 for float64).
-        start: 1 element, `s`.
-        widths: `[n]`, `a_k`; a width at or below the floor gets no gradient.
-        scale_in: 1 element, `alpha`.
-        ramp: ramp width `u`, above 0 and up to 1.
+        x: The input, of any shape, floating; computed in float32 (float64 for float64).
+        start: The start `s`, 1 element.
+        widths: The widths `a_k`, `[n]`; a width at or below the floor gets no gradient.
+        scale_in: The input scale `alpha`, 1 element.
+        ramp: The ramp width `u`, above 0 and up to 1.
 
     Returns:
-        Shape of `x`, compute dtype; NaN where `x` is NaN. The gradient is zero outside the ramps.
+        The position in shape of `x` and compute dtype; NaN where `x` is NaN. Its gradient is zero outside
+        the ramps.
 
     Raises:
-        ValueError: `ramp` is out of range.
+        ValueError: If `ramp` is out of range.
     """
-    if not 0.0 < ramp <= 1.0:
-        raise ValueError(f"ramp: got {ramp}, allowed is above 0 and up to 1")
+    check_number("ramp", ramp, 0.0, 1.0, above=True)
     dtype = compute_dtype(x.dtype)
     widths = widths.to(dtype)
     width = torch.where(widths > WIDTH_FLOOR, widths, torch.full_like(widths, WIDTH_FLOOR))
@@ -48,7 +49,7 @@ def staircase_position(
 def ramp_quantize(
     x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor, ramp: float
 ) -> Tensor:
-    """`beta * r_u(alpha x)`: value of `threshold_quantize` at `ramp > 0`, gradients of the ramp itself.
+    """Returns `beta * r_u(alpha x)`: the value of `threshold_quantize`, the gradients of the ramp itself.
 
     The narrower the ramps, the fewer inputs carry a gradient and the steeper it is. Arguments as for
     `threshold_quantize`; shape and dtype of `x`.

@@ -57,7 +57,7 @@ def round_ste(x: Tensor) -> Tensor:
 
 
 def next_above(x: Tensor) -> Tensor:
-    """The next larger number of the dtype, so that `next_above(x) > t` is `x >= t`; the gradient passes."""
+    """Returns the dtype's next larger number, so that `next_above(x) > t` is `x >= t`; a gradient passes."""
     y: Tensor = _NextAbove.apply(x)
     return y
 
@@ -69,11 +69,11 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 
 
 def nearest_level(x: Tensor, levels: Tensor) -> Tensor:
-    """Index (int64) of the nearest of the increasing `levels` `[L]`; a tie goes to the lower one."""
+    """Returns the index (int64) of the nearest of increasing `levels` `[L]`; a tie goes to the lower."""
     return torch.bucketize(x.detach(), (levels[1:] + levels[:-1]) / 2)
 
 
 def project_ste(x: Tensor, levels: Tensor) -> Tensor:
-    """Nearest of the increasing `levels` `[L]`; the gradient passes unchanged. NaN stays NaN."""
+    """Returns the nearest of the increasing `levels` `[L]`; the gradient passes unchanged. NaN stays NaN."""
     y: Tensor = _ProjectSTE.apply(x, levels)
     return y

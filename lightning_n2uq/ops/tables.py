@@ -12,10 +12,9 @@ cache. `backends.triton.tables` has them as one kernel, since torch would launch
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,6 +24,7 @@ WIDTH_FLOOR = float(torch.tensor(1e-3, dtype=torch.float32))
 OUTPUT_RANGE = 2.0
 """The surrogate climbs from 0 to this value; the output step is `OUTPUT_RANGE / n`."""
 
+Array: TypeAlias = Any  # of torch or of numpy
 _KEPT = 512  # layers' tables
 _NUMBERS = {torch.float32: np.float32, torch.float64: np.float64}
 
@@ -33,10 +33,10 @@ class QuantizerParameters(NamedTuple):
     """The parameters of a threshold quantizer with `n` steps, or their gradients.
 
     Attributes:
-        start: 1 element, `s`.
-        widths: `[n]`, `a_1 .. a_n`.
-        scale_in: 1 element, `alpha`.
-        scale_out: 1 element, `beta`.
+        start: `s`, 1 element.
+        widths: `a_1 .. a_n`, `[n]`.
+        scale_in: `alpha`, 1 element.
+        scale_out: `beta`, 1 element.
     """
 
     start: Tensor
@@ -70,17 +70,17 @@ class ThresholdTables(NamedTuple):
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Dtype in which a quantizer computes: float64 for float64, float32 for every other one."""
+    """Returns the dtype in which a quantizer computes: float64 for float64, float32 for every other one."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def output_step(n_steps: int) -> float:
-    """`D = 2 / n`: the distance of two neighbouring output levels."""
+    """Returns `D = 2 / n`, the distance of two neighbouring output levels."""
     return OUTPUT_RANGE / n_steps
 
 
 def floored_widths(widths: Tensor) -> Tensor:
-    """`w_k = a_k` where `a_k > WIDTH_FLOOR`, the floor elsewhere; NaN stays NaN. Shape and dtype kept."""
+    """Returns `w_k = max(a_k, WIDTH_FLOOR)` in shape and dtype of `widths`; NaN stays NaN."""
     return torch.where(widths <= WIDTH_FLOOR, WIDTH_FLOOR, widths)
 
 
@@ -95,12 +95,12 @@ def threshold_tables(
     """Computes the tables in float64 and rounds them to `dtype`; traceable, no gradient.
 
     Args:
-        start: 1 element, `s`.
-        widths: `[n]`, `a_1 .. a_n`.
-        scale_in: 1 element, `alpha`.
-        scale_out: 1 element, `beta`.
-        dtype: Floating dtype of the result.
-        ramp: Ramp width `u` in `[0, 1]`; 0 is the staircase, 1 the surrogate.
+        start: The start `s`, 1 element.
+        widths: The widths `a_1 .. a_n`, `[n]`.
+        scale_in: The input scale `alpha`, 1 element.
+        scale_out: The output scale `beta`, 1 element.
+        dtype: The floating dtype of the result.
+        ramp: The ramp width `u` in `[0, 1]`; 0 is the staircase, 1 the surrogate.
     """
     first, raw, alpha, beta = (p.detach().double() for p in (start, widths, scale_in, scale_out))
     fields = _fields(torch, first.reshape(1), raw.reshape(-1), alpha.reshape(()), beta.reshape(()), ramp)
@@ -108,7 +108,7 @@ def threshold_tables(
 
 
 def operator_tables(quantizer: QuantizerParameters, dtype: torch.dtype, ramp: float = 0.0) -> ThresholdTables:
-    """`threshold_tables` with the same bits, by numpy on CPU and kept: nobody may write to them.
+    """Returns `threshold_tables` with the same bits, by numpy on CPU and kept: nobody may write to them.
 
     Only for code inside operators, where tensors hold data.
     """
@@ -120,25 +120,24 @@ def operator_tables(quantizer: QuantizerParameters, dtype: torch.dtype, ramp: fl
 def parameter_gradients(
     sums: Tensor, value_sum: Tensor, quantizer: QuantizerParameters
 ) -> QuantizerParameters:
-    """Gradients of a quantizer's parameters from per-segment sums.
+    """Returns the gradients of a quantizer's parameters from per-segment sums.
 
     Args:
-        sums: `[n + 2, 2]` float64: `sum g` and `sum g x` per segment (`reference.threshold_segment_sums`).
-        value_sum: 0-d float64: `sum g value`.
-        quantizer: The parameters; only for code inside operators, where tensors hold data.
+        sums: Sums of `g` and of `g x` per segment, `[n + 2, 2]` float64 (`reference.threshold_segment_sums`).
+        value_sum: The sum of `g value`, 0-d float64.
+        quantizer: The parameters.
     """
     if sums.device.type == "cpu":
         return _host_gradients(sums, value_sum, quantizer)
     tables = threshold_tables(*quantizer, torch.float64)
-    raw, beta = quantizer.widths.detach(), quantizer.scale_out.detach().double().reshape(())
-    grads = _gradients(torch, sums, value_sum, raw, tables.slopes, tables.knots, tables.scale_in, beta)
-    return QuantizerParameters(
-        *(g.reshape(p.shape).to(p.dtype) for g, p in zip(grads, quantizer, strict=True))
-    )
+    beta = quantizer.scale_out.detach().double().reshape(())
+    grads = _gradients(torch, sums, value_sum, tables, quantizer.widths.detach(), beta)
+    pairs = zip(grads, quantizer, strict=True)
+    return QuantizerParameters(*(g.reshape(p.shape).to(p.dtype) for g, p in pairs))
 
 
-def _fields(xp: Any, start: Any, raw: Any, alpha: Any, beta: Any, ramp: float) -> tuple[Any, ...]:  # noqa: ANN401
-    """The fields of `ThresholdTables` in float64; `xp` is torch or numpy."""
+def _fields(xp: Array, start: Array, raw: Array, alpha: Array, beta: Array, ramp: float) -> tuple[Array, ...]:
+    """Returns the fields of `ThresholdTables` in float64; `xp` is torch or numpy."""
     width = xp.where(raw <= WIDTH_FLOOR, WIDTH_FLOOR, raw)
     knots = xp.cumsum(xp.concatenate((start, width)), 0)
     thresholds = knots[:-1] + width / 2
@@ -152,25 +151,18 @@ def _fields(xp: Any, start: Any, raw: Any, alpha: Any, beta: Any, ramp: float) -
 
 
 def _gradients(
-    xp: Any,  # noqa: ANN401
-    sums: Any,  # noqa: ANN401
-    value: Any,  # noqa: ANN401
-    raw: Any,  # noqa: ANN401
-    slopes: Any,  # noqa: ANN401
-    knots: Any,  # noqa: ANN401
-    alpha: Any,  # noqa: ANN401
-    beta: Any,  # noqa: ANN401
-) -> tuple[Any, Any, Any, Any]:
-    """Gradients of start, widths and scales in float64; `xp` is torch or numpy.
+    xp: Array, sums: Array, value: Array, tables: ThresholdTables, raw: Array, beta: Array
+) -> tuple[Array, ...]:
+    """Returns the gradients of start, widths and scales in float64; `xp` is torch or numpy.
 
     On segment `k`, `h = (k-1) D + (D / w_k) (alpha x - t_{k-1})` with `t_{k-1} = s + w_1 + .. + w_{k-1}`:
     the knots left of an input pull it down by the segment's slope, its own width by the slope times the
     share of the segment already climbed.
     """
-    slope, grad_sum, grad_x_sum = slopes[1:-1], sums[1:-1, 0], sums[1:-1, 1]
+    slope, grad_sum, grad_x_sum = tables.slopes[1:-1], sums[1:-1, 0], sums[1:-1, 1]
     visible = value - value  # NaN or infinity anywhere reaches every parameter
     pull = slope * grad_sum + visible
-    climbed = alpha * grad_x_sum - knots[:-1] * grad_sum
+    climbed = tables.scale_in * grad_x_sum - tables.knots[:-1] * grad_sum
     right = pull.sum() - xp.cumsum(pull, 0)
     d_width = -beta * (right + slope * slope / output_step(slope.shape[0]) * climbed)
     d_scale_in = beta * (slope * grad_x_sum + visible).sum()
@@ -178,7 +170,7 @@ def _gradients(
 
 
 def _bits(values: Tensor) -> bytes:
-    """Float64 values by their bits, which tell zeros apart and a NaN from no other."""
+    """Returns float64 values as bytes, which tell zeros apart and a NaN from no other."""
     return values.detach().double().numpy().tobytes()
 
 
@@ -187,30 +179,33 @@ def _number(bits: bytes) -> float:
 
 
 @lru_cache(maxsize=_KEPT)
-def _host_tables(
-    start: bytes, widths: bytes, scale_in: bytes, scale_out: bytes, ramp: float, dtype: torch.dtype
+@np.errstate(all="ignore")  # infinite or NaN parameters are the caller's to see, not to be warned of
+def _host_arrays(
+    start: bytes, widths: bytes, scale_in: bytes, scale_out: bytes, ramp: float
 ) -> ThresholdTables:
-    arrays, number = _arrays(start, widths, scale_in, scale_out, ramp), _NUMBERS[dtype]
-    return ThresholdTables(*(torch.from_numpy(np.array(a, dtype=number)) for a in arrays))
+    raw: Array = np.frombuffer(widths)
+    return ThresholdTables(
+        *_fields(np, np.frombuffer(start), raw, _number(scale_in), _number(scale_out), ramp)
+    )
 
 
 @lru_cache(maxsize=_KEPT)
-@np.errstate(all="ignore")  # infinite or NaN parameters are the caller's to see, not to be warned of
-def _arrays(start: bytes, widths: bytes, scale_in: bytes, scale_out: bytes, ramp: float) -> tuple[Any, ...]:
-    raw: npt.NDArray[np.float64] = np.frombuffer(widths)
-    return _fields(np, np.frombuffer(start), raw, _number(scale_in), _number(scale_out), ramp)
+def _host_tables(
+    start: bytes, widths: bytes, scale_in: bytes, scale_out: bytes, ramp: float, dtype: torch.dtype
+) -> ThresholdTables:
+    arrays, number = _host_arrays(start, widths, scale_in, scale_out, ramp), _NUMBERS[dtype]
+    return ThresholdTables(*(torch.from_numpy(np.array(a, dtype=number)) for a in arrays))
 
 
 @np.errstate(all="ignore")
 def _host_gradients(sums: Tensor, value_sum: Tensor, quantizer: QuantizerParameters) -> QuantizerParameters:
-    start, widths, scale_in, scale_out = quantizer
-    bits = _bits(widths)
-    alpha, knots, _, slopes, *_ = _arrays(_bits(start), bits, _bits(scale_in), _bits(scale_out), 0.0)
-    raw, value = np.frombuffer(bits), value_sum.item()
-    grads = _gradients(np, sums.numpy(), value, raw, slopes, knots, alpha, scale_out.item())
+    start, widths, scale_in, scale_out = map(_bits, quantizer)
+    tables = _host_arrays(start, widths, scale_in, scale_out, 0.0)
+    raw, beta, value = np.frombuffer(widths), quantizer.scale_out.item(), value_sum.item()
+    d_start, d_widths, d_scale_in, _ = _gradients(np, sums.numpy(), value, tables, raw, beta)
     return QuantizerParameters(
-        torch.full(start.shape, grads[0], dtype=start.dtype),
-        torch.from_numpy(grads[1]).reshape(widths.shape).to(widths.dtype),
-        torch.full(scale_in.shape, grads[2], dtype=scale_in.dtype),
-        torch.full(scale_out.shape, value, dtype=scale_out.dtype),
+        torch.full_like(quantizer.start, d_start),
+        torch.from_numpy(d_widths).reshape(quantizer.widths.shape).to(quantizer.widths.dtype),
+        torch.full_like(quantizer.scale_in, d_scale_in),
+        torch.full_like(quantizer.scale_out, value),
     )

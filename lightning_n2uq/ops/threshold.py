@@ -2,7 +2,7 @@
 
 The operator keeps its input for the backward pass and nothing else of that size. It computes in float32
 (float64 for float64 input) whatever autocast says, and returns the input's dtype. Kernels are chosen by
-`dispatch`; the oracle is `reference`.
+`dispatch`; the judge of all is `reference`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_n2uq.ops.dispatch import load, select
 from lightning_n2uq.ops.eager import differentiable, undispatched
 from lightning_n2uq.ops.tables import QuantizerParameters, compute_dtype, threshold_tables
+from lightning_n2uq.utils.validation import check
 
 OP = "threshold_quantize"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -34,19 +35,19 @@ def threshold_quantize(
     forward value only.
 
     Args:
-        x: any shape; float16, bfloat16, float32 or float64; CPU or CUDA.
-        start: 1 element, `s`.
-        widths: `[n]`, `a_1 .. a_n`, `1 <= n <= 255`.
-        scale_in: 1 element, `alpha`.
-        scale_out: 1 element, `beta`.
-        ramp: ramp width `u` in `[0, 1]`: 0 is the staircase, 1 the surrogate, in between every step climbs
-            linearly over a share `u` of its segment.
+        x: The input, of any shape; float16, bfloat16, float32 or float64.
+        start: The start `s`, 1 element.
+        widths: The widths `a_1 .. a_n`, `[n]` with `1 <= n <= 255`.
+        scale_in: The input scale `alpha`, 1 element.
+        scale_out: The output scale `beta`, 1 element.
+        ramp: The ramp width `u` in `[0, 1]`: 0 is the staircase, 1 the surrogate; in between every step
+            climbs linearly over a share `u` of its segment.
 
     Returns:
-        Shape, dtype and memory format of `x`. NaN where `x` is NaN.
+        The quantized input in shape, dtype and memory format of `x`; NaN where `x` is NaN.
 
     Raises:
-        ValueError: an argument has a wrong shape, dtype, device or range.
+        ValueError: If an argument has a wrong shape, dtype, device or range.
 
     Example:
         >>> one, w = torch.ones(1), torch.full((3,), 2 / 3)
@@ -59,7 +60,7 @@ def threshold_quantize(
 
 
 def threshold_codes(x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor) -> Tensor:
-    """Integer codes `q = #{k : alpha x > T_k}` in `0 .. n`, uint8, shape of `x`; no gradient.
+    """Returns the codes `q = #{k : alpha x > T_k}` in `0 .. n`, uint8, shape of `x`; no gradient.
 
     A NaN input, which has no code, raises `ValueError`.
     """
@@ -74,8 +75,7 @@ def threshold_codes(x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor) 
 def _check(
     x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor, ramp: float
 ) -> None:
-    if x.dtype not in _FLOATS:
-        raise ValueError(f"x: got dtype {x.dtype}, allowed are {', '.join(map(str, _FLOATS))}")
+    check_floating("x", x)
     if widths.dim() != 1 or not 1 <= widths.numel() <= 255:
         raise ValueError(f"widths: got shape {tuple(widths.shape)}, allowed is [n] with 1 <= n <= 255")
     scalars = {"start": start, "scale_in": scale_in, "scale_out": scale_out}
@@ -87,8 +87,13 @@ def _check(
             raise ValueError(f"{name}: is on {value.device}, x is on {x.device}; move it there")
         if not value.dtype.is_floating_point:
             raise ValueError(f"{name}: got dtype {value.dtype}, allowed are floating dtypes")
-    if not 0.0 <= ramp <= 1.0:
-        raise ValueError(f"ramp: got {ramp}, allowed is 0 to 1")
+    check(0.0 <= ramp <= 1.0, "ramp", ramp, "is 0 to 1")
+
+
+def check_floating(name: str, x: Tensor) -> None:
+    """Raises `ValueError` unless `x` has a dtype that the quantizers compute in or widen."""
+    if x.dtype not in _FLOATS:
+        raise ValueError(f"{name}: got dtype {x.dtype}, allowed are {', '.join(map(str, _FLOATS))}")
 
 
 @torch.library.custom_op("lightning_n2uq::threshold_quantize", mutates_args=())

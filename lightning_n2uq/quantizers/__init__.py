@@ -17,6 +17,7 @@ from lightning_n2uq.quantizers.n2uq import (
     LearnableThresholdQuantizer,
 )
 from lightning_n2uq.quantizers.pact import PACT
+from lightning_n2uq.utils.validation import check, check_choice
 
 ACTIVATION_QUANTIZERS: dict[str, Callable[..., nn.Module]] = {
     "n2uq": LearnableThresholdQuantizer,
@@ -42,11 +43,10 @@ WEIGHT_QUANTIZERS: dict[str, Callable[..., nn.Module]] = {
 
 
 def _build(registry: dict[str, Callable[..., nn.Module]], key: str, name: str, bits: int) -> nn.Module:
-    if name not in registry:
-        raise ValueError(f"{key}_quantizer: got {name!r}, allowed are {', '.join(registry)}")
-    if name == "float" and bits != 32:
-        raise ValueError(f"{key}_bits: got {bits!r}, allowed is 32 with {key}_quantizer 'float'")
-    if name != "float":
+    check_choice(f"{key}_quantizer", name, registry)
+    if name == "float":
+        check(bits == 32, f"{key}_bits", bits, f"is 32 with {key}_quantizer 'float'")
+    else:
         check_bits(bits, f"{key}_bits")
     return registry[name](bits)
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from lightning_n2uq.ops.ste import nearest_level, project_ste
 from lightning_n2uq.quantizers.base import Quantizer
+from lightning_n2uq.utils.validation import check
 
 
 def apot_magnitudes(bits: int) -> list[float]:
-    """The `2^bits` magnitudes, increasing, scaled to a largest of 1 (APoT, Eq. 5, base width `k = 2`).
+    """Returns the `2^bits` increasing magnitudes, the largest 1 (APoT, Eq. 5, base width `k = 2`).
 
     `bits // 2` terms of two bits each choose from zero and every so-many-th power of two; an odd bit adds a
     term of one power between their second and third.
@@ -38,17 +39,17 @@ class APoT(Quantizer):
     `level - x / clip` inside.
 
     Args:
-        bits: 2 to 8.
-        clip_init: first value of the clip.
+        bits: The code width, 2 to 8.
+        clip_init: The first value of the clip, a positive number.
     """
 
     name = "apot"
+    lowest = 0.0  # level, before the clip scales it
     levels: Tensor
 
     def __init__(self, bits: int = 2, clip_init: float = 2.0) -> None:
         super().__init__(bits)
-        if not clip_init > 0:
-            raise ValueError(f"clip_init: got {clip_init}, allowed is a positive number")
+        check(clip_init > 0, "clip_init", clip_init, "is a positive number")
         self._set_levels(apot_magnitudes(bits))
         self.clip = nn.Parameter(torch.tensor([float(clip_init)]))
 
@@ -58,19 +59,14 @@ class APoT(Quantizer):
 
     def _unit(self, x: Tensor) -> Tensor:
         clip = self.clip
-        return (x.to(clip.dtype) / clip).clamp(float(self.levels_range[0]), 1.0)
-
-    @property
-    def levels_range(self) -> tuple[float, float]:
-        """Smallest and largest level before the clip scales them."""
-        return (0.0, 1.0)
+        return (x.to(clip.dtype) / clip).clamp(self.lowest, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantizes `x` (any shape, floating) in float32; same shape and dtype."""
         return (project_ste(self._unit(x), self.levels) * self.clip).to(x.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
-        """Level index, uint8."""
+        """Returns the level index of every value, uint8."""
         return nearest_level(self._unit(x.detach()), self.levels).to(torch.uint8)
 
 
@@ -81,15 +77,12 @@ class APoTWeight(APoT):
     normalisation. A tensor whose weights are all equal normalises to zeros.
     """
 
+    lowest = -1.0
+
     def __init__(self, bits: int = 2, clip_init: float = 3.0) -> None:
         super().__init__(bits, clip_init)
         magnitudes = apot_magnitudes(bits - 1)
         self._set_levels([-m for m in reversed(magnitudes[1:])] + magnitudes)
-
-    @property
-    def levels_range(self) -> tuple[float, float]:
-        """Smallest and largest level before the clip scales them."""
-        return (-1.0, 1.0)
 
     def _unit(self, x: Tensor) -> Tensor:
         std, mean = torch.std_mean(x.to(self.clip.dtype), correction=0)

@@ -8,14 +8,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lightning_n2uq.utils.validation import check, check_integer
+
 MIN_BITS, MAX_BITS = 2, 8
 
 
 def check_bits(bits: int, name: str = "bits") -> int:
     """Returns `bits`, an integer from 2 to 8; anything else raises `ValueError`."""
-    if isinstance(bits, bool) or not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
-        raise ValueError(f"{name}: got {bits!r}, allowed is {MIN_BITS} to {MAX_BITS}")
-    return bits
+    return check_integer(name, bits, MIN_BITS, MAX_BITS)
 
 
 class Quantizer(nn.Module):
@@ -25,9 +25,9 @@ class Quantizer(nn.Module):
     own straight-through rule) and `codes(x)` (the index of each value's level, `0 .. num_levels - 1`).
 
     Attributes:
-        name: key under which a config chooses the method.
-        bits: code width.
-        num_levels: number of levels, at most `2 ** bits`.
+        name: The key under which a config chooses the method.
+        bits: The code width.
+        num_levels: The number of levels, at most `2 ** bits`.
     """
 
     name: ClassVar[str]
@@ -38,7 +38,7 @@ class Quantizer(nn.Module):
         self.num_levels = 2**bits
 
     def codes(self, x: Tensor) -> Tensor:
-        """Level index of every value, uint8, shape of `x`; no gradient."""
+        """Returns the level index of every value, uint8, shape of `x`; no gradient."""
         raise NotImplementedError(f"{type(self).__name__} has no codes")
 
     def extra_repr(self) -> str:
@@ -62,7 +62,7 @@ class DataInitializedQuantizer(Quantizer):
         self._pending = True  # python mirror of the buffer: no device read in the forward pass
 
     def first_values(self, x: Tensor) -> dict[str, Tensor]:
-        """First value of each parameter, by name, from the data `x`."""
+        """Returns the first value of each parameter, by name, from the data `x`."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -80,7 +80,7 @@ class DataInitializedQuantizer(Quantizer):
         self._pending = False
 
     def current(self, x: Tensor, *names: str) -> tuple[Tensor, ...]:
-        """The named parameters, initialised if this is the first data in training mode."""
+        """Returns the named parameters, initialised if this is the first data in training mode."""
         if self._pending:
             if not self.training:
                 with torch.no_grad():
@@ -95,14 +95,13 @@ class DataInitializedQuantizer(Quantizer):
 
 
 class FullPrecision(nn.Module):
-    """No quantization: the values as they are. `bits` is 32; any other value raises `ValueError`."""
+    """Leaves the values as they are. `bits` is 32; any other value raises `ValueError`."""
 
     name = "float"
 
     def __init__(self, bits: int = 32) -> None:
         super().__init__()
-        if bits != 32:
-            raise ValueError(f"bits: got {bits!r}, allowed is 32 with the quantizer 'float'")
+        check(bits == 32, "bits", bits, "is 32 with the quantizer 'float'")
         self.bits = bits
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,7 +110,7 @@ class FullPrecision(nn.Module):
 
 
 def quantizer_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Name and parameter of everything that a quantizer in `model` learns (thresholds, scales, clips)."""
+    """Returns name and parameter of all that a quantizer in `model` learns (thresholds, scales, clips)."""
     return [
         (f"{prefix}.{name}" if prefix else name, parameter)
         for prefix, module in model.named_modules()

@@ -1,4 +1,4 @@
-"""Change a quantizer's bit width during training, keeping what it has learned."""
+"""Changes a quantizer's bit width during training and keeps what it has learned."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_n2uq.quantizers.n2uq import EntropyPreservingWeightQuantizer, Lea
 
 
 def map_thresholds(start: Tensor, widths: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Start and widths of the quantizer with `steps` steps nearest to a given one.
+    """Returns start and widths of the quantizer with `steps` steps nearest to a given one.
 
     The new quantizer is to round the old one's surrogate `h`: its threshold `T'_k` lies where `h` passes
     the middle of two new levels, `h(T'_k) = (k - 1/2) * 2 / steps`. From 8 to 4 to 2 bits, where
@@ -21,9 +21,9 @@ def map_thresholds(start: Tensor, widths: Tensor, steps: int) -> tuple[Tensor, T
     segments themselves are taken, whose thresholds are their middles.
 
     Args:
-        start: 1 element.
-        widths: `[n]`.
-        steps: number of steps wanted, 1 or more.
+        start: The start of the given quantizer, 1 element.
+        widths: Its widths, `[n]`.
+        steps: The number of steps wanted, 1 or more.
 
     Returns:
         Start `[1]` and widths `[steps]`, dtype and device of `widths`; no gradient.
@@ -62,16 +62,16 @@ def change_bits(quantizer: nn.Module, bits: int) -> dict[nn.Parameter, nn.Parame
     """Gives a quantizer another bit width, in place.
 
     Args:
-        quantizer: `LearnableThresholdQuantizer` (its thresholds are mapped) or
-            `EntropyPreservingWeightQuantizer` (nothing is learned).
-        bits: 2 to 8.
+        quantizer: A `LearnableThresholdQuantizer`, whose thresholds are mapped, or an
+            `EntropyPreservingWeightQuantizer`, which learns nothing.
+        bits: The new code width, 2 to 8.
 
     Returns:
         Parameters that had to be replaced, since their shape changed: old to new. Optimizers and wrappers
         that hold the old ones have to be told.
 
     Raises:
-        ValueError: another kind of quantizer, or bits out of range.
+        ValueError: If the quantizer is of another kind or the bits are out of range.
     """
     check_bits(bits)
     if not isinstance(quantizer, (LearnableThresholdQuantizer, EntropyPreservingWeightQuantizer)):

@@ -27,7 +27,7 @@ class DoReFa(Quantizer):
         return (round_ste(_wide(x).clamp(0, 1) * n) / n).to(x.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
-        """Level index `0 .. 2^b - 1`, uint8."""
+        """Returns the level index of every value, `0 .. 2^b - 1`, uint8."""
         return torch.round(_wide(x.detach()).clamp(0, 1) * (self.num_levels - 1)).to(torch.uint8)
 
 
@@ -48,7 +48,7 @@ class DoReFaWeight(Quantizer):
         return torch.where(largest == 0, torch.zeros_like(quantized), quantized).to(weight.dtype)
 
     def codes(self, weight: Tensor) -> Tensor:
-        """Level index `0 .. 2^b - 1`, uint8."""
+        """Returns the level index of every value, `0 .. 2^b - 1`, uint8."""
         return torch.round(self._unit(weight.detach())[0] * (self.num_levels - 1)).to(torch.uint8)
 
     def _unit(self, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,8 +23,9 @@ class LSQ(DataInitializedQuantizer):
     inside and `low` or `high` outside, times `1 / sqrt(numel * high)` (LSQ, section 2.2).
 
     Args:
-        bits: 2 to 8.
-        signed: False (activations): levels `0 .. 2^b - 1`. True (weights): `-2^(b-1) .. 2^(b-1) - 1`.
+        bits: The code width, 2 to 8.
+        signed: Whether the levels are `-2^(b-1) .. 2^(b-1) - 1` (weights) and not `0 .. 2^b - 1`
+            (activations).
     """
 
     name = "lsq"
@@ -37,7 +38,7 @@ class LSQ(DataInitializedQuantizer):
         self.step = nn.Parameter(torch.ones(1))
 
     def first_values(self, x: Tensor) -> dict[str, Tensor]:
-        """`2 mean|x| / sqrt(high)` (LSQ, section 2.1)."""
+        """Returns the step `2 mean|x| / sqrt(high)` (LSQ, section 2.1)."""
         return {"step": (2 * x.float().abs().mean() / math.sqrt(self.high)).clamp_min(1e-8)}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ class LSQ(DataInitializedQuantizer):
         return (self._integers(x, step) * step).to(x.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
-        """Level index `0 .. 2^b - 1`, uint8."""
+        """Returns the level index of every value, `0 .. 2^b - 1`, uint8."""
         (step,) = self.current(x, "step")
         return (self._integers(x.detach(), step.detach()) - self.low).to(torch.uint8)
 
@@ -72,7 +73,7 @@ class LSQPlus(LSQ):
         self.offset = None if signed else nn.Parameter(torch.zeros(1))
 
     def first_values(self, x: Tensor) -> dict[str, Tensor]:
-        """Weights: largest of `|mean -+ 3 std|` over `2^(b-1)`; activations: the range of `x`."""
+        """Returns step and offset of the range of `x`; of weights the step `max|mean -+ 3 std| / 2^(b-1)`."""
         x = x.float()
         if self.signed:
             std, mean = torch.std_mean(x, correction=0)
@@ -89,7 +90,7 @@ class LSQPlus(LSQ):
         return (self._integers(x, step, offset) * step + offset).to(x.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
-        """Level index `0 .. 2^b - 1`, uint8."""
+        """Returns the level index of every value, `0 .. 2^b - 1`, uint8."""
         if self.signed:
             return super().codes(x)
         step, offset = (p.detach() for p in self.current(x, "step", "offset"))

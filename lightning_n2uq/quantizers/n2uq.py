@@ -15,9 +15,10 @@ from lightning_n2uq.ops import quantize_weight, reference, threshold_codes, thre
 from lightning_n2uq.ops.plain_weight import largest_weight, plain_quantize_weight, plain_weight_codes
 from lightning_n2uq.ops.staircase import ramp_quantize
 from lightning_n2uq.ops.ste import next_above
-from lightning_n2uq.ops.tables import compute_dtype, output_step, threshold_tables
+from lightning_n2uq.ops.tables import ThresholdTables, compute_dtype, output_step, threshold_tables
 from lightning_n2uq.ops.weight import GRADIENTS
 from lightning_n2uq.quantizers.base import Quantizer
+from lightning_n2uq.utils.validation import check_choice
 
 _PLAIN_SCALE = "plain_scale"
 
@@ -28,13 +29,13 @@ class LearnableThresholdQuantizer(Quantizer):
     Value and gradients are those of `lightning_n2uq.ops.threshold_quantize`.
 
     Attributes:
-        start: `[1]`, `s`, where the first segment begins; starts at 0.
-        widths: `[2^b - 1]`, segment widths `a_k`; start at `D = 2 / (2^b - 1)`.
-        scale_in: `[1]`, `alpha`, multiplies the input; starts at 1.
-        scale_out: `[1]`, `beta`, multiplies the levels; starts at 1.
-        ramp: ramp width `u` of the forward pass in training (0 the staircase, 1 the surrogate); threshold
-            annealing moves it. Evaluation always uses the staircase.
-        ramp_gradient: whether the gradient follows the ramp while `ramp` is above 0, instead of G-STE's.
+        start: `s` `[1]`, where the first segment begins; it starts at 0.
+        widths: The segments' widths `a_k` `[2^b - 1]`; they start at `D = 2 / (2^b - 1)`.
+        scale_in: `alpha` `[1]`, which multiplies the input; it starts at 1.
+        scale_out: `beta` `[1]`, which multiplies the levels; it starts at 1.
+        ramp: The ramp width `u` of the forward pass in training (0 the staircase, 1 the surrogate), which
+            threshold annealing moves. Evaluation always uses the staircase.
+        ramp_gradient: Whether the gradient follows the ramp while `ramp` is above 0, instead of G-STE's.
         comparison: `>` (default, the published code's) or `>=`, where an input at a threshold gets the upper
             code. Neither changes the state dict.
     """
@@ -64,24 +65,23 @@ class LearnableThresholdQuantizer(Quantizer):
         return threshold_quantize(x, self.start, self.widths, self.scale_in, self.scale_out, ramp)
 
     def codes(self, x: Tensor) -> Tensor:
-        """Codes `q` in `0 .. 2^b - 1`, uint8, shape of `x`; NaN raises `ValueError`."""
+        """Returns the codes `q` in `0 .. 2^b - 1`, uint8, shape of `x`; NaN raises `ValueError`."""
         if self.comparison == ">=":
             raised = next_above(x.detach().to(compute_dtype(x.dtype)) * self.scale_in.detach())
             return threshold_codes(raised, self.start, self.widths, torch.ones_like(self.scale_in))
         return threshold_codes(x, self.start, self.widths, self.scale_in)
 
     def thresholds(self) -> Tensor:
-        """`T_1 .. T_n` `[n]` in the parameters' dtype: `scale_in * x` has to exceed them, one by one."""
-        thresholds = threshold_tables(
-            self.start, self.widths, self.scale_in, self.scale_out, self.widths.dtype
-        ).thresholds
+        """Returns `T_1 .. T_n` `[n]`, which `scale_in * x` has to exceed, in the parameters' dtype."""
+        thresholds = self._tables().thresholds
         return thresholds if self.comparison == ">" else -next_above(-thresholds)
 
     def levels(self) -> Tensor:
-        """Output levels `beta * D * q` `[2^b]` in the parameters' dtype."""
-        return threshold_tables(
-            self.start, self.widths, self.scale_in, self.scale_out, self.widths.dtype
-        ).outputs
+        """Returns the output levels `beta * D * q` `[2^b]` in the parameters' dtype."""
+        return self._tables().outputs
+
+    def _tables(self) -> ThresholdTables:
+        return threshold_tables(self.start, self.widths, self.scale_in, self.scale_out, self.widths.dtype)
 
 
 class FixedThresholdQuantizer(LearnableThresholdQuantizer):
@@ -101,11 +101,12 @@ class EntropyPreservingWeightQuantizer(Quantizer):
     Value and gradient are those of `lightning_n2uq.ops.quantize_weight`.
 
     Args:
-        bits: 2 to 8.
-        gradient: `scaled` (the published code's `1 / S`, unclipped) or `straight_through`.
+        bits: The code width, 2 to 8.
+        gradient: The weight's gradient, `scaled` (the published code's `1 / S`, unclipped) or
+            `straight_through`.
 
     Attributes:
-        rescale: whether `S` is the entropy-preserving scale; if not, it is `max |W|` per channel. Switched
+        rescale: Whether `S` is the entropy-preserving scale; if not, it is `max |W|` per channel. Switched
             by `EntropyRegularizer`. A checkpoint of a layer without it says so in an extra key,
             `plain_scale`, and switches the layer that it is loaded into.
     """
@@ -114,9 +115,7 @@ class EntropyPreservingWeightQuantizer(Quantizer):
 
     def __init__(self, bits: int = 2, gradient: str = "scaled") -> None:
         super().__init__(bits)
-        if gradient not in GRADIENTS:
-            raise ValueError(f"gradient: got {gradient!r}, allowed are {', '.join(GRADIENTS)}")
-        self.gradient = gradient
+        self.gradient = check_choice("gradient", gradient, GRADIENTS)
         self.rescale = True
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -126,12 +125,12 @@ class EntropyPreservingWeightQuantizer(Quantizer):
         return quantize_weight(weight, self.bits, self.gradient)
 
     def codes(self, weight: Tensor) -> Tensor:
-        """Level index `0 .. 2^b - 1`, uint8; the odd integer is `2 * code - (2^b - 1)`."""
+        """Returns the level index `0 .. 2^b - 1`, uint8; the odd integer is `2 * code - (2^b - 1)`."""
         integers = reference.weight_codes if self.rescale else plain_weight_codes
         return ((integers(weight, self.bits) + (self.num_levels - 1)) / 2).to(torch.uint8)
 
     def scale(self, weight: Tensor) -> Tensor:
-        """`S / n` per output channel, `[C, 1, ..]`: the quantized weight is the odd integer times this."""
+        """Returns `S / n` `[C, 1, ..]`, the number whose odd multiples the quantized weights are."""
         scale = reference.weight_scale(weight, self.bits) if self.rescale else largest_weight(weight)
         return scale / (self.num_levels - 1)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_n2uq.ops.ste import round_ste
 from lightning_n2uq.quantizers.base import Quantizer
+from lightning_n2uq.utils.validation import check, check_choice
 
 GRADIENTS = ("paper", "published")
 
@@ -22,21 +23,18 @@ class PACT(Quantizer):
     the gradient `published`, kept to reproduce its training.
 
     Args:
-        bits: 2 to 8.
-        clip_init: first value of the clip. The paper starts near 10 and pulls it down by weight decay; here
-            the inputs are batch-normalised and the clip is not decayed, hence 2.
-        gradient: `paper` or `published`.
+        bits: The code width, 2 to 8.
+        clip_init: The first value of the clip, a positive number. The paper starts near 10 and pulls it down
+            by weight decay; here the inputs are batch-normalised and the clip is not decayed, hence 2.
+        gradient: Which gradient the clip gets, `paper` or `published`.
     """
 
     name = "pact"
 
     def __init__(self, bits: int = 2, clip_init: float = 2.0, gradient: str = "paper") -> None:
         super().__init__(bits)
-        if not clip_init > 0:
-            raise ValueError(f"clip_init: got {clip_init}, allowed is a positive number")
-        if gradient not in GRADIENTS:
-            raise ValueError(f"gradient: got {gradient!r}, allowed are {', '.join(GRADIENTS)}")
-        self.gradient = gradient
+        check(clip_init > 0, "clip_init", clip_init, "is a positive number")
+        self.gradient = check_choice("gradient", gradient, GRADIENTS)
         self.clip = nn.Parameter(torch.tensor([float(clip_init)]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,7 +49,7 @@ class PACT(Quantizer):
         return y.to(x.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
-        """Level index `0 .. 2^b - 1`, uint8."""
+        """Returns the level index of every value, `0 .. 2^b - 1`, uint8."""
         clip = self.clip.detach()
         clipped = torch.minimum(x.detach().to(clip.dtype).clamp_min(0), clip)
         return torch.round(clipped / (clip / (self.num_levels - 1))).to(torch.uint8)

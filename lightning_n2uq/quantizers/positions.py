@@ -18,21 +18,21 @@ from lightning_n2uq.quantizers.pact import PACT
 
 @singledispatch
 def level_position(quantizer: nn.Module, x: Tensor) -> Tensor:
-    """Position of every value between the levels, `0 .. num_levels - 1`, clipped; differentiable.
+    """Returns every value's position between the levels, `0 .. num_levels - 1`, clipped; differentiable.
 
     Its nearest integer is `quantizer.codes(x)` (at a tie, either neighbour); an end of the range is reached
     exactly by values that the quantizer clips. The gradient is the true one, with no straight-through rule,
     and it reaches the quantizer's parameters and the scale that is computed from the values.
 
     Args:
-        quantizer: one of `lightning_n2uq.quantizers`.
-        x: any shape (weights: `[C, ...]`), floating.
+        quantizer: A quantizer of `lightning_n2uq.quantizers`.
+        x: The values, of any shape (weights: `[C, ...]`), floating.
 
     Returns:
         Shape of `x`, float32 (float64 for float64).
 
     Raises:
-        ValueError: positions are not defined for this kind of quantizer.
+        ValueError: If positions are not defined for this kind of quantizer.
     """
     raise ValueError(f"quantizer: got {type(quantizer).__name__}, which has no positions between levels")
 

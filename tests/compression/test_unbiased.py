@@ -12,7 +12,7 @@ from codec_cases import all_codecs, label, laplace, make_codec, rounding_varianc
 
 from lightning_n2uq.compression import NUQCodec
 from lightning_n2uq.compression.registry import make_codec as named_codec
-from lightning_n2uq.ops.backends.reference.gradient_codec import decode_reference, encode_reference
+from lightning_n2uq.ops.backends.reference.gradient_codec import decoded, encoded
 
 DRAWS = 2000
 NUMEL = 128
@@ -106,8 +106,8 @@ def test_random_numbers_decide_between_the_two_neighbours(codec):
     """With the lowest random numbers everything positive goes up, with the highest everything goes down."""
     x = laplace(NUMEL, seed=3).abs()
     lowest = torch.zeros(1, NUMEL, dtype=torch.int64)
-    up = decode_reference(encode_reference(x, codec.form, random=lowest + 0xFFFFFFFF), codec.form, NUMEL)
-    down = decode_reference(encode_reference(x, codec.form, random=lowest), codec.form, NUMEL)
+    up = decoded(encoded(x, codec.form, lowest + 0xFFFFFFFF), codec.form, NUMEL)
+    down = decoded(encoded(x, codec.form, lowest), codec.form, NUMEL)
     if codec.form.family != "float":  # there a large random number means up, elsewhere a small one
         up, down = down, up
     below_lowest = (

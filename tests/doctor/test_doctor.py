@@ -34,13 +34,13 @@ def test_what_is_missing_is_named(
     assert "numba          CPU kernels" in text
 
 
-def test_check_compares_every_operator_with_the_oracle(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_compares_every_operator_with_the_reference(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(operator_check.CHECKS) == set(dispatch.MODULES)
     assert doctor.main(["--check"]) == 0
     text = capsys.readouterr().out
     lines = [line.split() for line in text.splitlines()]
     for name in dispatch.MODULES:
-        assert [name, "cpu", "as", "the", "oracle"] in lines
+        assert [name, "cpu", "as", "the", "reference"] in lines
     assert "failed" not in text
 
 
@@ -54,7 +54,7 @@ def test_check_notices_wrong_results(name: str, monkeypatch: pytest.MonkeyPatch)
         return [*first, last * 1.01 if len(calls) == 1 else last]  # the kernels come first
 
     monkeypatch.setitem(operator_check.CHECKS, name, off)
-    with pytest.raises(ValueError, match="is not the oracle's"):
+    with pytest.raises(ValueError, match="is not the reference's"):
         operator_check.compare(name, "cpu")
 
 

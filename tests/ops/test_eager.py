@@ -4,23 +4,11 @@ import pytest
 import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_n2uq.backbones import resnet20
 from lightning_n2uq.ops import eager, quantize_weight, threshold_quantize
 from lightning_n2uq.ops.threshold import _threshold_quantize
-
-
-class Names(TorchDispatchMode):
-    """What the dispatcher sees."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.add(func.name())
-        return func(*args, **(kwargs or {}))
+from seen_operators import SeenOperators
 
 
 class Wrapped(torch.Tensor):
@@ -64,10 +52,10 @@ def test_a_network_trains_to_the_same_gradients_either_way(monkeypatch):
 
 def test_the_dispatcher_is_asked_where_a_mode_looks_on():
     x = torch.randn(8)
-    with Names() as seen:
+    with SeenOperators() as seen:
         threshold_quantize(x, *parameters())
         quantize_weight(torch.randn(2, 3), 2)
-    assert {"lightning_n2uq::threshold_quantize", "lightning_n2uq::quantize_weight"} <= seen.names
+    assert {"threshold_quantize", "quantize_weight"} <= seen.names
 
 
 def test_tracers_see_the_operator():

@@ -1,7 +1,8 @@
 """CPU kernel (numba) of the weight quantizer: scale, clamp, rounding and scaling back, channel by channel.
 
 Equal bit for bit to `reference.quantize_weight`; the sum of a scale is kept in float64, where its order does
-not show. A channel's weights are still in the cache when they are quantized.
+not show in float32. A channel's weights are still in the cache when they are quantized. The gradient is one
+division, for which torch needs no help.
 """
 
 from __future__ import annotations
@@ -10,41 +11,50 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_n2uq.ops import reference
 from lightning_n2uq.ops.backends.common.jit import Array, Number, array, compiled, run_chunks
-from lightning_n2uq.ops.reference import scale_factor
+from lightning_n2uq.ops.backends.reference.weight import gradient
+from lightning_n2uq.ops.layout import flat, flat_like
+
+__all__ = ["by_scale", "forward", "gradient"]
 
 SMALLEST = 65536  # weights per thread below which waking a thread costs more than it saves
 
 
-def forward(weight: Tensor, scale: Tensor, bits: int, quantized: Tensor, *, measure: bool = False) -> None:
-    """Writes the quantized weights.
+def forward(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Returns the quantized weight and its scale; see `reference.weight.forward`."""
+    if weight.dtype == torch.float64:  # where the order of the sum would show
+        scale = reference.weight_scale(weight, bits)
+        return by_scale(weight, scale, bits), scale
+    scale = reference.empty_scale(weight)
+    return _quantized(weight, scale, bits, reference.scale_factor(bits)), scale
 
-    Args:
-        weight: `[C * K]`, channel after channel.
-        scale: `[C]`, `S` of every channel, in the compute dtype; read, or with `measure` written.
-        bits: 1 to 8.
-        quantized: `[C * K]`, dtype of `weight`.
-        measure: whether the scales are to be found; in float32 only.
-    """
+
+def by_scale(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Returns the quantized weight for a scale that is known; see `reference.weight.by_scale`."""
+    return _quantized(weight, scale, bits, 0.0)
+
+
+def _quantized(weight: Tensor, scale: Tensor, bits: int, factor: float) -> Tensor:
+    quantized = torch.empty_like(weight)
     if weight.numel() == 0:
-        return
+        return quantized
     dtype, channels, n = scale.dtype, scale.numel(), 2**bits - 1
     target = quantized if quantized.dtype == dtype else torch.empty_like(quantized, dtype=dtype)
-    scales = array(scale)
+    scales = array(scale).reshape(-1)
     number = scales.dtype.type
     run_chunks(
         _channels,
         channels,
         max(1, SMALLEST * channels // weight.numel()),
-        array(weight.to(dtype)).reshape(channels, -1),
+        array(flat_like(weight.detach(), quantized).to(dtype)).reshape(channels, -1),
         scales,
-        scale_factor(bits) if measure else 0.0,
+        factor,
         number(n),
         number(1.5 * 2 ** (23 if dtype == torch.float32 else 52)),
-        array(target).reshape(channels, -1),
+        array(flat(target)).reshape(channels, -1),
     )
-    if target is not quantized:
-        quantized.copy_(target)
+    return quantized if target is quantized else quantized.copy_(target)
 
 
 @compiled

@@ -31,21 +31,21 @@ _INF_BITS = 0x7F800000
 _SIGN_CLEAR = 0x7FFFFFFF
 
 
-def encode_reference(x: Tensor, form: NUQFormat, seed: int = 0, random: Tensor | None = None) -> Tensor:
-    """Encodes a gradient.
+def encode(x: Tensor, form: NUQFormat, seed: int, out: Tensor) -> None:
+    """Encodes `x` into `out`; see `lightning_n2uq.ops.gradient_codec.nuq_encode`."""
+    random = random_bits(seed, form.num_buckets(x.numel()), form.bucket_size, x.device)
+    out.copy_(encoded(x, form, random))
+
+
+def encoded(x: Tensor, form: NUQFormat, random: Tensor) -> Tensor:
+    """Returns the message of a gradient, 1-D uint8 of `form.nbytes(x.numel())` bytes.
 
     Args:
         x: 1-D fp32 tensor.
-        form: The wire format.
-        seed: Seed of the message's random numbers.
-        random: int64 tensor `[num_buckets, bucket_size]` in `0 .. 2**32 - 1` to use instead of the seed.
-
-    Returns:
-        1-D uint8 tensor of `form.nbytes(x.numel())` bytes.
+        form: The message format.
+        random: int64 tensor `[num_buckets, bucket_size]` with values in `0 .. 2**32 - 1`.
     """
     buckets = _to_buckets(x, form.bucket_size)
-    if random is None:
-        random = random_bits(seed, len(buckets), form.bucket_size, x.device)
     norms = bucket_norms(buckets, form.norm)
     usable = torch.isfinite(norms) & (norms > 0)
     ratio = buckets.abs() / torch.where(usable, norms, 1.0).unsqueeze(1)
@@ -56,40 +56,22 @@ def encode_reference(x: Tensor, form: NUQFormat, seed: int = 0, random: Tensor |
     return torch.cat([norms.view(torch.uint8), packed])
 
 
-def decode_reference(payload: Tensor, form: NUQFormat, numel: int) -> Tensor:
-    """Decodes a message of the right length.
+def decode_mean(payloads: Tensor, form: NUQFormat, numel: int, out: Tensor) -> None:
+    """Decodes and averages messages into `out`; see `lightning_n2uq.ops.gradient_codec.nuq_decode_mean`."""
+    total = decoded(payloads[0], form, numel)
+    for payload in payloads[1:]:
+        total += decoded(payload, form, numel)
+    out.copy_(total / len(payloads))
 
-    Args:
-        payload: 1-D uint8 tensor of `form.nbytes(numel)` bytes.
-        form: The wire format.
-        numel: Number of coordinates.
 
-    Returns:
-        1-D fp32 tensor `[numel]`.
-    """
+def decoded(payload: Tensor, form: NUQFormat, numel: int) -> Tensor:
+    """Returns the gradient `[numel]`, fp32, of one message `[form.nbytes(numel)]`, uint8."""
     start = form.norm_bytes(numel)
     norms = payload[:start].clone().view(torch.float32)
     norms = torch.where(torch.isfinite(norms), norms, math.nan)
     codes = unpack(payload[start:], form.bits, numel)
     units = form.signed_levels().to(payload.device)[codes]
     return units * norms.repeat_interleave(form.bucket_size)[:numel]
-
-
-def decode_mean_reference(payloads: Tensor, form: NUQFormat, numel: int) -> Tensor:
-    """Decodes `W` messages and averages them: an fp32 sum in the order of the rows, divided by `W`.
-
-    Args:
-        payloads: uint8 tensor `[W, form.nbytes(numel)]`.
-        form: The wire format.
-        numel: Number of coordinates.
-
-    Returns:
-        1-D fp32 tensor `[numel]`.
-    """
-    total = decode_reference(payloads[0], form, numel)
-    for payload in payloads[1:]:
-        total += decode_reference(payload, form, numel)
-    return total / len(payloads)
 
 
 def bucket_norms(buckets: Tensor, norm: str) -> Tensor:

@@ -18,9 +18,9 @@ def forward(x: Tensor, quantizer: QuantizerParameters, ramp: float) -> Tensor:
     """Returns the quantized `x`: dtype, shape and memory format of `x`.
 
     Args:
-        x: Any shape, any floating dtype.
+        x: The input, of any shape and floating dtype.
         quantizer: The parameters.
-        ramp: 0 for the staircase, up to 1 for the surrogate.
+        ramp: The ramp width, 0 for the staircase, up to 1 for the surrogate.
     """
     return torch.empty_like(x).copy_(reference.threshold_quantize(x, *quantizer, ramp))
 
@@ -31,10 +31,10 @@ def backward(
     """Returns the gradients of `x` (its dtype, shape and memory format) and of the parameters.
 
     Args:
-        grad: Upstream gradient, shape of `x`.
-        x: As in the forward pass.
-        quantizer: As in the forward pass.
-        ramp: As in the forward pass.
+        grad: The upstream gradient, shape of `x`.
+        x: The input of the forward pass.
+        quantizer: The parameters of the forward pass.
+        ramp: The ramp width of the forward pass.
     """
     tables = operator_tables(quantizer, compute_dtype(x.dtype), ramp)
     dx = torch.empty_like(x)

@@ -1,0 +1,37 @@
+"""The weight quantizer in plain torch, with the functions that every backend has."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_n2uq.ops import reference
+
+
+def forward(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Returns the quantized weight and its scale `S` `[C, 1, ..]` in the compute dtype.
+
+    Args:
+        weight: The weight `[C, ...]`; every other backend wants each channel to be one run of memory.
+        bits: The code width, 1 to 8.
+    """
+    scale = reference.weight_scale(weight, bits)
+    return by_scale(weight, scale, bits), scale
+
+
+def by_scale(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Returns the quantized weight for the scale that `forward` has found: the same bits."""
+    return torch.empty_like(weight).copy_(reference.quantize_weight(weight, bits))
+
+
+def gradient(grad: Tensor, scale: Tensor, dtype: torch.dtype, owned: bool) -> Tensor:
+    """Returns `grad` divided by the scale, and by 1 for a channel of zeros, which has none.
+
+    Args:
+        grad: The gradient of the quantized weight, `[C, ...]`.
+        scale: The scale `S` `[C, 1, ..]`.
+        dtype: The dtype of the result.
+        owned: Whether `grad` may be overwritten.
+    """
+    divisor, wide = torch.where(scale == 0, 1.0, scale), grad.to(scale.dtype)
+    return (wide.div_(divisor) if owned else wide / divisor).to(dtype)
