@@ -13,10 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_n2uq.ops.formats.fused_activation import Activation
+from lightning_n2uq.ops.formats.fused_activation import NormParameters, PReLUParameters, Window
 from lightning_n2uq.ops.fused_activation import packed_activation
 from lightning_n2uq.ops.residual import residual_activation
 from lightning_n2uq.ops.stem import norm_relu_pool
+from lightning_n2uq.ops.tables import QuantizerParameters
 
 EPS = 1e-5
 DTYPE = torch.bfloat16
@@ -62,10 +63,11 @@ def _parameters(count: int, channels: int, device: torch.device) -> list[Tensor]
     return [(1 + 0.1 * torch.randn(channels, device=device)).requires_grad_() for _ in range(count)]
 
 
-def _quantizer(bits: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _quantizer(bits: int, device: torch.device) -> QuantizerParameters:
     n = 2**bits - 1
     start, alpha, beta = (torch.full((1,), v, device=device).requires_grad_() for v in (0.0, 1.0, 1.0))
-    return start, torch.full((n,), 2 / n, device=device).requires_grad_(), alpha, beta
+    widths = torch.full((n,), 2 / n, device=device).requires_grad_()
+    return QuantizerParameters(start, widths, alpha, beta)
 
 
 def _chain(
@@ -73,11 +75,11 @@ def _chain(
 ) -> Callable[[Tensor], tuple[Tensor, list[Tensor]]]:
     gamma, beta, *act = _parameters(5, channels, device)
     values = _quantizer(bits, device)
-    norm = (gamma, beta) if normed else None
+    norm = NormParameters(gamma, beta, EPS) if normed else None
 
     def run(x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        y, _, _ = packed_activation(x, norm, EPS, Activation(*act), values, DTYPE)
-        return y, [x, *(norm or ()), *act, *values]
+        y, _, _ = packed_activation(x, norm, PReLUParameters(*act), values, DTYPE)
+        return y, [x, *(norm or ())[:2], *act, *values]
 
     return run
 
@@ -86,7 +88,7 @@ def _residual(other: Tensor) -> Callable[[Tensor], tuple[Tensor, list[Tensor]]]:
     gamma, beta, *act = _parameters(5, other.shape[1], other.device)
 
     def run(x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        y, _, _ = residual_activation(x, (gamma, beta, EPS), other, None, Activation(*act))
+        y, _, _ = residual_activation(x, NormParameters(gamma, beta, EPS), other, None, PReLUParameters(*act))
         return y, [x, other, gamma, beta, *act]
 
     return run
@@ -96,7 +98,8 @@ def _stem(channels: int, device: torch.device) -> Callable[[Tensor], tuple[Tenso
     gamma, beta = _parameters(2, channels, device)
 
     def run(x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return norm_relu_pool(x, (gamma, beta, EPS), (3, 2, 1))[0], [x, gamma, beta]
+        norm = NormParameters(gamma, beta, EPS)
+        return norm_relu_pool(x, norm, Window(3, 2, 1))[0], [x, gamma, beta]
 
     return run
 

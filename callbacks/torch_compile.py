@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from lightning_n2uq.layers.fused import hooked
+from lightning_n2uq.utils.compat import has_hooks
 
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _WITH_GRAPHS = ("reduce-overhead", "max-autotune")
@@ -147,7 +147,7 @@ def _check_compiler() -> None:
 def _obstacles(parts: dict[str, nn.Module]) -> Iterator[str]:
     """What compiled code would miss, or would be compiled anew for."""
     for name, part in parts.items():
-        if hooked(part):
+        if has_hooks(part):
             yield f"hooks on {name}"
         if getattr(part, "ramp", 0.0):
             yield f"the ramp of {name}"

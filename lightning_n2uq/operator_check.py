@@ -10,10 +10,11 @@ from torch import Tensor
 from lightning_n2uq.compression import NUQCodec
 from lightning_n2uq.ops import quantize_weight, threshold_quantize
 from lightning_n2uq.ops.dispatch import force
-from lightning_n2uq.ops.formats.fused_activation import Activation
+from lightning_n2uq.ops.formats.fused_activation import NormParameters, PReLUParameters, Window
 from lightning_n2uq.ops.fused_activation import packed_activation
 from lightning_n2uq.ops.residual import residual_activation
 from lightning_n2uq.ops.stem import norm_relu_pool
+from lightning_n2uq.ops.tables import QuantizerParameters
 
 _EPS = 1e-5
 _SHAPE = 4, 16, 14, 14
@@ -33,9 +34,9 @@ class _Values:
     def channels(self, count: int) -> list[Tensor]:
         return [self.normal(_SHAPE[1], mean=0.5, spread=0.2) for _ in range(count)]
 
-    def quantizer(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def quantizer(self) -> QuantizerParameters:
         start, alpha, beta = (self.normal(1, mean=m, spread=0.0) for m in (0.0, 1.0, 1.0))
-        return start, self.normal(15, mean=2 / 15, spread=0.01), alpha, beta
+        return QuantizerParameters(start, self.normal(15, mean=2 / 15, spread=0.01), alpha, beta)
 
 
 def _gradients(y: Tensor, *leaves: Tensor) -> list[Tensor]:
@@ -63,19 +64,22 @@ def _nuq(values: _Values) -> list[Tensor]:
 
 def _chain(values: _Values) -> list[Tensor]:
     x, (gamma, beta, *act), quantizer = values.normal(*_SHAPE), values.channels(5), values.quantizer()
-    y, _, _ = packed_activation(x, (gamma, beta), _EPS, Activation(*act), quantizer, torch.float32)
+    norm, prelu = NormParameters(gamma, beta, _EPS), PReLUParameters(*act)
+    y, _, _ = packed_activation(x, norm, prelu, quantizer, torch.float32)
     return _gradients(y, x, gamma, beta, *act, *quantizer)
 
 
 def _residual(values: _Values) -> list[Tensor]:
     x, other, (gamma, beta, *act) = values.normal(*_SHAPE), values.normal(*_SHAPE), values.channels(5)
-    y, _, _ = residual_activation(x, (gamma, beta, _EPS), other, None, Activation(*act))
+    norm, prelu = NormParameters(gamma, beta, _EPS), PReLUParameters(*act)
+    y, _, _ = residual_activation(x, norm, other, None, prelu)
     return _gradients(y, x, other, gamma, beta, *act)
 
 
 def _stem(values: _Values) -> list[Tensor]:
     x, (gamma, beta) = values.normal(*_SHAPE), values.channels(2)
-    return _gradients(norm_relu_pool(x, (gamma, beta, _EPS), (3, 2, 1))[0], x, gamma, beta)
+    y, _ = norm_relu_pool(x, NormParameters(gamma, beta, _EPS), Window(3, 2, 1))
+    return _gradients(y, x, gamma, beta)
 
 
 CHECKS: dict[str, Callable[[_Values], list[Tensor]]] = {

@@ -7,7 +7,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from lightning_n2uq.layers import BiasedPReLU, QuantConv2d, QuantSpec
-from lightning_n2uq.layers.fused import hooked, norm_act_conv, norm_add_act
+from lightning_n2uq.layers.fused import norm_act_conv, norm_add_act
+from lightning_n2uq.utils.compat import has_hooks
 
 
 def quant_conv(spec: QuantSpec, inputs: int, outputs: int, kernel: int, stride: int = 1) -> QuantConv2d:
@@ -30,7 +31,7 @@ def shortcut_branch(x: Tensor, downsample: nn.Module | None) -> tuple[Tensor, nn
     """The shortcut up to its norm, and that norm, which the sum behind can take in."""
     if downsample is None:
         return x, None
-    if type(downsample) is nn.Sequential and len(downsample) == 2 and not hooked(downsample):
+    if type(downsample) is nn.Sequential and len(downsample) == 2 and not has_hooks(downsample):
         return downsample[0](x), downsample[1]
     return downsample(x), None
 

@@ -13,17 +13,21 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as nn_module
 
 from lightning_n2uq.layers.prelu import BiasedPReLU
-from lightning_n2uq.ops.dispatch import kernel_for
-from lightning_n2uq.ops.formats.fused_activation import Activation
+from lightning_n2uq.ops.dispatch import load, select
+from lightning_n2uq.ops.formats.fused_activation import NormParameters, PReLUParameters, Window
+from lightning_n2uq.ops.fused_activation import OP as ACTIVATION
 from lightning_n2uq.ops.fused_activation import packed_activation
 from lightning_n2uq.ops.fused_conv import Geometry, PackedInput, QuantizedWeight, packed_conv2d
+from lightning_n2uq.ops.residual import OP as RESIDUAL
 from lightning_n2uq.ops.residual import residual_activation
+from lightning_n2uq.ops.stem import OP as STEM
 from lightning_n2uq.ops.stem import norm_relu_pool
+from lightning_n2uq.ops.tables import QuantizerParameters
 from lightning_n2uq.ops.weight import quantize_weight_with_scale
 from lightning_n2uq.quantizers.n2uq import EntropyPreservingWeightQuantizer, LearnableThresholdQuantizer
+from lightning_n2uq.utils.compat import convolve, has_hooks
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -39,7 +43,7 @@ class FusibleConv2d(nn.Conv2d):
         if _suits(x) and (quantizer := _code_quantizer(self)) is not None:
             return _fused_conv(x, None, None, quantizer, self)
         y: Tensor = self.activation_quantizer(x)
-        return self._conv_forward(y, self.weight_quantizer(self.weight), self.bias)
+        return convolve(self, y, self.weight_quantizer(self.weight), self.bias)
 
 
 def norm_act_conv(x: Tensor, norm: nn.Module | None, act: nn.Module, conv: nn.Module) -> Tensor:
@@ -69,16 +73,16 @@ def norm_add_act(
         act: The activation, usually a `BiasedPReLU`.
     """
     if not (
-        _suits(x, "residual_block")
+        _suits(x, RESIDUAL)
         and x.shape == shortcut.shape
         and _ordinary_act(act)
         and _ordinary_norm(norm)
         and (other is None or _ordinary_norm(other))
     ):
         return act(norm(x) + (shortcut if other is None else other(shortcut)))  # type: ignore[no-any-return]
-    second = None if other is None else _norm_arguments(other)
+    second = None if other is None else _norm_parameters(other)
     y, stats, other_stats = residual_activation(
-        x, _norm_arguments(norm), shortcut, second, Activation(act.bias_in, act.slope, act.bias_out)
+        x, _norm_parameters(norm), shortcut, second, _prelu_parameters(act)
     )
     _update_running_stats(norm, stats, x)
     if other is not None:
@@ -89,47 +93,37 @@ def norm_add_act(
 def norm_act_pool(x: Tensor, norm: nn.Module, act: nn.Module, pool: nn.Module) -> Tensor:
     """Returns `pool(act(norm(x)))`, fused if the three are batch norm, ReLU, max pooling."""
     window = _pool_window(act, pool)
-    if window is None or not (_suits(x, "stem") and _ordinary_norm(norm)):
+    if window is None or not (_suits(x, STEM) and _ordinary_norm(norm)):
         return pool(act(norm(x)))  # type: ignore[no-any-return]
-    y, stats = norm_relu_pool(x, _norm_arguments(norm), window)
+    y, stats = norm_relu_pool(x, _norm_parameters(norm), window)
     _update_running_stats(norm, stats, x)
     return y
 
 
-def _suits(x: Tensor, op: str = "packed_activation") -> bool:
+def _suits(x: Tensor, op: str = ACTIVATION) -> bool:
     """Returns whether a fused operator takes `x`: `[N, C, H, W]`, not empty, single or half precision."""
     return (
-        x.dim() == 4 and x.dtype in _DTYPES and x.numel() > x.shape[1] and _most_bits(op, x.device.type) > 0
+        x.dim() == 4 and x.dtype in _DTYPES and x.numel() > x.shape[1] and select(op, x.device) != "reference"
     )
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _most_bits(op: str, device_type: str) -> int:
-    """Returns up to how many bits there are kernels; 0 without any."""
-    return {"reference": 0, "numba": 8, "triton": 4}[kernel_for(op, torch.device(device_type))]
-
-
-def hooked(*modules: nn.Module | None) -> bool:
-    """Returns whether any hook would run if the modules were called."""
-    if nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
-        return True
-    if nn_module._global_backward_hooks or nn_module._global_backward_pre_hooks:
-        return True
-    return any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-        for m in modules
-        if m is not None
-    )
+def _most_bits(device: torch.device) -> int:
+    """Returns up to how many bits a quantizer may have on the fused path of a device; 0 for none."""
+    bits: int = load(ACTIVATION, device).MOST_BITS
+    return bits
 
 
 def _ordinary_act(act: nn.Module) -> TypeGuard[BiasedPReLU]:
-    return type(act) is BiasedPReLU and not hooked(act)
+    return type(act) is BiasedPReLU and not has_hooks(act)
 
 
 def _ordinary_conv(conv: nn.Module) -> TypeGuard[FusibleConv2d]:
     """Returns whether calling `conv` would run `FusibleConv2d.forward` and nothing else."""
     return (
-        isinstance(conv, FusibleConv2d) and type(conv).forward is FusibleConv2d.forward and not hooked(conv)
+        isinstance(conv, FusibleConv2d)
+        and type(conv).forward is FusibleConv2d.forward
+        and not has_hooks(conv)
     )
 
 
@@ -142,19 +136,19 @@ def _ordinary_norm(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
         and norm.track_running_stats
         and norm.momentum is not None
         and norm.weight.dtype in _DTYPES
-        and not hooked(norm)
+        and not has_hooks(norm)
     )
 
 
-def _pool_window(act: nn.Module, pool: nn.Module) -> tuple[int, int, int] | None:
+def _pool_window(act: nn.Module, pool: nn.Module) -> Window | None:
     """Returns kernel, stride and padding if these are ReLU and a max pooling that the operator knows."""
-    if type(act) is not nn.ReLU or type(pool) is not nn.MaxPool2d or hooked(act, pool):
+    if type(act) is not nn.ReLU or type(pool) is not nn.MaxPool2d or has_hooks(act, pool):
         return None
     kernel, stride, padding = pool.kernel_size, pool.stride, pool.padding
     if not (isinstance(kernel, int) and isinstance(stride, int) and isinstance(padding, int)):
         return None
     plain = pool.dilation == 1 and not pool.ceil_mode and not pool.return_indices
-    return (kernel, stride, padding) if plain and kernel <= 15 else None
+    return Window(kernel, stride, padding) if plain and kernel <= 15 else None
 
 
 def _code_quantizer(conv: FusibleConv2d) -> LearnableThresholdQuantizer | None:
@@ -169,11 +163,11 @@ def _code_quantizer(conv: FusibleConv2d) -> LearnableThresholdQuantizer | None:
         and quantizer.ramp == 0
         and quantizer.comparison == ">"
         and quantizer.widths.dtype in _DTYPES
-        and quantizer.bits <= _most_bits("packed_activation", quantizer.widths.device.type)
+        and quantizer.bits <= _most_bits(quantizer.widths.device)
         and conv.padding_mode == "zeros"
         and isinstance(conv.padding, tuple)
         and conv.weight.dtype in _DTYPES
-        and not hooked(quantizer)
+        and not has_hooks(quantizer)
     )
     return quantizer if suitable else None
 
@@ -191,32 +185,40 @@ def _fused_conv(
     dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
     y, packed, stats = packed_activation(
         x,
-        None if norm is None else (norm.weight, norm.bias),
-        0.0 if norm is None else norm.eps,
-        None if act is None else Activation(act.bias_in, act.slope, act.bias_out),
-        (quantizer.start, quantizer.widths, quantizer.scale_in, quantizer.scale_out),
+        None if norm is None else _norm_parameters(norm),
+        None if act is None else _prelu_parameters(act),
+        QuantizerParameters(quantizer.start, quantizer.widths, quantizer.scale_in, quantizer.scale_out),
         dtype,
+        backend := select(ACTIVATION, x.device),
     )
     if norm is not None:
         _update_running_stats(norm, stats, x)
     assert isinstance(conv.padding, tuple)  # `_code_quantizer` has made sure
     bias = None if conv.bias is None else conv.bias.to(dtype)
-    source = PackedInput(y, packed, quantizer.scale_out, quantizer.bits)
+    source = PackedInput(y, packed, quantizer.scale_out, quantizer.bits, backend)
     geometry = Geometry(conv.stride, conv.padding, conv.dilation, conv.groups)
     return packed_conv2d(source, _quantized_weight(conv, dtype), bias, geometry)
 
 
 def _quantized_weight(conv: FusibleConv2d, dtype: torch.dtype) -> QuantizedWeight:
     quantizer = conv.weight_quantizer
-    if type(quantizer) is not EntropyPreservingWeightQuantizer or not quantizer.rescale or hooked(quantizer):
+    if (
+        type(quantizer) is not EntropyPreservingWeightQuantizer
+        or not quantizer.rescale
+        or has_hooks(quantizer)
+    ):
         return QuantizedWeight(quantizer(conv.weight).to(dtype))
     quantized, scale = quantize_weight_with_scale(conv.weight.detach(), quantizer.bits)
     through = quantizer.gradient == "straight_through"
     return QuantizedWeight(quantized.to(dtype), conv.weight, scale, quantizer.bits, through)
 
 
-def _norm_arguments(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, float]:
-    return norm.weight, norm.bias, norm.eps
+def _norm_parameters(norm: nn.BatchNorm2d) -> NormParameters:
+    return NormParameters(norm.weight, norm.bias, norm.eps)
+
+
+def _prelu_parameters(act: BiasedPReLU) -> PReLUParameters:
+    return PReLUParameters(act.bias_in, act.slope, act.bias_out)
 
 
 @torch.no_grad()

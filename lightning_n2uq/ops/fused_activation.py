@@ -1,61 +1,41 @@
-"""The pre-activation chain as one operator, and a convolution that keeps packed codes for its backward pass.
+"""`packed_activation`: batch norm, bias, PReLU, bias and the threshold quantizer as one operator.
 
-A quantized convolution's input takes 2^b values only: `b` bits each rebuild it exactly. `packed_activation`
-maps its input through batch norm, bias, PReLU, bias and the quantizer (N2UQ, CVPR 2022, figure 2) and keeps
-nothing but that input; `packed_conv2d` keeps the codes instead of the floats.
+A quantized convolution's input takes `2^b` values only: `b` bits each rebuild it exactly. The operator maps
+its input through the whole chain (N2UQ, CVPR 2022, figure 2), keeps nothing but that input, and packs the
+codes for `packed_conv2d`, which keeps them instead of the floats.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_n2uq.ops import backends
-from lightning_n2uq.ops.backends.reference import fused_activation as fused_reference
-from lightning_n2uq.ops.dispatch import kernel_for
+from lightning_n2uq.ops.dispatch import load, select
 from lightning_n2uq.ops.eager import differentiable, undispatched
-from lightning_n2uq.ops.formats.fused_activation import Activation, Norm, batch_norm, packed_bytes, planes
-from lightning_n2uq.ops.tables import QuantizerParameters, operator_tables, parameter_gradients
+from lightning_n2uq.ops.formats.fused_activation import (
+    ActivationGradients,
+    NormParameters,
+    PReLUParameters,
+    norm_parameters,
+    prelu_parameters,
+    present,
+    restored,
+)
+from lightning_n2uq.ops.tables import QuantizerParameters
 
 OP = "packed_activation"
 
 
-def kernel(x: Tensor) -> ModuleType:
-    """The kernels for `x`, or the oracle, which has the same functions."""
-    return backends.load(OP, x.device) or fused_reference
-
-
-def channels_last_kernels(device: torch.device, op: str = OP) -> Any:  # noqa: ANN401
-    """The Triton kernels, which take maps in channels-last order as they are, or None where others run."""
-    return backends.load(op, device) if kernel_for(op, device) == "triton" else None
-
-
-def kernels_of(packed: Tensor | None) -> Any:  # noqa: ANN401
-    """The Triton kernels if it is they that have packed the codes, into one run of bytes; else None."""
-    if packed is None or packed.dim() > 1:
-        return None
-    from lightning_n2uq.ops.backends.triton import fused_activation
-
-    return fused_activation
-
-
-def empty_gradient(x: Tensor, op: str = OP) -> Tensor:
-    """An empty map in the order in which the kernels of an operator leave the gradient of `x`."""
-    if channels_last_kernels(x.device, op) is not None:
-        return torch.empty_like(x, memory_format=torch.channels_last)
-    return x.new_empty(x.shape)
-
-
 def packed_activation(
     x: Tensor,
-    norm: tuple[Tensor, Tensor] | None,
-    eps: float,
-    act: Activation | None,
-    quantizer: tuple[Tensor, Tensor, Tensor, Tensor],
+    norm: NormParameters | None,
+    act: PReLUParameters | None,
+    quantizer: QuantizerParameters,
     dtype: torch.dtype,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Batch norm (of this batch), bias, PReLU, bias, threshold quantizer; every step computed in float32.
 
@@ -64,38 +44,22 @@ def packed_activation(
 
     Args:
         x: `[N, C, ...]`, float16, bfloat16 or float32.
-        norm: `gamma, beta`, `[C]` each; None leaves the norm out.
-        eps: of the norm.
-        act: `[C]` each; None leaves both biases and PReLU out.
-        quantizer: `start, widths, scale_in, scale_out` as for `threshold_quantize`.
-        dtype: of the result.
+        norm: The norm's parameters; None leaves the norm out.
+        act: PReLU's parameters; None leaves PReLU and both biases out.
+        quantizer: The quantizer's parameters, as for `threshold_quantize`.
+        dtype: The result's dtype.
+        backend: What `dispatch.select` has answered; `auto` asks it here.
 
     Returns:
-        The quantized chain in `dtype`, contiguous (channels-last by Triton's kernels); its packed codes,
-        uint8 `[N, C, bytes]` (`[bytes]` by Triton's); mean and biased variance of the batch, `[2, C]` float32
-        (`[2, 0]` without a norm). Only the first has a gradient.
+        The quantized chain in `dtype`, in the backend's memory order (contiguous, Triton's channels-last);
+        its packed codes, uint8 in the backend's format; mean and biased variance of the batch, `[2, C]`
+        float32 (`[2, 0]` without a norm). Only the first has a gradient.
     """
-    gamma, beta = norm or (None, None)
-    bias_in, slope, bias_out = act or (None, None, None)
-    result: tuple[Tensor, Tensor, Tensor] = _apply(
-        x, gamma, beta, eps, bias_in, slope, bias_out, *quantizer, dtype
+    chosen = select(OP, x.device) if backend == "auto" else backend
+    y, packed, stats = _apply(
+        x, *(norm or (None, None, 0.0)), *(act or (None, None, None)), *quantizer, dtype, chosen
     )
-    return result
-
-
-def norm_of(stats: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> Norm | None:
-    """`batch_norm`, or None where there is no norm."""
-    return None if gamma is None or beta is None else batch_norm(stats, gamma, beta, eps)
-
-
-def _given(*parameters: Tensor | None) -> tuple[Tensor, ...]:
-    return tuple(p for p in parameters if p is not None)
-
-
-def _act_of(bias_in: Tensor | None, slope: Tensor | None, bias_out: Tensor | None) -> Activation | None:
-    if bias_in is None or slope is None or bias_out is None:
-        return None
-    return Activation(bias_in, slope, bias_out)
+    return y, packed, stats
 
 
 @torch.library.custom_op("lightning_n2uq::packed_activation", mutates_args=())
@@ -112,20 +76,14 @@ def _packed_activation(
     scale_in: Tensor,
     scale_out: Tensor,
     dtype: torch.dtype,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    triton = channels_last_kernels(x.device)
-    if triton is not None:
-        given, quantizer = _given(bias_in, slope, bias_out), (start, widths, scale_in, scale_out)
-        found: tuple[Tensor, Tensor, Tensor] = triton.forward(
-            x, _given(gamma, beta), eps, given, quantizer, dtype
-        )
-        return found
-    fast, source = kernel(x), planes(x)
-    stats = torch.stack(fast.statistics(source)).float() if gamma is not None else source.new_empty(2, 0)
-    tables = operator_tables(QuantizerParameters(start, widths, scale_in, scale_out), torch.float32)
-    norm, act = norm_of(stats, gamma, beta, eps), _act_of(bias_in, slope, bias_out)
-    y, packed = fast.forward(source, norm, act, tables)
-    return y.reshape(x.shape).to(dtype), packed, stats
+    norm, act = norm_parameters((gamma, beta), eps), prelu_parameters((bias_in, slope, bias_out))
+    quantizer = QuantizerParameters(start, widths, scale_in, scale_out)
+    result: tuple[Tensor, Tensor, Tensor] = load(OP, x.device, backend).forward(
+        x, norm, act, quantizer, dtype
+    )
+    return result
 
 
 @_packed_activation.register_fake
@@ -142,15 +100,12 @@ def _(
     scale_in: Tensor,
     scale_out: Tensor,
     dtype: torch.dtype,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
+    kernels = load(OP, x.device, backend)
+    packed = x.new_empty(kernels.packed_shape(x, widths.numel().bit_length()), dtype=torch.uint8)
     stats = x.new_empty(2, 0 if gamma is None else x.shape[1], dtype=torch.float32)
-    triton = channels_last_kernels(x.device)
-    if triton is not None:
-        packed = x.new_empty(triton.packed_size(x, widths.numel()), dtype=torch.uint8)
-        return torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last), packed, stats
-    size = packed_bytes(x.shape[2:].numel(), widths.numel().bit_length())
-    packed = x.new_empty(x.shape[0], x.shape[1], size, dtype=torch.uint8)
-    return x.new_empty(x.shape, dtype=dtype), packed, stats
+    return kernels.empty_map(x, dtype), packed, stats
 
 
 @torch.library.custom_op("lightning_n2uq::packed_activation_backward", mutates_args=())
@@ -159,46 +114,24 @@ def _packed_activation_backward(
     x: Tensor,
     packed: Tensor | None,
     stats: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
+    norm: Sequence[Tensor],
     eps: float,
-    bias_in: Tensor | None,
-    slope: Tensor | None,
-    bias_out: Tensor | None,
-    start: Tensor,
-    widths: Tensor,
-    scale_in: Tensor,
-    scale_out: Tensor,
+    act: Sequence[Tensor],
+    quantizer: Sequence[Tensor],
+    backend: str,
 ) -> list[Tensor]:
-    """Gradients of `x`, `gamma`, `beta`, the activation's three and the quantizer's four, those that are.
-
-    Triton's kernels read the codes, which save them a search; others are given none.
-    """
-    triton = kernels_of(packed)
-    if triton is not None:
-        given, quantizer = _given(bias_in, slope, bias_out), (start, widths, scale_in, scale_out)
-        found: list[Tensor] = triton.backward(
-            grad, x, packed, stats, _given(gamma, beta), eps, given, quantizer
-        )
-        return found
-    tables = operator_tables(QuantizerParameters(start, widths, scale_in, scale_out), torch.float32)
-    norm, act = norm_of(stats, gamma, beta, eps), _act_of(bias_in, slope, bias_out)
-    dx, sums, (segments, value_sum) = kernel(x).backward(
-        planes(grad), planes(x), norm, act, tables, scale_out
+    """Returns `ActivationGradients` without None; `packed` is what `codes_for_backward` has kept."""
+    kernels = load(OP, x.device, backend)
+    grads: ActivationGradients = kernels.backward(
+        grad,
+        x,
+        packed,
+        stats,
+        norm_parameters(norm, eps),
+        prelu_parameters(act),
+        QuantizerParameters(*quantizer),
     )
-    grads = [dx.reshape(x.shape).to(x.dtype)]
-    if norm is not None:
-        grads += _like((sums[:, 3] * norm.inverse.double(), sums[:, 0]), (gamma, beta))
-    if act is not None:
-        grads += _like((sums[:, 0], sums[:, 1], sums[:, 2]), act)
-    return [
-        *grads,
-        *parameter_gradients(segments, value_sum, QuantizerParameters(start, widths, scale_in, scale_out)),
-    ]
-
-
-def _like(grads: tuple[Tensor, ...], parameters: tuple[Tensor | None, ...]) -> list[Tensor]:
-    return [g.to(p.dtype, copy=True) for g, p in zip(grads, parameters, strict=True) if p is not None]
+    return present(grads)
 
 
 @_packed_activation_backward.register_fake
@@ -207,35 +140,34 @@ def _(
     x: Tensor,
     packed: Tensor | None,
     stats: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
+    norm: Sequence[Tensor],
     eps: float,
-    bias_in: Tensor | None,
-    slope: Tensor | None,
-    bias_out: Tensor | None,
-    start: Tensor,
-    widths: Tensor,
-    scale_in: Tensor,
-    scale_out: Tensor,
+    act: Sequence[Tensor],
+    quantizer: Sequence[Tensor],
+    backend: str,
 ) -> list[Tensor]:
-    parameters = (gamma, beta, bias_in, slope, bias_out, start, widths, scale_in, scale_out)
-    return [empty_gradient(x), *(p.new_empty(p.shape) for p in parameters if p is not None)]
+    dx = load(OP, x.device, backend).empty_map(x, x.dtype)
+    return [dx, *(p.new_empty(p.shape) for p in (*norm, *act, *quantizer))]
 
 
 _gradients_of = undispatched(_packed_activation_backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401
-    x, gamma, beta, ctx.eps, *parameters, _ = inputs
-    packed = None if kernels_of(output[1]) is None else output[1]  # a convolution keeps them too
-    ctx.save_for_backward(x, packed, output[2], gamma, beta, *parameters)
+    x, gamma, beta, ctx.eps, *parameters, _, ctx.backend = inputs
+    _, packed, stats = output
+    kept = load(OP, x.device, ctx.backend).codes_for_backward(packed)
+    ctx.save_for_backward(x, kept, stats, gamma, beta, *parameters)
 
 
 def _backward(ctx: Any, grad: Tensor, packed_grad: Tensor, stats_grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-    x, packed, stats, gamma, beta, *parameters = ctx.saved_tensors
-    grads = iter(_gradients_of(grad, x, packed, stats, gamma, beta, ctx.eps, *parameters))
-    dx, dgamma, dbeta, *rest = (next(grads) if p is not None else None for p in (x, gamma, beta, *parameters))
-    return dx, dgamma, dbeta, None, *rest, None
+    x, packed, stats, *parameters = ctx.saved_tensors
+    norm, act, quantizer = present(parameters[:2]), present(parameters[2:5]), parameters[5:]
+    found = _gradients_of(grad, x, packed, stats, norm, ctx.eps, act, quantizer, ctx.backend)
+    grads = ActivationGradients(*restored(found, (p is not None for p in (x, *parameters))))  # type: ignore[arg-type]
+    behind = grads.bias_in, grads.slope, grads.bias_out
+    steps = grads.start, grads.widths, grads.scale_in, grads.scale_out
+    return grads.x, grads.gamma, grads.beta, None, *behind, *steps, None, None
 
 
 _apply = differentiable(_packed_activation, _setup_context, _backward)

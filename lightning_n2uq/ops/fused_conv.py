@@ -6,15 +6,18 @@ input from its codes and quantizes the weight again by the scale of the forward 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_n2uq.ops.dispatch import load, select
 from lightning_n2uq.ops.eager import differentiable, undispatched
-from lightning_n2uq.ops.formats.fused_activation import output_table
-from lightning_n2uq.ops.fused_activation import kernel, kernels_of
+from lightning_n2uq.ops.formats.fused_activation import ConvGradients, present, restored
+from lightning_n2uq.ops.fused_activation import OP
 from lightning_n2uq.ops.weight import apply_scale, through_scale
 
 
@@ -23,15 +26,17 @@ class PackedInput(NamedTuple):
 
     Attributes:
         y: `[N, C_in, H, W]`, from `packed_activation`; not kept.
-        packed: its packed codes, uint8.
-        scale_out: the quantizer's output scale, 1 element; its gradient flows through `y`.
-        bits: of the quantizer.
+        packed: Its packed codes, uint8.
+        scale_out: The quantizer's output scale, 1 element; its gradient flows through `y`.
+        bits: Bits of the quantizer.
+        backend: The backend that has packed the codes; `auto` stands for the one that `dispatch` selects.
     """
 
     y: Tensor
     packed: Tensor
     scale_out: Tensor
     bits: int
+    backend: str = "auto"
 
 
 class QuantizedWeight(NamedTuple):
@@ -39,10 +44,10 @@ class QuantizedWeight(NamedTuple):
 
     Attributes:
         quantized: `[C_out, C_in / groups, kH, kW]`, dtype of the input; not kept if the rest is given.
-        weight: what was quantized by `quantize_weight`, or None for another quantizer.
-        scale: `S` `[C_out, 1, 1, 1]`.
-        bits: of `quantize_weight`.
-        straight_through: whether the gradient of `quantize_weight` is `straight_through`, not `scaled`.
+        weight: What was quantized by `quantize_weight`, or None for another quantizer.
+        scale: `S`, `[C_out, 1, 1, 1]`.
+        bits: Bits of `quantize_weight`.
+        straight_through: Whether the gradient of `quantize_weight` is `straight_through`, not `scaled`.
     """
 
     quantized: Tensor
@@ -53,7 +58,7 @@ class QuantizedWeight(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """Arguments of `torch.nn.functional.conv2d` behind the bias."""
+    """The arguments of `torch.nn.functional.conv2d` behind the bias."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -64,10 +69,16 @@ class Geometry(NamedTuple):
 def packed_conv2d(
     source: PackedInput, weight: QuantizedWeight, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
-    """`conv2d(y, quantized, bias, *geometry)`; value and gradients are its, bit for bit.
+    """Returns `conv2d(y, quantized, bias, *geometry)`; value and gradients are its, bit for bit.
 
     Where the float weight is given, its gradient is made here and not by `quantize_weight`, in the memory in
     which the convolution's backward pass has left that of the quantized weight.
+
+    Args:
+        source: The input and its codes.
+        weight: The quantized weight, and what it was made of.
+        bias: `[C_out]`, or None.
+        geometry: Stride, padding, dilation, groups.
     """
     known = weight.weight is not None
     result: Tensor = _apply(
@@ -82,12 +93,12 @@ def packed_conv2d(
         weight.straight_through,
         bias,
         *geometry,
+        select(OP, source.y.device) if source.backend == "auto" else source.backend,
     )
     return result
 
 
-@torch.library.custom_op("lightning_n2uq::packed_conv2d", mutates_args=())
-def _packed_conv2d(
+def _conv2d(
     y: Tensor,
     packed: Tensor,
     scale_out: Tensor,
@@ -98,32 +109,19 @@ def _packed_conv2d(
     weight_bits: int,
     straight_through: bool,
     bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
+    backend: str = "auto",
 ) -> Tensor:
-    return _ordered(F.conv2d(y, quantized, bias, stride, padding, dilation, groups), packed)
+    out = F.conv2d(y, quantized, bias, stride, padding, dilation, groups)
+    ordered: Tensor = load(OP, y.device, backend).ordered(out)
+    return ordered
 
 
-@_packed_conv2d.register_fake
-def _(
-    y: Tensor,
-    packed: Tensor,
-    scale_out: Tensor,
-    bits: int,
-    quantized: Tensor,
-    weight: Tensor | None,
-    weight_scale: Tensor | None,
-    weight_bits: int,
-    straight_through: bool,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    return _ordered(F.conv2d(y, quantized, bias, stride, padding, dilation, groups), packed)
+_packed_conv2d = torch.library.custom_op("lightning_n2uq::packed_conv2d", _conv2d, mutates_args=())
+_packed_conv2d.register_fake(_conv2d)
 
 
 @torch.library.custom_op("lightning_n2uq::packed_conv2d_backward", mutates_args=())
@@ -136,31 +134,23 @@ def _packed_conv2d_backward(
     weight_scale: Tensor | None,
     weight_bits: int,
     straight_through: bool,
-    size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
-    needed: list[bool],
+    needed: Sequence[bool],
+    backend: str = "auto",
 ) -> list[Tensor]:
-    """Those gradients of input, weight and bias that are `needed`; without a scale, `weight` is quantized."""
+    """Returns those of `ConvGradients` that are `needed`; without a scale `weight` is quantized already."""
+    kernels = load(OP, packed.device, backend)
     quantized = weight if weight_scale is None else apply_scale(weight, weight_scale, weight_bits)
-    triton = kernels_of(packed)
-    if triton is not None:
-        y = triton.rebuild(packed, 2**bits - 1, size, grad.dtype)
-    else:
-        table = output_table(scale_out, bits)
-        y = kernel(packed).rebuild(packed, table, size[2] * size[3]).reshape(size).to(grad.dtype)
-    geometry = [stride, padding, dilation]
-    grads = _gradients(grad, y, quantized.to(grad.dtype), geometry, groups, needed)
-    place = int(needed[0])
-    if weight_scale is not None and needed[1]:
-        grads[place] = _through_scale(grads[place], weight_scale, straight_through, weight.dtype)
-    if needed[0]:
-        grads[0] = _ordered(grads[0], packed)
-    if triton is not None and needed[1] and grads[place].stride() != weight.stride():
-        grads[place] = torch.empty_like(weight, dtype=grads[place].dtype).copy_(grads[place])
-    return grads
+    y = kernels.rebuild(packed, scale_out, bits, size, grad.dtype)
+    grads = _gradients(grad, y, quantized, [stride, padding, dilation], groups, needed)
+    if grads.weight is not None and weight_scale is not None:
+        through = _through_scale(grads.weight, weight_scale, straight_through, weight.dtype)
+        grads = grads._replace(weight=through)
+    return _laid_out(grads, weight, kernels)
 
 
 @_packed_conv2d_backward.register_fake
@@ -173,37 +163,34 @@ def _(
     weight_scale: Tensor | None,
     weight_bits: int,
     straight_through: bool,
-    size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
-    needed: list[bool],
+    needed: Sequence[bool],
+    backend: str = "auto",
 ) -> list[Tensor]:
-    if kernels_of(packed) is not None:
-        dy = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
-        dweight = torch.empty_like(weight, dtype=grad.dtype if weight_scale is None else weight.dtype)
-        known = dy, dweight, grad.new_empty(weight.shape[0])
-        return [g for g, wanted in zip(known, needed, strict=True) if wanted]
     y = grad.new_empty(size)
-    grads = _gradients(grad, y, weight.to(grad.dtype), [stride, padding, dilation], groups, needed)
-    if weight_scale is not None and needed[1]:
-        grads[int(needed[0])] = torch.empty_like(grads[int(needed[0])], dtype=weight.dtype)
-    return grads
-
-
-def _ordered(x: Tensor, packed: Tensor) -> Tensor:
-    """Channels-last where Triton's kernels are at work, whatever the convolution has chosen."""
-    return x if kernels_of(packed) is None else x.contiguous(memory_format=torch.channels_last)
+    grads = _gradients(grad, y, weight, [stride, padding, dilation], groups, needed)
+    if grads.weight is not None and weight_scale is not None:
+        grads = grads._replace(weight=grads.weight.to(weight.dtype))
+    return _laid_out(grads, weight, load(OP, packed.device, backend))
 
 
 def _gradients(
-    grad: Tensor, y: Tensor, weight: Tensor, geometry: list[list[int]], groups: int, needed: list[bool]
-) -> list[Tensor]:
+    grad: Tensor,
+    y: Tensor,
+    quantized: Tensor,
+    geometry: list[Sequence[int]],
+    groups: int,
+    needed: Sequence[bool],
+) -> ConvGradients:
+    bias_size, output_padding = [quantized.shape[0]], [0, 0]
     grads = torch.ops.aten.convolution_backward(
-        grad, y, weight, [weight.shape[0]], *geometry, False, [0, 0], groups, needed
+        grad, y, quantized.to(grad.dtype), bias_size, *geometry, False, output_padding, groups, needed
     )
-    return [g for g, wanted in zip(grads, needed, strict=True) if wanted]
+    return ConvGradients(*(g if wanted else None for g, wanted in zip(grads, needed, strict=True)))
 
 
 def _through_scale(grad: Tensor, scale: Tensor, straight_through: bool, dtype: torch.dtype) -> Tensor:
@@ -211,40 +198,35 @@ def _through_scale(grad: Tensor, scale: Tensor, straight_through: bool, dtype: t
     return grad.to(dtype) if straight_through else through_scale(grad, scale, dtype, owned=True)
 
 
+def _laid_out(grads: ConvGradients, weight: Tensor, kernels: ModuleType) -> list[Tensor]:
+    """Returns the gradients without None, in an order of memory that no convolution has chosen."""
+    dx, dweight, dbias = grads
+    if dx is not None:
+        dx = kernels.ordered(dx)
+    if dweight is not None and dweight.stride() != weight.stride():
+        dweight = torch.empty_like(weight, dtype=dweight.dtype).copy_(dweight)
+    return present((dx, dweight, dbias))
+
+
 _gradients_of = undispatched(_packed_conv2d_backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
     y, packed, scale_out, ctx.bits, quantized, weight, scale, *rest = inputs
-    ctx.weight_bits, ctx.straight_through, _, *ctx.geometry = rest
+    ctx.weight_bits, ctx.straight_through, _, *ctx.geometry, ctx.backend = rest
     ctx.size = list(y.shape)
     ctx.save_for_backward(packed, scale_out, quantized if weight is None else weight, scale)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
     packed, scale_out, weight, scale = ctx.saved_tensors
-    known = scale is not None
-    needed = [ctx.needs_input_grad[place] for place in (0, 5 if known else 4, 9)]
-    *geometry, groups = ctx.geometry
-    grads = iter(
-        _gradients_of(
-            grad,
-            packed,
-            scale_out,
-            ctx.bits,
-            weight,
-            scale,
-            ctx.weight_bits,
-            ctx.straight_through,
-            ctx.size,
-            *geometry,
-            groups,
-            needed,
-        )
-    )
-    dy, dweight, dbias = (next(grads) if wanted else None for wanted in needed)
-    dweights = (None, dweight) if known else (dweight, None)
-    return dy, None, None, None, *dweights, None, None, None, dbias, None, None, None, None
+    codes, quantizer = (packed, scale_out, ctx.bits), (weight, scale, ctx.weight_bits, ctx.straight_through)
+    y, _, _, _, quantized, known, _, _, _, bias, *_ = ctx.needs_input_grad
+    needed = [y, quantized if scale is None else known, bias]
+    found = _gradients_of(grad, *codes, *quantizer, ctx.size, *ctx.geometry, needed, ctx.backend)
+    grads = ConvGradients(*restored(found, needed))
+    weights = (grads.weight, None) if scale is None else (None, grads.weight)
+    return grads.x, None, None, None, *weights, None, None, None, grads.bias, *[None] * 5
 
 
 _apply = differentiable(_packed_conv2d, _setup_context, _backward)

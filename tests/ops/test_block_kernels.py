@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_n2uq.ops.dispatch import force
-from lightning_n2uq.ops.formats.fused_activation import Activation
+from lightning_n2uq.ops.formats.fused_activation import NormParameters, PReLUParameters, Window
 from lightning_n2uq.ops.residual import residual_activation
 from lightning_n2uq.ops.stem import norm_relu_pool
 
@@ -15,6 +15,10 @@ pytest.importorskip("numba")
 
 def norm(channels: int) -> list[Tensor]:
     return [(torch.rand(channels) + 0.5).requires_grad_(), torch.randn(channels).requires_grad_()]
+
+
+def affine(channels: int) -> NormParameters:
+    return NormParameters(*norm(channels), 1e-5)
 
 
 def batch_norm(x: Tensor, parameters: list[Tensor], eps: float) -> Tensor:
@@ -41,15 +45,15 @@ def test_residual_end(shape: tuple[int, ...], second: bool) -> None:
     x, other = torch.randn(shape, requires_grad=True), torch.randn(shape, requires_grad=True)
     channels = shape[1]
     first, other_norm = norm(channels), norm(channels) if second else []
-    act = Activation(*(torch.rand(channels, requires_grad=True) for _ in range(3)))
+    act = PReLUParameters(*(torch.rand(channels, requires_grad=True) for _ in range(3)))
 
     def plain() -> Tensor:
         total = batch_norm(x, first, 1e-5) + (batch_norm(other, other_norm, 1e-3) if second else other)
         return F.prelu(total + act[0].view(-1, 1, 1), act[1]) + act[2].view(-1, 1, 1)
 
     def fused() -> Tensor:
-        shortcut_norm = (*other_norm, 1e-3) if second else None
-        return residual_activation(x, (*first, 1e-5), other, shortcut_norm, act)[0]
+        shortcut_norm = NormParameters(*other_norm, 1e-3) if second else None
+        return residual_activation(x, NormParameters(*first, 1e-5), other, shortcut_norm, act)[0]
 
     check(fused, plain, [x, other, *first, *other_norm, *act], exact=3)
 
@@ -63,7 +67,7 @@ def test_stem(shape: tuple[int, ...], window: tuple[int, int, int]) -> None:
         return F.max_pool2d(F.relu(batch_norm(x, parameters, 1e-5)), *window)
 
     def fused() -> Tensor:
-        return norm_relu_pool(x, (*parameters, 1e-5), window)[0]
+        return norm_relu_pool(x, NormParameters(*parameters, 1e-5), Window(*window))[0]
 
     check(fused, plain, [x, *parameters], exact=2)
 
@@ -71,7 +75,7 @@ def test_stem(shape: tuple[int, ...], window: tuple[int, int, int]) -> None:
 def test_nan_stays_visible() -> None:
     x = torch.randn(2, 3, 8, 8)
     x[0, 1, 2, 2] = torch.nan
-    y, stats = norm_relu_pool(x, (*norm(3), 1e-5), (3, 2, 1))
+    y, stats = norm_relu_pool(x, affine(3), Window(3, 2, 1))
     assert y[:, 1].isnan().all()
     assert stats[:, 1].isnan().all()
     assert y[:, [0, 2]].isfinite().all()
@@ -79,8 +83,8 @@ def test_nan_stays_visible() -> None:
 
 def test_statistics_come_with_the_result() -> None:
     x, other = torch.randn(4, 3, 6, 6), torch.randn(4, 3, 6, 6) * 3 + 1
-    act = Activation(*torch.rand(3, 3))
-    _, stats, other_stats = residual_activation(x, (*norm(3), 1e-5), other, (*norm(3), 1e-5), act)
+    act = PReLUParameters(*torch.rand(3, 3))
+    _, stats, other_stats = residual_activation(x, affine(3), other, affine(3), act)
     for value, source in ((stats, x), (other_stats, other)):
         variance, mean = torch.var_mean(source, (0, 2, 3), correction=0)
         torch.testing.assert_close(value, torch.stack([mean, variance]))
@@ -90,8 +94,8 @@ def test_three_maps_are_kept_by_neither() -> None:
     x, other = torch.randn(2, 4, 8, 8, requires_grad=True), torch.randn(2, 4, 8, 8, requires_grad=True)
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        residual_activation(x, (*norm(4), 1e-5), other, None, Activation(*torch.rand(3, 4)))
-        norm_relu_pool(x, (*norm(4), 1e-5), (3, 2, 1))
+        residual_activation(x, affine(4), other, None, PReLUParameters(*torch.rand(3, 4)))
+        norm_relu_pool(x, affine(4), Window(3, 2, 1))
     maps = {t.data_ptr() for t in kept if t.dtype == torch.float32 and t.numel() == x.numel()}
     assert maps == {x.data_ptr(), other.data_ptr()}
 

@@ -12,6 +12,12 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops.dispatch import force
+from lightning_n2uq.ops.formats.fused_activation import (
+    ChannelGradients,
+    NormParameters,
+    PReLUParameters,
+    Window,
+)
 from lightning_n2uq.ops.formats.gradient_codec import NUQFormat
 from lightning_n2uq.ops.gradient_codec import nuq_decode_mean, nuq_encode
 from lightning_n2uq.ops.tables import QuantizerParameters
@@ -86,22 +92,23 @@ def test_the_quantizer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def norm(monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
+def norm(monkeypatch: pytest.MonkeyPatch) -> NormParameters:
     """A norm whose numbers are known, since sums over all programs are not to be had here."""
     from lightning_n2uq.ops.backends.triton import fused_activation, residual, stem
 
     zeros, ones = torch.zeros(CHANNELS), torch.ones(CHANNELS)
     table = torch.stack([torch.randn(CHANNELS), ones, 0.5 + torch.rand(CHANNELS), torch.randn(CHANNELS)])
     correction = 0.1 * torch.randn(2, CHANNELS)
+    grads = ChannelGradients(*[zeros] * 5)
     for module in (residual, fused_activation, stem):
         monkeypatch.setattr(module, "measured_norm", lambda *_: (table[:2], table))
         monkeypatch.setattr(module, "known_norm", lambda *_: table)
-        monkeypatch.setattr(module, "channel_gradients", lambda *_: (correction, [zeros, zeros]))
-    return ones, zeros
+        monkeypatch.setattr(module, "channel_gradients", lambda *_: (correction, grads))
+    return NormParameters(ones, zeros, 1e-5)
 
 
-def _act() -> tuple[Tensor, Tensor, Tensor]:
-    return torch.randn(CHANNELS), torch.full((CHANNELS,), 0.25), torch.randn(CHANNELS)
+def _act() -> PReLUParameters:
+    return PReLUParameters(torch.randn(CHANNELS), torch.full((CHANNELS,), 0.25), torch.randn(CHANNELS))
 
 
 def _check_maps(run: Callable[[Tensor, Tensor], list[Tensor]]) -> None:
@@ -113,47 +120,47 @@ def _check_maps(run: Callable[[Tensor, Tensor], list[Tensor]]) -> None:
 
 
 @pytest.mark.parametrize("behind_a_norm", [False, True])
-def test_the_chain(norm: tuple[Tensor, Tensor], behind_a_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_chain(norm: NormParameters, behind_a_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning_n2uq.ops.backends.triton import fused_activation
 
-    monkeypatch.setattr(fused_activation, "parameter_gradients", lambda *_: [])
-    affine, act = norm if behind_a_norm else (), _act()
+    monkeypatch.setattr(fused_activation, "parameter_gradients", lambda *_: [None] * 4)
+    affine, act = norm if behind_a_norm else None, _act()
 
     def run(x: Tensor, grad: Tensor) -> list[Tensor]:
-        y, packed, stats = fused_activation.forward(x, affine, 1e-5, act, QUANTIZER, x.dtype)
-        dx, *_ = fused_activation.backward(grad, x, packed, stats, affine, 1e-5, act, QUANTIZER)
-        again = fused_activation.rebuild(packed, 3, list(x.shape), x.dtype)
+        y, packed, stats = fused_activation.forward(x, affine, act, QUANTIZER, x.dtype)
+        dx, *_ = fused_activation.backward(grad, x, packed, stats, affine, act, QUANTIZER)
+        again = fused_activation.rebuild(packed, QUANTIZER.scale_out, 2, x.shape, x.dtype)
         return [y, dx, again, packed[: x.numel() // 4]]
 
     _check_maps(run)
 
 
 @pytest.mark.parametrize("two_norms", [False, True])
-def test_the_end_of_a_block(norm: tuple[Tensor, Tensor], two_norms: bool) -> None:
+def test_the_end_of_a_block(norm: NormParameters, two_norms: bool) -> None:
     from lightning_n2uq.ops.backends.triton import residual
 
-    first, act = (*norm, 1e-5), _act()
+    first, act = norm, _act()
     second = first if two_norms else None
 
     def run(x: Tensor, grad: Tensor) -> list[Tensor]:
-        y, stats, other = residual.residual(x, first, grad, second, act)
-        dx, dother, *_ = residual.residual_gradient(grad, x, stats, first, x, other, second, act)
+        y, stats, other = residual.forward(x, first, grad, second, act)
+        dx, dother, *_ = residual.backward(grad, x, stats, first, x, other, second, act)
         return [y, dx, dother]
 
     _check_maps(run)
 
 
-def test_the_stem(norm: tuple[Tensor, Tensor]) -> None:
+def test_the_stem(norm: NormParameters) -> None:
     from lightning_n2uq.ops.backends.triton import stem
 
-    first, window = (*norm, 1e-5), (3, 1, 1)
+    window = Window(3, 1, 1)
     some = torch.full((1, CHANNELS, SIDE, SIDE), 4, dtype=torch.uint8)
     some[..., 1:-1, 1:-1] = torch.randint(9, (CHANNELS, SIDE - 2, SIDE - 2))
 
     def run(x: Tensor, grad: Tensor) -> list[Tensor]:
-        y, taps, stats = stem.pool(x, first, window)
+        y, taps, stats = stem.forward(x, norm, window)
         taps[-1:] = some  # windows that reach the last lines, but belong to earlier programs
-        dx, *_ = stem.pool_gradient(grad, taps, x, stats, first, window)
+        dx, *_ = stem.backward(grad, taps, x, stats, norm, window)
         return [y, dx]
 
     _check_maps(run)

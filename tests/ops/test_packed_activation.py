@@ -8,14 +8,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_n2uq.ops import threshold_quantize
-from lightning_n2uq.ops.backends import load
+from lightning_n2uq.ops.backends.common.planes import packed_bytes
 from lightning_n2uq.ops.backends.reference import fused_activation as fused_reference
-from lightning_n2uq.ops.dispatch import force
-from lightning_n2uq.ops.formats.fused_activation import Activation, output_table, packed_bytes
-from lightning_n2uq.ops.fused_activation import packed_activation
+from lightning_n2uq.ops.dispatch import force, load
+from lightning_n2uq.ops.formats.fused_activation import NormParameters, PReLUParameters
+from lightning_n2uq.ops.fused_activation import OP, packed_activation
+from lightning_n2uq.ops.tables import QuantizerParameters
 
 pytest.importorskip("numba")
 CPU = torch.device("cpu")
+EPS = 1e-5
 
 
 class Case:
@@ -24,21 +26,23 @@ class Case:
     def __init__(self, shape: tuple[int, ...], bits: int, norm: bool, act: bool) -> None:
         channels, n = shape[1], 2**bits - 1
         self.x = (torch.randn(shape) * 2 + 0.3).requires_grad_()
-        self.norm = (torch.rand(channels) + 0.5, torch.randn(channels) * 0.3) if norm else None
-        self.act = Activation(*torch.rand(3, channels)) if act else None
+        affine = (torch.rand(channels) + 0.5, torch.randn(channels) * 0.3)
+        self.norm = NormParameters(*affine, EPS) if norm else None
+        self.act = PReLUParameters(*torch.rand(3, channels)) if act else None
         widths = (0.3 + torch.rand(n)) * 2 / n
-        self.quantizer = (torch.tensor([0.1]), widths, torch.tensor([1.3]), torch.tensor([0.7]))
-        self.leaves = [self.x, *(self.norm or ()), *(self.act or ()), *self.quantizer]
+        scales = torch.tensor([1.3]), torch.tensor([0.7])
+        self.quantizer = QuantizerParameters(torch.tensor([0.1]), widths, *scales)
+        self.leaves = [self.x, *(self.norm or ())[:2], *(self.act or ()), *self.quantizer]
         for leaf in self.leaves:
             leaf.requires_grad_()
 
     def fused(self) -> tuple[Tensor, Tensor, Tensor]:
-        return packed_activation(self.x, self.norm, 1e-5, self.act, self.quantizer, torch.float32)
+        return packed_activation(self.x, self.norm, self.act, self.quantizer, torch.float32)
 
     def plain(self) -> Tensor:
         z = self.x
         if self.norm:
-            z = F.batch_norm(z, None, None, *self.norm, training=True, eps=1e-5)
+            z = F.batch_norm(z, None, None, *self.norm[:2], training=True, eps=EPS)
         if self.act:
             shape = (1, -1) + (1,) * (z.dim() - 2)
             z = F.prelu(z + self.act.bias_in.view(shape), self.act.slope) + self.act.bias_out.view(shape)
@@ -112,8 +116,8 @@ def test_packing_is_a_round_trip(bits: int, pixels: int, seed: int) -> None:
     packed = fused_reference.pack(codes, torch.zeros(2, 3, dtype=torch.bool), bits)
     assert packed.shape == (2, 3, packed_bytes(pixels, bits))
     outputs = torch.arange(2.0**bits)
-    for kernels in (fused_reference, load("packed_activation", CPU)):
-        assert torch.equal(kernels.rebuild(packed, outputs, pixels), codes.float())
+    for backend in ("reference", "numba"):
+        assert torch.equal(load(OP, CPU, backend).unpack(packed, outputs, pixels), codes.float())
 
 
 @pytest.mark.parametrize("kernels", ["reference", "numba"])
@@ -124,10 +128,8 @@ def test_codes_rebuild_the_output_exactly(kernels: str) -> None:
     case.norm = None
     with force(kernels):
         y, packed, _ = case.fused()
-        rebuilt = (load("packed_activation", CPU) or fused_reference).rebuild(
-            packed, output_table(case.quantizer[3], 3), 99
-        )
-    assert torch.equal(rebuilt.reshape(y.shape), y)
+        rebuilt = load(OP, CPU).rebuild(packed, case.quantizer.scale_out, 3, y.shape, y.dtype)
+    assert torch.equal(rebuilt, y)
 
 
 @pytest.mark.parametrize("kernels", ["reference", "numba"])
@@ -137,9 +139,7 @@ def test_nan_stays_visible_in_the_codes(kernels: str) -> None:
         case.x[1, 2, 0, 0] = torch.nan
     with force(kernels):
         y, packed, _ = case.fused()
-        rebuilt = (load("packed_activation", CPU) or fused_reference).rebuild(
-            packed, output_table(case.quantizer[3], 2), 16
-        )
+        rebuilt = load(OP, CPU).rebuild(packed, case.quantizer.scale_out, 2, y.shape, y.dtype)
         grads = torch.autograd.grad(y, case.leaves, torch.ones_like(y))
     assert y.isnan().nonzero().tolist() == [[1, 2, 0, 0]]
     assert rebuilt[1, 2].isnan().all()
@@ -160,7 +160,7 @@ def test_nothing_but_the_input_is_kept() -> None:
 def test_half_precision_computes_in_single(dtype: torch.dtype) -> None:
     case = Case((2, 3, 8, 8), 2, norm=True, act=True)
     half = case.x.detach().to(dtype).requires_grad_()
-    arguments = case.norm, 1e-5, case.act, case.quantizer
+    arguments = case.norm, case.act, case.quantizer
     y = packed_activation(half, *arguments, dtype)[0]
     wide = packed_activation(half.float(), *arguments, torch.float32)[0]
     assert y.dtype == dtype
@@ -191,8 +191,7 @@ def test_packed_activation_opcheck(full: bool) -> None:
     case = Case((2, 3, 4, 4), 2, norm=full, act=full)
     arguments = (
         case.x,
-        *(case.norm or (None, None)),
-        1e-5,
+        *(case.norm or (None, None, EPS)),
         *(case.act or (None, None, None)),
         *case.quantizer,
         torch.float32,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_n2uq.ops.fused_activation import packed_activation
 from lightning_n2uq.ops.fused_conv import Geometry, PackedInput, QuantizedWeight, packed_conv2d
+from lightning_n2uq.ops.tables import QuantizerParameters
 from lightning_n2uq.ops.weight import quantize_weight_with_scale
 
 GEOMETRIES = [
@@ -20,8 +21,8 @@ def setup(shape: tuple[int, ...], bits: int = 3) -> tuple[PackedInput, Tensor, T
     n = 2**bits - 1
     x = torch.randn(2, 6, 9, 11, requires_grad=True)
     scale_out = torch.tensor([0.7], requires_grad=True)
-    quantizer = (torch.zeros(1), torch.full((n,), 2 / n), torch.ones(1), scale_out)
-    y, packed, _ = packed_activation(x, None, 0.0, None, quantizer, torch.float32)
+    quantizer = QuantizerParameters(torch.zeros(1), torch.full((n,), 2 / n), torch.ones(1), scale_out)
+    y, packed, _ = packed_activation(x, None, None, quantizer, torch.float32)
     return PackedInput(y, packed, scale_out, bits), x, torch.randn(shape, requires_grad=True), scale_out
 
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from lightning_n2uq.layers import QuantConv2d, QuantSpec
 from lightning_n2uq.ops.backends.triton.product import INTERPRETED
 from lightning_n2uq.ops.dispatch import force
-from lightning_n2uq.ops.formats.fused_activation import Activation
+from lightning_n2uq.ops.formats.fused_activation import NormParameters, PReLUParameters, Window
 from lightning_n2uq.ops.fused_activation import packed_activation
 from lightning_n2uq.ops.fused_conv import Geometry, PackedInput, QuantizedWeight, packed_conv2d
 from lightning_n2uq.ops.residual import residual_activation
 from lightning_n2uq.ops.stem import norm_relu_pool
+from lightning_n2uq.ops.tables import QuantizerParameters
 
 EPS = 1e-5
 
@@ -25,20 +26,22 @@ def leaf(values: Tensor) -> Tensor:
     return values.detach().requires_grad_()
 
 
-def quantizer(bits: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def quantizer(bits: int, device: str) -> QuantizerParameters:
     n = 2**bits - 1
     widths = (0.2 + torch.rand(n)) * 2 / n
     values = (torch.tensor([-0.1]), widths, torch.tensor([1.3]), torch.tensor([0.7]))
-    return tuple(leaf(v.to(device)) for v in values)  # type: ignore[return-value]
+    return QuantizerParameters(*(leaf(v.to(device)) for v in values))
 
 
-def activation(channels: int, device: str) -> Activation:
+def activation(channels: int, device: str) -> PReLUParameters:
     slope = 0.25 + 0.2 * torch.randn(channels)
-    return Activation(*(leaf(v.to(device)) for v in (torch.randn(channels), slope, torch.randn(channels))))
+    values = torch.randn(channels), slope, torch.randn(channels)
+    return PReLUParameters(*(leaf(v.to(device)) for v in values))
 
 
-def norm(channels: int, device: str) -> tuple[Tensor, Tensor]:
-    return leaf((1 + 0.3 * torch.randn(channels)).to(device)), leaf(torch.randn(channels).to(device))
+def norm(channels: int, device: str) -> NormParameters:
+    gamma, beta = 1 + 0.3 * torch.randn(channels), torch.randn(channels)
+    return NormParameters(leaf(gamma.to(device)), leaf(beta.to(device)), EPS)
 
 
 def both(call: Callable[[], list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
@@ -79,8 +82,8 @@ def check_chain(
     values = quantizer(bits, device)
 
     def call() -> list[Tensor]:
-        y, packed, stats = packed_activation(x, affine, EPS, act, values, dtype)
-        leaves = [x, *(affine or ()), *(act or ()), *values]
+        y, packed, stats = packed_activation(x, affine, act, values, dtype)
+        leaves = [x, *(affine or ())[:2], *(act or ()), *values]
         return [y, stats, *torch.autograd.grad(y, leaves, grad), packed]
 
     slow, fast = both(call)
@@ -97,13 +100,13 @@ def check_chain(
         assert torch.equal(slow[2], fast[2])
         for a, b in zip(slow[3:-1], fast[3:-1], strict=True):
             close(a, b, x.numel())
-    check_rebuild(fast[0], fast[-1], bits)
+    check_rebuild(fast[0], fast[-1], values.scale_out, bits)
 
 
-def check_rebuild(y: Tensor, packed: Tensor, bits: int) -> None:
+def check_rebuild(y: Tensor, packed: Tensor, scale_out: Tensor, bits: int) -> None:
     from lightning_n2uq.ops.backends.triton import fused_activation
 
-    again = fused_activation.rebuild(packed, 2**bits - 1, list(y.shape), y.dtype)
+    again = fused_activation.rebuild(packed, scale_out, bits, y.shape, y.dtype)
     assert torch.equal(y, again)
 
 
@@ -114,14 +117,14 @@ def check_nan(device: str) -> None:
     x[0, 0, 0, 0], x[1, 0, 0, 0] = torch.nan, torch.inf
     x.requires_grad_()
     values = quantizer(2, device)
-    slow, fast = both(lambda: list(packed_activation(x, None, 0.0, None, values, torch.float32)[:2]))
+    slow, fast = both(lambda: list(packed_activation(x, None, None, values, torch.float32)[:2]))
     assert torch.equal(slow[0].nan_to_num(9.0), fast[0].nan_to_num(9.0))
-    again = fused_activation.rebuild(fast[1], 3, list(x.shape), torch.float32)
+    again = fused_activation.rebuild(fast[1], values.scale_out, 2, x.shape, torch.float32)
     assert bool(again[0, 0, 0, 0].isnan())
     grads = []
     for kernels in ("reference", "triton"):
         with force(kernels):
-            y = packed_activation(x, None, 0.0, None, values, torch.float32)[0]
+            y = packed_activation(x, None, None, values, torch.float32)[0]
             grads.append(torch.autograd.grad(y.sum(), [x, *values]))
     for a, b in zip(*grads, strict=True):
         assert torch.equal(a.isnan(), b.isnan())
@@ -134,7 +137,7 @@ def check_packed_conv(device: str, bits: int) -> None:
     x = torch.randn(2, 8, 6, 5).to(device)
     weight = leaf(torch.randn(4, 8, 3, 3).to(device))
     with force("triton"):
-        y, packed, _ = packed_activation(x, None, 0.0, None, values, torch.float32)
+        y, packed, _ = packed_activation(x, None, None, values, torch.float32)
         y = leaf(y)
         out = packed_conv2d(
             PackedInput(y, packed, values[3], bits),
@@ -162,10 +165,8 @@ def check_residual(
     grad = torch.randn(shape).to(device, dtype)
 
     def call() -> list[Tensor]:
-        y, stats, other_stats = residual_activation(
-            x, (*first, EPS), other, None if second is None else (*second, EPS), act
-        )
-        leaves = [x, other, *first, *act, *(second or ())]
+        y, stats, other_stats = residual_activation(x, first, other, second, act)
+        leaves = [x, other, *first[:2], *act, *(second or ())[:2]]
         return [y, stats, other_stats, *torch.autograd.grad(y, leaves, grad)]
 
     slow, fast = both(call)
@@ -184,11 +185,11 @@ def check_stem(
 ) -> None:
     values = torch.randn(2, channels, *size)
     x, affine = leaf((values.round() if ties else values).to(device, dtype)), norm(channels, device)
-    grad = torch.randn_like(norm_relu_pool(x, (*affine, EPS), window)[0])
+    grad = torch.randn_like(norm_relu_pool(x, affine, Window(*window))[0])
 
     def call() -> list[Tensor]:
-        y, stats = norm_relu_pool(x, (*affine, EPS), window)
-        return [y, stats, *torch.autograd.grad(y, [x, *affine], grad)]
+        y, stats = norm_relu_pool(x, affine, Window(*window))
+        return [y, stats, *torch.autograd.grad(y, [x, *affine[:2]], grad)]
 
     slow, fast = both(call)
     for i, (a, b) in enumerate(zip(slow, fast, strict=True)):
@@ -200,7 +201,7 @@ def check_many_programs(device: str) -> None:
     from lightning_n2uq.ops.backends.triton.channels import channel_gradients, measured_norm
 
     x = (torch.randn(1, 4, 200, 200) + 3).to(device, memory_format=torch.channels_last)
-    stats, table = measured_norm(x, *norm(4, device), EPS)
+    stats, table = measured_norm(x, *norm(4, device))
     close(torch.stack(torch.var_mean(x.double(), (0, 2, 3), correction=0)).flip(0).float(), stats)
     sums, rows = torch.randn(700, 4, 10, dtype=torch.float64, device=device), 1000
     affine, act = norm(10, device), activation(10, device)
@@ -225,10 +226,10 @@ def check_fakes(device: str) -> None:
         with torch.no_grad():
             return operator(*arguments)
 
-    y, packed, stats = check(ops.packed_activation, x, *affine, EPS, *act, *values, torch.float32)
-    plain = [t.detach() for t in (*affine, *act, *values)]
-    given = (torch.randn_like(y), x.detach(), packed, stats, *plain[:2], EPS, *plain[2:])
-    check(ops.packed_activation_backward, *given)
+    y, packed, stats = check(ops.packed_activation, x, *affine, *act, *values, torch.float32)
+    scales, behind, steps = ([t.detach() for t in part] for part in (affine[:2], act, values))
+    given = (torch.randn_like(y), x.detach(), packed, stats, scales, EPS, behind, steps)
+    check(ops.packed_activation_backward, *given, "triton")
     weight, geometry = torch.randn(4, 6, 3, 3).to(device), ([1, 1], [1, 1], [1, 1], 1)
     codes = packed, values[3].detach(), 2
     out = check(ops.packed_conv2d, y, *codes, weight, None, None, 0, False, None, *geometry)
@@ -237,11 +238,11 @@ def check_fakes(device: str) -> None:
     check(ops.packed_conv2d_backward, torch.randn_like(out), *codes, *options)
     check(ops.quantize_weight, weight, 3, False)
     other = torch.randn(2, 6, 4, 4).to(device)
-    y, first, second = check(ops.residual_activation, x, *affine, EPS, other, *affine, EPS, *act)
-    given = (torch.randn_like(y), x.detach(), first, *plain[:2], EPS, other, second, *plain[:2], EPS)
-    check(ops.residual_activation_backward, *given, *plain[2:5])
-    y, taps, stats = check(ops.norm_relu_pool, x, *affine, EPS, 3, 2, 1)
-    given = (torch.randn_like(y), taps, x.detach(), stats, *plain[:2], EPS, 3, 2, 1)
+    y, first, second = check(ops.residual_activation, x, *affine, other, *affine, *act)
+    given = (torch.randn_like(y), x.detach(), first, scales, EPS, other, second, scales, EPS)
+    check(ops.residual_activation_backward, *given, behind, "triton")
+    y, taps, stats = check(ops.norm_relu_pool, x, *affine, 3, 2, 1)
+    given = (torch.randn_like(y), taps, x.detach(), stats, *scales, EPS, 3, 2, 1)
     check(ops.norm_relu_pool_backward, *given)
 
 

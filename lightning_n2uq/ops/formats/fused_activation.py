@@ -1,66 +1,114 @@
-"""What the oracle and the kernels of the fused pre-activation chain agree on."""
+"""Parameters and gradients of the fused operators by name, and as the flat lists that torch registers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from lightning_n2uq.ops.tables import output_step
+
+class NormParameters(NamedTuple):
+    """A batch norm's `gamma` and `beta`, `[C]` each, and what it adds to the variance."""
+
+    gamma: Tensor
+    beta: Tensor
+    eps: float
 
 
-class Norm(NamedTuple):
-    """A batch norm of one batch, `[C]` float32 each: `x * scale + shift`.
-
-    Attributes:
-        mean: of the batch.
-        inverse: `1 / sqrt(variance + eps)`.
-        scale: `gamma * inverse`.
-        shift: `beta - mean * scale`.
-    """
-
-    mean: Tensor
-    inverse: Tensor
-    scale: Tensor
-    shift: Tensor
-
-
-class Activation(NamedTuple):
-    """Bias, PReLU slope, bias: `[C]` each."""
+class PReLUParameters(NamedTuple):
+    """Bias, PReLU's slope, bias: `[C]` each."""
 
     bias_in: Tensor
     slope: Tensor
     bias_out: Tensor
 
 
-def batch_norm(stats: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Norm:
-    """The norm that a batch's statistics give; forward and backward must compute the very same numbers.
+class Window(NamedTuple):
+    """A square pooling window: kernel (up to 15), stride, padding (at most half the kernel)."""
 
-    Args:
-        stats: `[2, C]` float32, mean and biased variance.
-        gamma: `[C]`.
-        beta: `[C]`.
-        eps: added to the variance.
-    """
-    mean, variance = stats.unbind(0)
-    inverse = (variance.double() + eps).pow(-0.5).float()  # sqrt would start MKL threads for a few numbers
-    scale = gamma.detach().float() * inverse
-    return Norm(mean, inverse, scale, beta.detach().float() - mean * scale)
+    kernel: int
+    stride: int
+    padding: int
+
+    def pooled(self, size: Iterable[int]) -> list[int]:
+        """Returns the height and width of the pooled map of a map of that size."""
+        return [(length + 2 * self.padding - self.kernel) // self.stride + 1 for length in size]
 
 
-def packed_bytes(pixels: int, bits: int) -> int:
-    """Bytes of one plane: `bits` bit planes of `ceil(pixels / 8)` bytes, and one that flags NaN."""
-    return bits * -(-pixels // 8) + 1
+class ChannelGradients(NamedTuple):
+    """Gradients of a norm's and of a PReLU's parameters, None for those that there are not."""
+
+    gamma: Tensor | None
+    beta: Tensor | None
+    bias_in: Tensor | None
+    slope: Tensor | None
+    bias_out: Tensor | None
 
 
-def planes(x: Tensor) -> Tensor:
-    """`[N, C, ...]` as contiguous `[N, C, P]` float32."""
-    return x.detach().float().reshape(*x.shape[:2], -1).contiguous()
+class ActivationGradients(NamedTuple):
+    """Gradients of `packed_activation`, None for parameters that there are not."""
+
+    x: Tensor
+    gamma: Tensor | None
+    beta: Tensor | None
+    bias_in: Tensor | None
+    slope: Tensor | None
+    bias_out: Tensor | None
+    start: Tensor
+    widths: Tensor
+    scale_in: Tensor
+    scale_out: Tensor
 
 
-def output_table(scale_out: Tensor, bits: int) -> Tensor:
-    """`beta * D * q` `[2^b]` float32: the `outputs` of `threshold_tables`."""
-    n = 2**bits - 1
-    levels = torch.arange(n + 1, dtype=torch.float64, device=scale_out.device) * output_step(n)
-    return (levels * scale_out.detach().double().reshape(())).float()
+class ConvGradients(NamedTuple):
+    """Gradients of `packed_conv2d`, None for those that nobody needs."""
+
+    x: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+class ResidualGradients(NamedTuple):
+    """Gradients of `residual_activation`, the last two None without a norm on the shortcut."""
+
+    x: Tensor
+    other: Tensor
+    gamma: Tensor
+    beta: Tensor
+    bias_in: Tensor
+    slope: Tensor
+    bias_out: Tensor
+    other_gamma: Tensor | None
+    other_beta: Tensor | None
+
+
+class PoolGradients(NamedTuple):
+    """Gradients of `norm_relu_pool`."""
+
+    x: Tensor
+    gamma: Tensor
+    beta: Tensor
+
+
+def norm_parameters(values: Iterable[Tensor | None], eps: float) -> NormParameters | None:
+    """Returns `gamma` and `beta` by name, or None where there is no norm."""
+    given = present(values)
+    return NormParameters(given[0], given[1], eps) if given else None
+
+
+def prelu_parameters(values: Iterable[Tensor | None]) -> PReLUParameters | None:
+    """Returns bias, slope, bias by name, or None where there is no PReLU."""
+    given = present(values)
+    return PReLUParameters(*given) if given else None
+
+
+def present(values: Iterable[Tensor | None]) -> list[Tensor]:
+    """Returns those tensors that there are: operators return lists without None."""
+    return [value for value in values if value is not None]
+
+
+def restored(values: Sequence[Tensor], known: Iterable[bool]) -> list[Tensor | None]:
+    """Undoes `present`; `known` says of every place whether there is a tensor."""
+    found = iter(values)
+    return [next(found) if there else None for there in known]

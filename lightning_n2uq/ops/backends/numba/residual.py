@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops.backends.common.jit import array, run_chunks
+from lightning_n2uq.ops.backends.common.plane_operators import PlaneResidual
+from lightning_n2uq.ops.backends.common.planes import PlaneNorm, empty_map
 from lightning_n2uq.ops.backends.numba.fused_activation import (
     act_table,
     moments_table,
@@ -22,13 +24,15 @@ from lightning_n2uq.ops.backends.numba.residual_loops import (
     residual_backward,
     residual_forward,
 )
-from lightning_n2uq.ops.formats.fused_activation import Activation, Norm
+from lightning_n2uq.ops.formats.fused_activation import PReLUParameters
 
-__all__ = ["residual", "residual_gradient", "statistics"]
+__all__ = ["backward", "empty_map", "forward"]
 
 
-def residual(x: Tensor, norm: Norm, other: Tensor, other_norm: Norm | None, act: Activation) -> Tensor:
-    """`prelu(norm(x) + other_norm(other) + bias) + bias` of `[N, C, P]`."""
+def value(
+    x: Tensor, norm: PlaneNorm, other: Tensor, other_norm: PlaneNorm | None, act: PReLUParameters
+) -> Tensor:
+    """Returns `prelu(norm(x) + other_norm(other) + bias) + bias` of `[N, C, P]`."""
     y, channels = torch.empty_like(x), x.shape[1]
     tables = (
         norm_table(norm, channels),
@@ -40,10 +44,15 @@ def residual(x: Tensor, norm: Norm, other: Tensor, other_norm: Norm | None, act:
     return y
 
 
-def residual_gradient(
-    grad: Tensor, x: Tensor, norm: Norm, other: Tensor, other_norm: Norm | None, act: Activation
+def gradient(
+    grad: Tensor,
+    x: Tensor,
+    norm: PlaneNorm,
+    other: Tensor,
+    other_norm: PlaneNorm | None,
+    act: PReLUParameters,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `x` and `other` `[N, C, P]`, and for each the sums of `fused_activation.backward`."""
+    """Returns both inputs' gradients `[N, C, P]`, and for each the sums of `fused_activation.gradient`."""
     channels = x.shape[1]
     dx, dother = torch.empty_like(x), torch.empty_like(x)
     sums, other_sums = np.zeros((channels, 4)), np.zeros((channels, 4))
@@ -65,3 +74,7 @@ def residual_gradient(
         other_sums,
     )
     return dx, dother, torch.from_numpy(sums), torch.from_numpy(other_sums)
+
+
+_PLANES = PlaneResidual(statistics, value, gradient)
+forward, backward = _PLANES.forward, _PLANES.backward

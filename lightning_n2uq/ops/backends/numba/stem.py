@@ -11,18 +11,20 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops.backends.common.jit import array, run_chunks
+from lightning_n2uq.ops.backends.common.plane_operators import PlanePool
+from lightning_n2uq.ops.backends.common.planes import PlaneNorm, empty_map
 from lightning_n2uq.ops.backends.numba.fused_activation import moments_table, norm_table, smallest, statistics
 from lightning_n2uq.ops.backends.numba.stem_loops import (
     stem_backward,
     stem_forward,
 )
-from lightning_n2uq.ops.formats.fused_activation import Norm
+from lightning_n2uq.ops.formats.fused_activation import Window
 
-__all__ = ["pool", "pool_gradient", "statistics"]
+__all__ = ["backward", "empty_map", "forward"]
 
 
-def pool(x: Tensor, norm: Norm, size: tuple[int, int], window: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Max pooling of `relu(norm(x))` `[N, C, H, W]` to `size`, and the position of each maximum, uint8."""
+def value(x: Tensor, norm: PlaneNorm, size: list[int], window: Window) -> tuple[Tensor, Tensor]:
+    """Returns `relu(norm(x))` `[N, C, H, W]`, pooled to `size`, and each maximum's position, uint8."""
     shape, channels = (*x.shape[:2], *size), x.shape[1]
     y, taps = torch.empty(shape), torch.empty(shape, dtype=torch.uint8)
     table = norm_table(norm, channels)
@@ -30,13 +32,15 @@ def pool(x: Tensor, norm: Norm, size: tuple[int, int], window: tuple[int, int, i
     return y, taps
 
 
-def pool_gradient(
-    grad: Tensor, taps: Tensor, x: Tensor, norm: Norm, window: tuple[int, int, int]
-) -> tuple[Tensor, Tensor]:
-    """Gradient of `x` `[N, C, H, W]` and the sums `[C, 4]` of `reference.fused_activation.backward`."""
+def gradient(grad: Tensor, taps: Tensor, x: Tensor, norm: PlaneNorm, window: Window) -> tuple[Tensor, Tensor]:
+    """Returns the gradient of `x` and the sums `[C, 4]` of `reference.fused_activation.gradient`."""
     channels = x.shape[1]
     dx, sums = torch.empty_like(x), np.zeros((channels, 4))
     tables = norm_table(norm, channels), moments_table(norm, channels)
     arrays = array(grad), array(taps), array(x)
     run_chunks(stem_backward, channels, smallest(x), *arrays, *tables, *window, array(dx), sums)
     return dx, torch.from_numpy(sums)
+
+
+_PLANES = PlanePool(statistics, value, gradient)
+forward, backward = _PLANES.forward, _PLANES.backward

@@ -1,4 +1,4 @@
-"""Oracle of the fused pre-activation chain: norm, bias, PReLU, bias, quantizer, packed codes, plain torch.
+"""The fused chain (norm, bias, PReLU, bias, quantizer) and its packed codes in plain torch: the reference.
 
 Rules that must not be tidied: the norm is one product and one sum, rounded each; a pre-activation of zero
 takes PReLU's negative side, as in torch; the layout of the codes is the kernels' (`numba.code_loops`).
@@ -10,18 +10,31 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops import reference
-from lightning_n2uq.ops.formats.fused_activation import Activation, Norm, packed_bytes
+from lightning_n2uq.ops.backends.common.plane_operators import PlaneActivation
+from lightning_n2uq.ops.backends.common.planes import (
+    PlaneNorm,
+    codes_for_backward,
+    empty_map,
+    ordered,
+    packed_bytes,
+    packed_shape,
+)
+from lightning_n2uq.ops.formats.fused_activation import PReLUParameters
 from lightning_n2uq.ops.tables import ThresholdTables
+
+__all__ = ["backward", "codes_for_backward", "empty_map", "forward", "ordered", "packed_shape", "rebuild"]
+
+MOST_BITS = 0  # the fused path is not taken: it would be slower than the plain one
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of every channel of `[N, C, P]`, `[C]` float64."""
+    """Returns mean and biased variance of every channel of `[N, C, P]`, `[C]` float64."""
     variance, mean = torch.var_mean(x.double(), (0, 2), correction=0)
     return mean, variance
 
 
-def chain(x: Tensor, norm: Norm | None, act: Activation | None) -> tuple[Tensor, Tensor]:
-    """What PReLU sees, and what the quantizer sees: `[N, C, P]` each."""
+def chain(x: Tensor, norm: PlaneNorm | None, act: PReLUParameters | None) -> tuple[Tensor, Tensor]:
+    """Returns what PReLU sees, and what the quantizer sees: `[N, C, P]` each."""
     u = x if norm is None else x * norm.scale[:, None] + norm.shift[:, None]
     if act is None:
         return u, u
@@ -30,10 +43,10 @@ def chain(x: Tensor, norm: Norm | None, act: Activation | None) -> tuple[Tensor,
     return u, torch.where(u > 0, u, slope * u) + bias_out
 
 
-def forward(
-    x: Tensor, norm: Norm | None, act: Activation | None, tables: ThresholdTables
+def quantize(
+    x: Tensor, norm: PlaneNorm | None, act: PReLUParameters | None, tables: ThresholdTables
 ) -> tuple[Tensor, Tensor]:
-    """Quantized chain and packed codes of `[N, C, P]` float32."""
+    """Returns the quantized chain and packed codes of `[N, C, P]` float32."""
     _, v = chain(x, norm, act)
     scaled = v * tables.scale_in
     codes = reference.threshold_codes(scaled, tables.thresholds)
@@ -42,7 +55,7 @@ def forward(
 
 
 def pack(codes: Tensor, has_nan: Tensor, bits: int) -> Tensor:
-    """Bit planes of `[N, C, P]` codes and the flag of every plane: `[N, C, bytes]` uint8."""
+    """Returns the bit planes of `[N, C, P]` codes and the flag of every plane: `[N, C, bytes]` uint8."""
     pixels = codes.shape[2]
     row = -(-pixels // 8)
     codes = torch.nn.functional.pad(codes.int(), (0, 8 * row - pixels)).reshape(*codes.shape[:2], 8, row)
@@ -51,8 +64,8 @@ def pack(codes: Tensor, has_nan: Tensor, bits: int) -> Tensor:
     return torch.cat([*rows, has_nan[:, :, None]], 2).to(torch.uint8)
 
 
-def rebuild(packed: Tensor, outputs: Tensor, pixels: int) -> Tensor:
-    """The quantized chain `[N, C, P]` float32 from its packed codes; `outputs` is the table `[n + 1]`."""
+def unpack(packed: Tensor, outputs: Tensor, pixels: int) -> Tensor:
+    """Returns the quantized chain `[N, C, P]` from its packed codes; `outputs` is the table `[n + 1]`."""
     bits = (outputs.numel() - 1).bit_length()
     if packed.shape[2] != packed_bytes(pixels, bits):
         raise ValueError(
@@ -66,15 +79,15 @@ def rebuild(packed: Tensor, outputs: Tensor, pixels: int) -> Tensor:
     return torch.where(packed[:, :, -1:] > 0, torch.nan, outputs[codes.long()])
 
 
-def backward(
+def gradient(
     grad: Tensor,
     x: Tensor,
-    norm: Norm | None,
-    act: Activation | None,
+    norm: PlaneNorm | None,
+    act: PReLUParameters | None,
     tables: ThresholdTables,
     scale_out: Tensor,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Input gradient `[N, C, P]`, sums `[C, 4]`, and the quantizer's segment sums; all `[N, C, P]` float32.
+    """Returns the input gradient `[N, C, P]`, sums `[C, 4]`, and the quantizer's segment sums.
 
     The columns of the sums: gradients of the first bias (which is the norm's shift's), of the slope, of the
     second bias, and `sum d (x - mean)`.
@@ -87,9 +100,9 @@ def backward(
 
 
 def activation_gradient(
-    d: Tensor, u: Tensor, x: Tensor, norm: Norm | None, act: Activation | None
+    d: Tensor, u: Tensor, x: Tensor, norm: PlaneNorm | None, act: PReLUParameters | None
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of the activation's input, and the sums of `backward`."""
+    """Returns the gradient of the activation's input, and the sums of `gradient`."""
     bias_out, inner, slope_terms = d, d, torch.zeros_like(d)
     if act is not None:
         inner = torch.where(u > 0, d, d * act.slope.detach().to(d.dtype)[:, None])
@@ -100,9 +113,13 @@ def activation_gradient(
     return inner, torch.stack([term.sum((0, 2)) for term in terms], 1)
 
 
-def norm_gradient(d: Tensor, x: Tensor, norm: Norm, sums: Tensor) -> Tensor:
-    """Gradient of the norm's input from that of its output."""
+def norm_gradient(d: Tensor, x: Tensor, norm: PlaneNorm, sums: Tensor) -> Tensor:
+    """Returns the gradient of the norm's input from that of its output."""
     number = x.shape[0] * x.shape[2]
     offset = (sums[:, 0] / number).to(d.dtype)[:, None]
     tilt = (sums[:, 3] * norm.inverse.double() * norm.inverse.double() / number).to(d.dtype)[:, None]
     return (d - offset - (x - norm.mean[:, None]) * tilt) * norm.scale[:, None]
+
+
+_PLANES = PlaneActivation(statistics, quantize, gradient, unpack)
+forward, backward, rebuild = _PLANES.forward, _PLANES.backward, _PLANES.rebuild

@@ -1,4 +1,4 @@
-"""Oracle of the stem (norm, ReLU, pooling)."""
+"""The stem (norm, ReLU, pooling) in plain torch: the reference."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_n2uq.ops.backends.common.plane_operators import PlanePool
+from lightning_n2uq.ops.backends.common.planes import PlaneNorm, empty_map
 from lightning_n2uq.ops.backends.reference.fused_activation import (
     activation_gradient,
     chain,
     norm_gradient,
     statistics,
 )
-from lightning_n2uq.ops.formats.fused_activation import Norm
+from lightning_n2uq.ops.formats.fused_activation import Window
 
-__all__ = ["pool", "pool_gradient", "statistics"]
+__all__ = ["backward", "empty_map", "forward"]
 
 
-def pool(x: Tensor, norm: Norm, size: tuple[int, int], window: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Max pooling of `relu(norm(x))` `[N, C, H, W]` to `size`, and the position of each maximum, uint8."""
+def value(x: Tensor, norm: PlaneNorm, size: list[int], window: Window) -> tuple[Tensor, Tensor]:
+    """Returns `relu(norm(x))` `[N, C, H, W]`, pooled to `size`, and each maximum's position, uint8."""
     kernel, stride, padding = window
     z = F.relu(chain(x.flatten(2), norm, None)[0]).reshape(x.shape)
     y, index = F.max_pool2d(z, kernel, stride, padding, return_indices=True)
@@ -27,10 +29,8 @@ def pool(x: Tensor, norm: Norm, size: tuple[int, int], window: tuple[int, int, i
     return y, (row * kernel + column).to(torch.uint8)
 
 
-def pool_gradient(
-    grad: Tensor, taps: Tensor, x: Tensor, norm: Norm, window: tuple[int, int, int]
-) -> tuple[Tensor, Tensor]:
-    """Gradient of `x` `[N, C, H, W]` and the sums `[C, 4]` of `reference.fused_activation.backward`."""
+def gradient(grad: Tensor, taps: Tensor, x: Tensor, norm: PlaneNorm, window: Window) -> tuple[Tensor, Tensor]:
+    """Returns the gradient of `x` and the sums `[C, 4]` of `reference.fused_activation.gradient`."""
     kernel, stride, padding = window
     rows, columns = grad.shape[2:]
     row = torch.arange(rows, device=x.device)[:, None] * stride - padding + taps.long() // kernel
@@ -41,3 +41,7 @@ def pool_gradient(
     u, _ = chain(source, norm, None)
     d, sums = activation_gradient(torch.where(u <= 0, torch.zeros_like(d), d), u, source, norm, None)
     return norm_gradient(d, source, norm, sums).reshape(x.shape), sums
+
+
+_PLANES = PlanePool(statistics, value, gradient)
+forward, backward = _PLANES.forward, _PLANES.backward

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lightning_n2uq.ops.backends.triton.positions import GROUP, LANES, LAUNCH, MULTIPROCESSORS, UNSPECIALIZED
 from lightning_n2uq.ops.backends.triton.product import FUSED, product
+from lightning_n2uq.ops.formats.fused_activation import ChannelGradients, NormParameters, PReLUParameters
 
 _MOST_COLUMNS = 64
 _SUMMED_CHANNELS = 8  # that a finishing program adds up, 256 rows at a time
@@ -66,8 +67,13 @@ def channels_last(x: Tensor) -> Tensor:
     return x.detach().contiguous(memory_format=torch.channels_last)
 
 
+def ordered(x: Tensor) -> Tensor:
+    """Returns a map of other operators in channels-last order, whatever they have chosen."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def empty_map(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """An empty channels-last map of the shape of `x`."""
+    """Returns an empty channels-last map of the shape of `x`."""
     return torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last)
 
 
@@ -253,29 +259,28 @@ def _channels_kernel(
 def channel_gradients(
     sums: Tensor,
     norm: Tensor | None,
-    norm_parameters: tuple[Tensor, ...],
-    act: tuple[Tensor, ...],
+    parameters: NormParameters | None,
+    act: PReLUParameters | None,
     rows: int,
-) -> tuple[Tensor, list[Tensor]]:
-    """The norm's corrections `[2, C]`, and the gradients of those parameters that there are.
+) -> tuple[Tensor, ChannelGradients]:
+    """Returns the norm's corrections `[2, C]`, and the gradients of those parameters that there are.
 
     Args:
         sums: `[programs, 4, C]` float64, as the kernels leave them: `fused_activation.backward`'s columns.
             Without an activation the second and third are not read.
         norm: `[4, C]`, or None.
-        norm_parameters: `gamma, beta`, or none.
-        act: bias, slope, bias, or none.
+        parameters: The norm's parameters, or None.
+        act: PReLU's parameters, or None.
         rows: `N * P`.
     """
     channels = sums.shape[2]
     correction = torch.empty(2, channels, dtype=torch.float32, device=sums.device)
-    grads = [torch.empty_like(p) for p in (*norm_parameters, *act)]
-    if not grads:
+    given = *(parameters or (None, None))[:2], *(act or (None, None, None))
+    grads = ChannelGradients(*(None if p is None else torch.empty_like(p) for p in given))
+    if parameters is None and act is None:
         return correction, grads
-    norm_grads = grads[:2] if norm is not None else [correction] * 2
-    act_grads = grads[-3:] if act else [correction] * 3
     _channels_kernel[_finishing(channels)](sums, len(sums), correction if norm is None else norm,
-        correction, *norm_grads, *act_grads, rows, channels,
-        NORM=norm is not None, ACT=len(act) > 0, **_FINISH,
+        correction, *(correction if g is None else g for g in grads), rows, channels,
+        NORM=norm is not None, ACT=act is not None, **_FINISH,
     )  # fmt: skip
     return correction, grads

@@ -10,6 +10,7 @@ tables, so that neither `rebuild` nor the backward pass makes them again.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -33,11 +34,16 @@ def pixel_bytes(form: Layout, n: int) -> int:
     return -(-form.channels * stored_bits(n) // 8)
 
 
-def packed_size(x: Tensor, n: int) -> int:
-    """Bytes of the packed codes of a map `[N, C, H, W]`, and of what lies behind them."""
-    form = layout(x)
+def packed_shape(x: Tensor, bits: int) -> list[int]:
+    """Returns the bytes of the packed codes of a map `[N, C, H, W]`, and of what lies behind them."""
+    form, n = layout(x), 2**bits - 1
     codes = form.rows * pixel_bytes(form, n) + form.grid[0] * form.grid[1]
-    return -(-codes // _ALIGNMENT) * _ALIGNMENT + _table_bytes(n)
+    return [-(-codes // _ALIGNMENT) * _ALIGNMENT + _table_bytes(n)]
+
+
+def codes_for_backward(packed: Tensor) -> Tensor:
+    """Returns the codes, which save the chain's backward pass a search; a convolution keeps them anyway."""
+    return packed
 
 
 def _table_bytes(n: int) -> int:
@@ -93,10 +99,10 @@ def _rebuild_kernel(
         tl.store(y_ptr + begin * channels + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-def rebuild(packed: Tensor, n: int, size: list[int], dtype: torch.dtype) -> Tensor:
-    """The quantized map from its codes 0 .. `n`, channels-last."""
+def rebuild(packed: Tensor, scale_out: Tensor, bits: int, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Returns the quantized map from its packed codes, channels-last; its levels lie behind the codes."""
     y = torch.empty(size, dtype=dtype, device=packed.device, memory_format=torch.channels_last)
-    form = layout(y)
+    form, n = layout(y), 2**bits - 1
     _rebuild_kernel[form.grid](packed, tables_of(packed, n), y, form.rows, form.channels, form.tiles,
         pixel_bytes(form, n), N=n, BITS=stored_bits(n), COLUMNS=form.columns, **LAUNCH,
     )  # fmt: skip

@@ -24,14 +24,16 @@ from lightning_n2uq.ops.backends.triton.channels import (
     layout,
     measured_norm,
     normed,
+    ordered,
     per_channel,
     place,
     prelu,
     store_column_sums,
 )
 from lightning_n2uq.ops.backends.triton.codes import (
+    codes_for_backward,
     load_codes,
-    packed_size,
+    packed_shape,
     pixel_bytes,
     place_bytes,
     rebuild,
@@ -67,13 +69,13 @@ from lightning_n2uq.ops.backends.triton.tables import (
     parameter_gradients,
     record,
 )
-
-__all__ = ["backward", "forward", "packed_size", "rebuild"]
+from lightning_n2uq.ops.formats.fused_activation import ActivationGradients, NormParameters, PReLUParameters
 from lightning_n2uq.ops.tables import QuantizerParameters
 
-_CLIMBS = tl.constexpr(CLIMBS)
+__all__ = ["backward", "codes_for_backward", "empty_map", "forward", "ordered", "packed_shape", "rebuild"]
 
-_Quantizer = tuple[Tensor, Tensor, Tensor, Tensor]
+MOST_BITS = 4  # of a quantizer on the fused path
+_CLIMBS = tl.constexpr(CLIMBS)
 
 
 @triton.jit
@@ -265,39 +267,29 @@ def _input_kernel(
 
 def forward(
     x: Tensor,
-    norm_parameters: tuple[Tensor, ...],
-    eps: float,
-    act: tuple[Tensor, ...],
-    quantizer: _Quantizer,
+    norm: NormParameters | None,
+    act: PReLUParameters | None,
+    quantizer: QuantizerParameters,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `packed.packed_activation`; the map is channels-last, the codes are one run of bytes.
-
-    Args:
-        x: `[N, C, H, W]`, float16, bfloat16 or float32.
-        norm_parameters: `gamma, beta`, or none.
-        eps: of the norm.
-        act: bias, slope, bias, or none.
-        quantizer: `start, widths, scale_in, scale_out`.
-        dtype: of the map.
-    """
-    source, n = channels_last(x), quantizer[1].numel()
-    stats, norm = torch.empty(2, 0, dtype=torch.float32, device=x.device), None
-    if norm_parameters:
-        stats, norm = measured_norm(source, norm_parameters[0], norm_parameters[1], eps)
+    """Returns the map in `dtype`, channels-last, its codes as one run of bytes, and the statistics."""
+    source, n = channels_last(x), quantizer.widths.numel()
+    stats, known = torch.empty(2, 0, dtype=torch.float32, device=x.device), None
+    if norm is not None:
+        stats, known = measured_norm(source, *norm)
     form, y = layout(source), empty_map(x, dtype)
-    packed = torch.empty(packed_size(x, n), dtype=torch.uint8, device=x.device)
+    packed = torch.empty(packed_shape(x, n.bit_length()), dtype=torch.uint8, device=x.device)
     tables = tables_of(packed, n)
     fill_tables(tables, quantizer)
-    _forward_kernel[form.grid](source, y, packed, *_channel_tables(norm, act, source), tables,
-        *_sizes(form, n), NORM=norm is not None, ACT=len(act) > 0,
+    _forward_kernel[form.grid](source, y, packed, *_channel_tables(known, act, source), tables,
+        *_sizes(form, n), NORM=known is not None, ACT=act is not None,
         N=n, HELD=held_bounds(n), BITS=stored_bits(n), COLUMNS=form.columns, **LAUNCH,
     )  # fmt: skip
     return y, packed, stats
 
 
-def _channel_tables(norm: Tensor | None, act: tuple[Tensor, ...], stand_in: Tensor) -> tuple[Tensor, ...]:
-    """The norm, bias, slope, bias; `stand_in` is never read."""
+def _channel_tables(norm: Tensor | None, act: PReLUParameters | None, stand_in: Tensor) -> tuple[Tensor, ...]:
+    """Returns the norm, bias, slope, bias; `stand_in` is never read."""
     return stand_in if norm is None else norm, *(p.detach() for p in act or (stand_in,) * 3)
 
 
@@ -306,7 +298,7 @@ def _sizes(form: Layout, n: int) -> tuple[int, int, int, int]:
 
 
 def _resident(n: int, norm: bool) -> int:
-    """Programs of `_sums_kernel` whose registers fit a multiprocessor."""
+    """Returns how many programs of `_sums_kernel` have registers on a multiprocessor."""
     if n > 3:
         return 4
     return 5 if norm else 7
@@ -317,24 +309,23 @@ def backward(
     x: Tensor,
     packed: Tensor,
     stats: Tensor,
-    norm_parameters: tuple[Tensor, ...],
-    eps: float,
-    act: tuple[Tensor, ...],
-    quantizer: _Quantizer,
-) -> list[Tensor]:
-    """Gradients of the input, the norm's two parameters, the activation's three, the quantizer's four."""
-    source, grad, n = channels_last(x), channels_last(grad), quantizer[1].numel()
-    norm = known_norm(stats, norm_parameters[0], norm_parameters[1], eps) if norm_parameters else None
-    dx, form = empty_map(x, x.dtype), layout(source, resident=_resident(n, norm is not None))
+    norm: NormParameters | None,
+    act: PReLUParameters | None,
+    quantizer: QuantizerParameters,
+) -> ActivationGradients:
+    """Returns all gradients; that of the map is channels-last. `packed` is the forward pass's."""
+    source, grad, n = channels_last(x), channels_last(grad), quantizer.widths.numel()
+    known = None if norm is None else known_norm(stats, *norm)
+    dx, form = empty_map(x, x.dtype), layout(source, resident=_resident(n, known is not None))
     sums = torch.empty(form.grid[0], 4, form.channels, dtype=torch.float64, device=x.device)
     climbs = empty_sums(form.grid[0] * form.grid[1], n, x.device)
-    tables = *_channel_tables(norm, act, source), tables_of(packed, n)
-    shape = {"ACT": len(act) > 0, "N": n, "BITS": stored_bits(n), "COLUMNS": form.columns, **LAUNCH}
+    tables = *_channel_tables(known, act, source), tables_of(packed, n)
+    shape = {"ACT": act is not None, "N": n, "BITS": stored_bits(n), "COLUMNS": form.columns, **LAUNCH}
     _sums_kernel[form.grid](grad, source, packed, dx, sums, climbs, *tables, *_sizes(form, n),
-        NORM=norm is not None, HELD=held_bounds(n), **shape,
+        NORM=known is not None, HELD=held_bounds(n), **shape,
     )  # fmt: skip
-    correction, grads = channel_gradients(sums, norm, norm_parameters, act, form.rows)
-    if norm is not None:
+    correction, grads = channel_gradients(sums, known, norm, act, form.rows)
+    if known is not None:
         form = layout(source)
         _input_kernel[form.grid](grad, source, packed, dx, correction, *tables, *_sizes(form, n), **shape)
-    return [dx, *grads, *parameter_gradients(climbs, QuantizerParameters(*quantizer))]
+    return ActivationGradients(dx, *grads, *parameter_gradients(climbs, quantizer))

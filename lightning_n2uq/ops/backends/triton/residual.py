@@ -27,8 +27,9 @@ from lightning_n2uq.ops.backends.triton.channels import (
     store_column_sums,
 )
 from lightning_n2uq.ops.backends.triton.positions import LAUNCH, UNSPECIALIZED
+from lightning_n2uq.ops.formats.fused_activation import NormParameters, PReLUParameters, ResidualGradients
 
-_NormParameters = tuple[Tensor, Tensor, float]
+__all__ = ["backward", "empty_map", "forward"]
 
 
 @triton.jit
@@ -130,14 +131,10 @@ def _input_kernel(
         tl.store(dother_ptr + begin * channels + offset, d.to(dother_ptr.dtype.element_ty), mask=inside)
 
 
-def residual(
-    x: Tensor,
-    norm: _NormParameters,
-    other: Tensor,
-    other_norm: _NormParameters | None,
-    act: tuple[Tensor, Tensor, Tensor],
+def forward(
+    x: Tensor, norm: NormParameters, other: Tensor, other_norm: NormParameters | None, act: PReLUParameters
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `residual.residual_activation`; the result is channels-last."""
+    """Returns the block's output, channels-last, and the batch's statistics of both branches."""
     source, second = channels_last(x), channels_last(other)
     stats, first = measured_norm(source, *norm)
     other_stats, other_first = torch.empty(2, 0, dtype=torch.float32, device=x.device), first
@@ -150,34 +147,34 @@ def residual(
     return y, stats, other_stats
 
 
-def residual_gradient(
+def backward(
     grad: Tensor,
     x: Tensor,
     stats: Tensor,
-    norm: _NormParameters,
+    norm: NormParameters,
     other: Tensor,
     other_stats: Tensor,
-    other_norm: _NormParameters | None,
-    act: tuple[Tensor, Tensor, Tensor],
-) -> list[Tensor]:
-    """Gradients of `x, other, gamma, beta`, the activation's three, and the second norm's two, if any."""
+    other_norm: NormParameters | None,
+    act: PReLUParameters,
+) -> ResidualGradients:
+    """Returns all gradients; those of the maps are channels-last."""
     source, second, grad = channels_last(x), channels_last(other), channels_last(grad)
     first = known_norm(stats, *norm)
     other_first = first if other_norm is None else known_norm(other_stats, *other_norm)
     dx, dother, form = empty_map(x, x.dtype), empty_map(other, other.dtype), layout(source)
     sums = torch.empty(form.grid[0], 4, form.channels, dtype=torch.float64, device=x.device)
     other_sums = sums if other_norm is None else torch.empty_like(sums)
-    tables = first, other_first, act[0].detach(), act[1].detach()
+    tables = first, other_first, act.bias_in.detach(), act.slope.detach()
     sizes = form.rows, form.channels, form.tiles
     shape = {"OTHER": other_norm is not None, "COLUMNS": form.columns, **LAUNCH}
     _sums_kernel[form.grid](grad, source, second, sums, other_sums, *tables, *sizes, **shape)
-    correction, grads = channel_gradients(sums, first, norm[:2], act, form.rows)
-    other_correction: Tensor = correction
-    other_grads: list[Tensor] = []
+    correction, grads = channel_gradients(sums, first, norm, act, form.rows)
+    other_correction, other_gamma, other_beta = correction, None, None
     if other_norm is not None:
-        found = channel_gradients(other_sums, other_first, other_norm[:2], (), form.rows)
-        other_correction, other_grads = found
+        other_correction, (other_gamma, other_beta, *_) = channel_gradients(
+            other_sums, other_first, other_norm, None, form.rows
+        )
     _input_kernel[form.grid](grad, source, second, dx, dother, correction, other_correction, *tables,
         *sizes, **shape,
     )  # fmt: skip
-    return [dx, dother, *grads, *other_grads]
+    return ResidualGradients(dx, dother, *grads, other_gamma, other_beta)  # type: ignore[arg-type]

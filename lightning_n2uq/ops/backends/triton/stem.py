@@ -27,6 +27,9 @@ from lightning_n2uq.ops.backends.triton.channels import (
     store_column_sums,
 )
 from lightning_n2uq.ops.backends.triton.positions import LAUNCH, UNSPECIALIZED
+from lightning_n2uq.ops.formats.fused_activation import NormParameters, PoolGradients, Window
+
+__all__ = ["backward", "empty_map", "forward"]
 
 _MOST_VALUES = 2**31 - 1
 _GROUP = 8  # channels of a thread: what it computes about rows and windows serves more values than with 4
@@ -156,47 +159,39 @@ def _input_kernel(
         tl.store(dx_ptr + begin * channels + offset, d.to(dx_ptr.dtype.element_ty), mask=inside & known)
 
 
-def _window(window: tuple[int, int, int]) -> dict[str, int]:
-    return dict(zip(("KERNEL", "STRIDE", "PADDING"), window, strict=True))
+def _constants(window: Window) -> dict[str, int]:
+    return {"KERNEL": window.kernel, "STRIDE": window.stride, "PADDING": window.padding}
 
 
-def pool(
-    x: Tensor, norm_parameters: tuple[Tensor, Tensor, float], window: tuple[int, int, int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The pooled map, the place of each maximum in its window (uint8), and mean and variance `[2, C]`."""
+def forward(x: Tensor, norm: NormParameters, window: Window) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the pooled map, each maximum's position (uint8), both channels-last, and the statistics."""
     source = channels_last(x)
-    stats, norm = measured_norm(source, *norm_parameters)
-    kernel, stride, padding = window
-    size = [(length + 2 * padding - kernel) // stride + 1 for length in x.shape[2:]]
+    stats, known = measured_norm(source, *norm)
+    size = window.pooled(x.shape[2:])
     y = torch.empty([*x.shape[:2], *size], dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     taps, form = empty_map(y, torch.uint8), layout(y, _GROUP, _FORWARD)
-    _forward_kernel[form.grid](source, y, taps, norm, form.rows, form.channels, form.tiles,
-        *x.shape[2:], *size, **_window(window), WIDE=source.numel() > _MOST_VALUES,
+    _forward_kernel[form.grid](source, y, taps, known, form.rows, form.channels, form.tiles,
+        *x.shape[2:], *size, **_constants(window), WIDE=source.numel() > _MOST_VALUES,
         COLUMNS=form.columns, GROUP=_GROUP, **LAUNCH,
     )  # fmt: skip
     return y, taps, stats
 
 
-def pool_gradient(
-    grad: Tensor,
-    taps: Tensor,
-    x: Tensor,
-    stats: Tensor,
-    norm_parameters: tuple[Tensor, Tensor, float],
-    window: tuple[int, int, int],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `x`, `gamma`, `beta`."""
+def backward(
+    grad: Tensor, taps: Tensor, x: Tensor, stats: Tensor, norm: NormParameters, window: Window
+) -> PoolGradients:
+    """Returns all gradients; that of the map is channels-last."""
     source, grad = channels_last(x), channels_last(grad)
-    norm, dx = known_norm(stats, *norm_parameters), empty_map(x, x.dtype)
+    known, dx = known_norm(stats, *norm), empty_map(x, x.dtype)
     pooled, form = layout(grad), layout(source, _GROUP, _INPUT)
     sums = torch.empty(pooled.grid[0], 4, form.channels, dtype=torch.float64, device=x.device)
     sizes = *x.shape[2:], *grad.shape[2:]
-    shape = {**_window(window), "WIDE": source.numel() > _MOST_VALUES, **LAUNCH}
-    _sums_kernel[pooled.grid](grad, taps, source, sums, norm, pooled.rows, form.channels, pooled.tiles,
+    shape = {**_constants(window), "WIDE": source.numel() > _MOST_VALUES, **LAUNCH}
+    _sums_kernel[pooled.grid](grad, taps, source, sums, known, pooled.rows, form.channels, pooled.tiles,
         *sizes, COLUMNS=pooled.columns, **shape,
     )  # fmt: skip
-    correction, grads = channel_gradients(sums, norm, norm_parameters[:2], (), form.rows)
-    _input_kernel[form.grid](grad, taps, source, dx, correction, norm, form.rows, form.channels, form.tiles,
+    correction, (gamma, beta, *_) = channel_gradients(sums, known, norm, None, form.rows)
+    _input_kernel[form.grid](grad, taps, source, dx, correction, known, form.rows, form.channels, form.tiles,
         *sizes, COLUMNS=form.columns, GROUP=_GROUP, **shape,
     )  # fmt: skip
-    return dx, grads[0], grads[1]
+    return PoolGradients(dx, gamma, beta)  # type: ignore[arg-type]
