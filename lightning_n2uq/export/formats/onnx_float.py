@@ -134,10 +134,12 @@ def _(step: s.FixedLinear, writer: GraphWriter) -> TensorLayout:
     source = step.inputs[0]
     flat = writer.layouts[source] == "flat"
     x = source if flat else writer.in_layout(source, "NHWC")
+    strided = step.stride != (1, 1)
+    last = np.iinfo(np.int64).max
+    vectors = ((0, 0), (last, last), (1, 2), step.stride) if strided else ()
+    bounds = [writer.ints(*vector) for vector in vectors]
     scale = _sample_scale(x, 2 if flat else 4, step.bits, writer)
-    if step.stride != (1, 1):
-        last = np.iinfo(np.int64).max
-        bounds = (writer.ints(0, 0), writer.ints(last, last), writer.ints(1, 2), writer.ints(*step.stride))
+    if strided:
         x = writer.op("Slice", [x, *bounds])
     integers = _fixed_point(x, scale, writer)
     # Stored as float32, which holds these integers, and widened when the file is loaded.
