@@ -214,7 +214,7 @@ def main(argv: Sequence[str]) -> int:
     Classes, channels and size come from the config's data module; the three options replace them, for
     example where the data are not on this machine.
     """
-    from lightning_n2uq.cli.configs import resolve_arguments
+    from lightning_n2uq.cli.arguments import resolve_arguments
     from lightning_n2uq.cli.quiet import quiet_lightning
 
     quiet_lightning()

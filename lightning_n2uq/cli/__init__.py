@@ -1,6 +1,6 @@
-"""The ``n2uq`` command: chooses a sub-command, and turns a user's mistake into one line and exit code 2.
+"""The `n2uq` command: chooses a sub-command, and turns a user's mistake into one line and exit code 2.
 
-Nothing heavy is imported here, so that ``n2uq --help`` and the light sub-commands answer at once.
+Nothing heavy is imported here, so that `n2uq --help` and the light sub-commands answer at once.
 """
 
 import os
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when done, 2 for a mistake in the command, a config or a file it names. Other failures keep
-        their traceback, and so do all of them with ``--debug`` or ``N2UQ_DEBUG=1``.
+        their traceback, and so do all of them with `--debug` or `N2UQ_DEBUG=1`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = DEBUG_FLAG in arguments or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")

@@ -1,7 +1,7 @@
 """Names of the sub-commands and where their code lives; modules are imported only when a name is used.
 
-To add ``n2uq doctor``: write ``run(arguments: list[str]) -> int`` in its own module and add a line to
-``COMMANDS``. It may raise ValueError for a user's mistake: `lightning_n2uq.cli.main` prints it as one line.
+To add `n2uq doctor`: write `run(arguments: list[str]) -> int` in its own module and add a line to
+`COMMANDS`. It may raise ValueError for a user's mistake: `lightning_n2uq.cli.main` prints it as one line.
 """
 
 import importlib
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Command:
-    """A sub-command outside of the Trainer: ``module:function`` and one line of help."""
+    """A sub-command outside of the Trainer: `module:function` and one line of help."""
 
     target: str
     help: str
@@ -42,7 +42,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def usage() -> str:
-    """Text of ``n2uq --help``."""
+    """Text of `n2uq --help`."""
     texts = {**TRAINING_COMMANDS, **{name: command.help for name, command in COMMANDS.items()}}
     width = max(map(len, texts))
     listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in texts.items())

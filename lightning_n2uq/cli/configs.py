@@ -1,4 +1,4 @@
-"""Find configs: files of the user first, then those that come with the package."""
+"""Finds configs: files of the user first, then those that come with the package."""
 
 import difflib
 import importlib
@@ -8,20 +8,19 @@ from pathlib import Path
 import yaml
 
 NAME_HEADER = "# name: "
-_FLAGS = ("--config", "-c")
 MAX_BYTES, MAX_ENTRIES, MAX_DEPTH = 2**20, 100_000, 100  # of a config; the largest shipped has 66 entries
 
 
 def packaged_configs() -> dict[str, Path]:
-    """Packaged configs by name, for example ``digits/n2uq_w2a2``."""
+    """Packaged configs by name, for example `digits/n2uq_w2a2`."""
     root = Path(importlib.import_module("lightning_n2uq.configs").__path__[0])
     return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
 
 
 def find_config(name: str) -> str:
-    """Path of the config called ``name``: an existing file or URL as it is, else the packaged one.
+    """Path of the config called `name`: an existing file or URL as it is, else the packaged one.
 
-    ``digits/n2uq_w2a2``, ``digits/n2uq_w2a2.yaml`` and ``configs/digits/n2uq_w2a2.yaml`` all name the same
+    `digits/n2uq_w2a2`, `digits/n2uq_w2a2.yaml` and `configs/digits/n2uq_w2a2.yaml` all name the same
     packaged file.
 
     Raises:
@@ -75,27 +74,8 @@ def _unfolded(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     return known[id(node)]
 
 
-def resolve_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Replace config names in command-line arguments by paths; return the arguments and the paths."""
-    resolved: list[str] = []
-    paths: list[str] = []
-    expect_name = False
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        if expect_name:
-            paths.append(find_config(argument))
-            resolved.append(paths[-1])
-        elif equals and flag in _FLAGS:
-            paths.append(find_config(value))
-            resolved.append(f"{flag}={paths[-1]}")
-        else:
-            resolved.append(argument)
-        expect_name = not expect_name and argument in _FLAGS
-    return resolved, paths
-
-
 def run_name(paths: list[str]) -> str:
-    """Name for a run's folder: ``digits/n2uq_w2a2``, further configs appended with ``+``."""
+    """Name for a run's folder: `digits/n2uq_w2a2`, further configs appended with `+`."""
     names = [_name(path) for path in paths]
     return "+".join(names[:1] + [name.rpartition("/")[2] for name in names[1:]]) or "default"
 
@@ -112,7 +92,7 @@ def _name(path: str) -> str:
 
 
 def list_configs(arguments: list[str]) -> int:
-    """``n2uq configs [TEXT]``: print names of packaged configs (that contain the text)."""
+    """`n2uq configs [TEXT]`: print names of packaged configs (that contain the text)."""
     for name in packaged_configs():
         if all(text in name for text in arguments):
             print(name)

@@ -91,7 +91,7 @@ def _given(text: str) -> Any:  # noqa: ANN401
 
 
 def _find(tree: Any, key: str) -> str:  # noqa: ANN401
-    """``got <value>`` of the first entry called ``key`` in nested dictionaries and lists, or nothing."""
+    """`got <value>` of the first entry called `key` in nested dictionaries and lists, or nothing."""
     if isinstance(tree, str):  # beside classes that the parser has found already, it shows no literal
         shown = re.search(rf"'{re.escape(key)}': ('[^']*'|[^,}}\])]+)", tree)
         return f"got {shown.group(1)}, " if shown else ""

@@ -1,7 +1,6 @@
-"""``n2uq fit --resume auto``: which checkpoint and run folder an interrupted run goes on in."""
+"""`n2uq fit --resume auto`: which checkpoint and run folder an interrupted run goes on in."""
 
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ from lightning_n2uq.checkpointing import newest_checkpoint, read_file
 from lightning_n2uq.checkpointing.identity import check_training_file
 
 _SHARED_VARIABLE = "N2UQ_RESUME_FROM"  # rank 0's choice, for the ranks that Lightning starts
-_OWN_FLAGS = ("--resume", "--ckpt_path")
 
 
 def check_mode(mode: str | None, ckpt_path: str | None) -> None:
-    """Refuse other values than ``auto``, and two sources at once.
+    """Refuses other values than `auto`, and two sources at once.
 
     Raises:
         ValueError: With one line.
@@ -30,12 +28,12 @@ def check_mode(mode: str | None, ckpt_path: str | None) -> None:
 
 
 def find_checkpoint(root: str, name: str, chosen: str | None = None) -> str | None:
-    """The newest whole checkpoint of the runs in ``root/name``; says what was found and what was not.
+    """Returns the newest whole checkpoint of the runs in `root/name`; says what was found and what was not.
 
     Args:
         root: Where runs lie.
         name: Of the config.
-        chosen: Folder that the config gives to checkpoints (``checkpoint.dirpath``), searched as well; what
+        chosen: Folder that the config gives to checkpoints (`checkpoint.dirpath`), searched as well; what
             an interruption saves is in the run's folder all the same.
     """
     rank = getattr(rank_zero_only, "rank", 0)
@@ -56,7 +54,7 @@ def find_checkpoint(root: str, name: str, chosen: str | None = None) -> str | No
 
 
 def check_file(path: str, command: str) -> None:
-    """Refuse a file that the command cannot use, before anything is built.
+    """Refuses a file that the command cannot use, before anything is built.
 
     Raises:
         ValueError: The file is damaged, carries code, is not ours or holds too little; one line.
@@ -64,23 +62,3 @@ def check_file(path: str, command: str) -> None:
     content: Any = read_file(path, "ckpt_path", mmap=True)
     check_training_file(content, path, "ckpt_path", resuming=command == "fit")
     del content
-
-
-def command_to_resume(arguments: list[str]) -> str:
-    """The command line that goes on with the run started by ``n2uq fit ARGUMENTS``."""
-    kept: list[str] = []
-    skip = False
-    for argument in arguments:
-        flag, equals, _ = argument.partition("=")
-        if not skip and flag not in _OWN_FLAGS:
-            kept.append(argument)
-        skip = not skip and flag in _OWN_FLAGS and not equals
-    return f"go on with: n2uq fit {shlex.join([*kept, '--resume', 'auto'])}"
-
-
-def takes_checkpoint_plugin(config: Any) -> bool:  # noqa: ANN401  # jsonargparse's namespace
-    """Whether the strategy writes ordinary files, so that our plugin may do it, and no other plugin does."""
-    strategy = config.get("strategy")
-    name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    sharded = any(kind in name.lower() for kind in ("fsdp", "deepspeed", "modelparallel", "xla"))
-    return not sharded

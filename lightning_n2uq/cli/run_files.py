@@ -21,7 +21,7 @@ _SHARED_VARIABLE = "N2UQ_RUN_DIR"
 
 
 def create_run_dir(root: str, name: str, command: str) -> str:
-    """Create ``root/name/<time>``, with ``-<command>`` behind it for other commands than fit.
+    """Create `root/name/<time>`, with `-<command>` behind it for other commands than fit.
 
     Only rank 0 chooses. Ranks that Lightning starts inherit its choice through the environment; those of
     torchrun and SLURM get another name, which stays unused since writers and checkpoints are rank 0's.
@@ -59,13 +59,13 @@ def finish_wandb(failed: bool) -> None:
 
 
 def place_files(config: Namespace, run_dir: str, name: str, wandb: str | None) -> None:
-    """Point checkpoints and loggers at ``run_dir`` (where the user set no folder) and choose W&B's mode.
+    """Point checkpoints and loggers at `run_dir` (where the user set no folder) and choose W&B's mode.
 
     Args:
         config: Parsed config of one sub-command; changed in place.
         run_dir: The run's folder.
         name: The run's name, shown by W&B.
-        wandb: ``online``, ``offline``, ``disabled``, or None to leave what the config says.
+        wandb: `online`, `offline`, `disabled`, or None to leave what the config says.
     """
     config.trainer.default_root_dir = run_dir
     if config.checkpoint.dirpath is None:
@@ -91,9 +91,9 @@ def place_files(config: Namespace, run_dir: str, name: str, wandb: str | None) -
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Write ``config.yaml`` into the run's folder and beside the checkpoints, and tell it to every logger.
+    """Write `config.yaml` into the run's folder and beside the checkpoints, and tell it to every logger.
 
-    The file holds what every sub-command accepts, and no path of this run, so that ``--config config.yaml``
+    The file holds what every sub-command accepts, and no path of this run, so that `--config config.yaml`
     repeats the training and evaluates the checkpoint as well.
 
     Args:

@@ -123,7 +123,7 @@ def test_debug_keeps_the_traceback(in_empty_folder, monkeypatch):
 
 
 def test_an_error_in_training_is_not_taken_for_a_mistake(in_empty_folder, monkeypatch):
-    from lightning_n2uq.cli.training import TrainingFailedError
+    from lightning_n2uq.cli.failures import TrainingFailedError
     from lightning_n2uq.modules import QuantizedClassifier
 
     step = QuantizedClassifier.training_step

@@ -5,7 +5,8 @@ import yaml
 
 import lightning_n2uq.configs
 from lightning_n2uq.cli import main
-from lightning_n2uq.cli.configs import find_config, packaged_configs, resolve_arguments, run_name
+from lightning_n2uq.cli.arguments import resolve_arguments
+from lightning_n2uq.cli.configs import find_config, packaged_configs, run_name
 
 FOLDER = Path(lightning_n2uq.configs.__path__[0])
 # Recipes for data on disk run on made-up images in test_cli_recipe_configs; parts (a strategy, a sweep) do

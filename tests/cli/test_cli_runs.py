@@ -1,5 +1,6 @@
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,15 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from small_run import SMALL
 
 from lightning_n2uq.cli import main
+from lightning_n2uq.cli.arguments import command_to_resume, with_saved_config
 from lightning_n2uq.modules import QuantizedClassifier
-
-# A small network on the real digits, a few batches per epoch.
-SMALL = [
-    "--model.backbone_args", "{width: 4}", "--trainer.limit_train_batches", "4",
-    "--trainer.limit_test_batches", "1", "--trainer.enable_model_summary", "false",
-]  # fmt: skip
 
 
 def run(command, *arguments):
@@ -29,58 +26,56 @@ def read_rows(path):
         return list(csv.DictReader(file))
 
 
-@pytest.fixture
-def folder(in_empty_folder):
-    return run("fit", "--config", "digits/n2uq_w2a2.yaml", *SMALL, "--trainer.max_epochs", "2")
+def weights(path):
+    return torch.load(path, weights_only=True)["state_dict"]
 
 
-def test_a_run_leaves_config_metrics_and_checkpoints_in_one_folder(in_empty_folder, capsys):
-    folder = run("fit", "--config", "digits/n2uq_w2a2.yaml", *SMALL, "--trainer.max_epochs", "2")
-    assert folder.parts[:3] == ("runs", "digits", "n2uq_w2a2")
-    assert {"best.ckpt", "last.ckpt", "config.yaml", "metrics.csv", "hparams.yaml"} <= {
+def test_a_run_leaves_config_metrics_and_checkpoints_in_one_folder(trained):
+    folder, out = trained
+    assert folder.parts[-4:-1] == ("runs", "digits", "n2uq_w2a2")
+    assert {"0.ckpt", "3.ckpt", "last.ckpt", "config.yaml", "metrics.csv", "hparams.yaml"} <= {
         path.name for path in folder.iterdir()
     }
     rows = read_rows(folder / "metrics.csv")
     assert {"train/acc", "val/acc", "val/acc5", "val/loss", "lr-Adam/quantizer", "lr-Adam/weights"} <= set(
         rows[0]
     )
-    out = capsys.readouterr().out
     assert "val/acc (best) " in out
-    assert f"files          {folder}\n" in out
+    assert f"files          runs/digits/n2uq_w2a2/{folder.name}\n" in out
 
 
-def test_the_saved_config_repeats_the_run(folder):
+def test_the_saved_config_repeats_the_run(trained, in_empty_folder):
+    folder, _ = trained
     text = (folder / "config.yaml").read_text()
     saved = yaml.safe_load(text)
     assert text.startswith("# name: digits/n2uq_w2a2\n")
     assert saved["model"]["init_args"]["backbone_args"] == {"width": 4}
-    assert saved["trainer"]["max_epochs"] == 2
-    assert str(folder) not in text  # nothing that ties it to this run's folder
+    assert saved["trainer"]["max_epochs"] == 4
+    assert folder.name not in text  # nothing that ties it to this run's folder
     again = run("fit", "--config", str(folder / "config.yaml"))
-    assert again.parent == folder.parent
-    assert again != folder
-    first, second = (
-        torch.load(path / "last.ckpt", weights_only=True)["state_dict"] for path in (folder, again)
-    )
+    assert again.parent.parts == ("runs", "digits", "n2uq_w2a2")
+    first, second = weights(folder / "last.ckpt"), weights(again / "last.ckpt")
+    assert first.keys() == second.keys()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_the_config_reaches_the_logger(folder):
-    logged = yaml.safe_load((folder / "hparams.yaml").read_text())
+def test_the_config_reaches_the_logger(trained):
+    logged = yaml.safe_load((trained[0] / "hparams.yaml").read_text())
     assert logged["config"]["data"]["class_path"].endswith("DigitsDataModule")
     assert logged["weight_bits"] == 2
 
 
-def test_checkpoints_load_without_running_code_and_know_the_shapes_of_the_data(folder):
-    checkpoint = torch.load(folder / "best.ckpt", weights_only=True)
+def test_checkpoints_load_without_running_code_and_know_the_shapes_of_the_data(trained):
+    path = trained[0] / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["hyper_parameters"]["in_channels"] == 1
     assert checkpoint["hyper_parameters"]["image_size"] == 8
-    model = QuantizedClassifier.load_from_checkpoint(folder / "best.ckpt").eval()
+    model = QuantizedClassifier.load_from_checkpoint(path).eval()
     assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
-def test_a_checkpoint_alone_is_enough_to_test_validate_and_predict(folder, capsys):
-    ckpt = str(folder / "best.ckpt")
+def test_a_checkpoint_alone_is_enough_to_test_validate_and_predict(trained, in_empty_folder, capsys):
+    ckpt = str(trained[0] / "last.ckpt")
     for command, metric in (("test", "test/acc"), ("validate", "val/acc")):
         capsys.readouterr()
         evaluated = run(command, "--ckpt_path", ckpt)
@@ -92,24 +87,47 @@ def test_a_checkpoint_alone_is_enough_to_test_validate_and_predict(folder, capsy
     assert sum(float(rows[0][f"probability_{c}"]) for c in range(10)) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_checkpoint_of_another_network_is_refused_in_one_line(folder, capsys):
-    capsys.readouterr()
-    arguments = ["--config", "digits/n2uq_w3a3.yaml", "--ckpt_path", str(folder / "best.ckpt")]
+def test_a_checkpoint_called_best_uses_the_config_beside_it(trained, in_empty_folder, capsys):
+    for name in ("config.yaml", "last.ckpt"):
+        shutil.copy(trained[0] / name, in_empty_folder)
+    Path("last.ckpt").rename("best.ckpt")
+    assert main(["test", "--ckpt_path", "best.ckpt"]) == 0
+    assert "test/acc " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "uses_it"),
+    [
+        (["--ckpt_path", "best.ckpt"], True),
+        (["--ckpt_path=last.ckpt", "--data.batch_size", "3"], True),
+        (["--trainer.default_root_dir", "my-c elsewhere", "--ckpt_path", "best.ckpt"], True),
+        (["--ckpt_path", "best"], False),
+        (["--ckpt_path", "best.ckpt", "-c", "digits/float"], False),
+        (["--ckpt_path", "best.ckpt", "--model=QuantizedClassifier"], False),
+        (["--ckpt_path", "best.ckpt", "--model.backbone", "resnet20"], False),
+        (["--ckpt_path"], False),
+        ([], False),
+    ],
+)
+def test_when_the_config_beside_a_checkpoint_is_used(arguments, uses_it, in_empty_folder):
+    Path("config.yaml").touch()
+    assert with_saved_config(arguments) == (["--config", "config.yaml"] if uses_it else []) + arguments
+
+
+def test_the_command_to_resume_leaves_out_where_the_run_started():
+    started = ["--config", "a b.yaml", "--resume=auto", "--ckpt_path", "x.ckpt", "--model.lr", "0.1"]
+    shown = "go on with: n2uq fit --config 'a b.yaml' --model.lr 0.1 --resume auto"
+    assert command_to_resume(started) == shown
+
+
+def test_a_checkpoint_of_another_network_is_refused_in_one_line(trained, in_empty_folder, capsys):
+    arguments = ["--config", "digits/n2uq_w3a3.yaml", "--ckpt_path", str(trained[0] / "last.ckpt")]
     assert main(["test", *arguments]) == 2
     assert "ckpt_path: the checkpoint does not fit this model" in capsys.readouterr().err
 
 
 def test_test_after_fit_reports_the_best_checkpoint(in_empty_folder, capsys):
-    run(
-        "fit",
-        "--config",
-        "digits/n2uq_w2a2.yaml",
-        *SMALL,
-        "--trainer.max_epochs",
-        "1",
-        "--test_after_fit",
-        "true",
-    )
+    run("fit", *SMALL, "--trainer.max_epochs", "1", "--test_after_fit", "true")
     out = capsys.readouterr().out
     assert "test/acc " in out
     assert "val/acc " in out
@@ -118,14 +136,14 @@ def test_test_after_fit_reports_the_best_checkpoint(in_empty_folder, capsys):
 def test_switches_of_the_trainer_turn_default_callbacks_off(in_empty_folder):
     off = ("logger", "enable_checkpointing", "enable_progress_bar")
     switches = [text for name in off for text in (f"--trainer.{name}", "false")]
-    folder = run("fit", "--config", "digits/n2uq_w2a2.yaml", *SMALL, "--trainer.max_epochs", "1", *switches)
+    folder = run("fit", *SMALL, "--trainer.max_epochs", "1", *switches)
     assert [path.name for path in folder.iterdir()] == ["config.yaml"]
 
 
 def test_the_command_itself_with_wandb_offline_by_default(in_empty_folder):
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
     environment["OMP_NUM_THREADS"] = "1"  # two threads of a tiny network fight over a busy machine's cores
-    command = [sys.executable, "-m", "lightning_n2uq", "fit", "--config", "digits/n2uq_w2a2", *SMALL]
+    command = [sys.executable, "-m", "lightning_n2uq", "fit", *SMALL]
     done = subprocess.run(
         [*command, "--trainer.max_epochs", "1"],
         env=environment,
@@ -143,12 +161,10 @@ def test_the_command_itself_with_wandb_offline_by_default(in_empty_folder):
     assert b"val/acc" in content
 
 
-def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(in_empty_folder):
-    every_epoch = ["--checkpoint.filename", "{epoch}", "--checkpoint.save_top_k", "-1"]
-    common = ["--config", "digits/n2uq_w2a2.yaml", *SMALL, "--trainer.max_epochs", "4"]
-    whole = run("fit", *common, *every_epoch)
+def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(trained, in_empty_folder):
+    whole, _ = trained
     # The checkpoint after two epochs is what a run killed there leaves; the schedule spans four.
-    resumed = run("fit", *common, "--ckpt_path", str(whole / "1.ckpt"))
+    resumed = run("fit", *SMALL, "--trainer.max_epochs", "4", "--ckpt_path", str(whole / "1.ckpt"))
     first, second = (torch.load(path / "last.ckpt", weights_only=True) for path in (whole, resumed))
     assert first["global_step"] == second["global_step"] == 16
     differing = [k for k, v in first["state_dict"].items() if not torch.equal(v, second["state_dict"][k])]
@@ -164,7 +180,7 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(in_empty_folde
 
 
 def test_resume_auto_finds_checkpoints_in_a_folder_of_their_own(in_empty_folder, capsys):
-    own = ["--checkpoint.dirpath", "elsewhere", "--config", "digits/n2uq_w2a2.yaml", *SMALL]
+    own = ["--checkpoint.dirpath", "elsewhere", *SMALL]
     first = run("fit", *own, "--trainer.max_epochs", "1", "--resume", "auto")
     nothing = f"resume: no checkpoint in {first.parent} or elsewhere, starting afresh"
     assert nothing in capsys.readouterr().err

@@ -1,0 +1,106 @@
+"""What the command line takes beside Lightning's own options, and the defaults of every run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_n2uq.callbacks import NonFiniteGuard
+from lightning_n2uq.checkpointing import BestAndLastModelCheckpoint
+from lightning_n2uq.cli.run_files import ROOT
+from lightning_n2uq.utils.validation import check
+
+WANDB_VARIABLE = "WANDB_MODE"
+LINKED = ("num_classes", "in_channels", "image_size")
+OWN_KEYS = {
+    "ckpt_path",
+    "weights_only",
+    "verbose",
+    "return_predictions",
+    "test_after_fit",
+    "config",
+    "resume",
+}
+"""Options of one sub-command, which the config that a run saves does not hold."""
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "default_root_dir": ROOT,
+    "logger": [
+        {"class_path": "WandbLogger", "init_args": {"project": "lightning_n2uq", "offline": True}},
+        {"class_path": "CSVLogger", "init_args": {"save_dir": ROOT, "name": "", "version": ""}},
+    ],
+}
+CALLBACK_DEFAULTS: dict[str, Any] = {
+    "checkpoint.monitor": "val/acc",
+    "checkpoint.mode": "max",
+    "checkpoint.filename": "best",
+    "checkpoint.save_last": True,
+    "checkpoint.auto_insert_metric_name": False,
+    "lr_monitor.logging_interval": "epoch",
+}
+
+
+def add_options(parser: LightningArgumentParser, command: str) -> None:
+    """Adds the callbacks that every run has, the links from data to model, and options of our own."""
+    parser.add_lightning_class_args(BestAndLastModelCheckpoint, "checkpoint")
+    parser.add_lightning_class_args(LearningRateMonitor, "lr_monitor")
+    parser.add_lightning_class_args(RichProgressBar, "progress_bar")
+    parser.add_lightning_class_args(NonFiniteGuard, "guard")
+    parser.set_defaults(CALLBACK_DEFAULTS)
+    for name in LINKED:
+        parser.link_arguments(
+            "data", f"model.init_args.{name}", compute_fn=_from_data(name), apply_on="instantiate"
+        )
+    parser.add_argument(
+        "--non_finite_guard", type=bool, default=True, help="watch for NaN and collapse (see --guard.*)"
+    )
+    parser.add_argument(
+        "--wandb",
+        type=Literal["online", "offline", "disabled"] | None,
+        default=None,
+        help=f"Weights & Biases mode (default: ${WANDB_VARIABLE}, else what the config says)",
+    )
+    if command == "fit":
+        parser.add_argument(
+            "--resume",
+            type=str | None,
+            default=None,
+            help="auto: go on from the newest whole checkpoint of this config's runs, in their folder",
+        )
+        parser.add_argument(
+            "--test_after_fit",
+            type=bool,
+            default=False,
+            help="evaluate the best checkpoint on the test split",
+        )
+
+
+def check_linked(model: LightningModule, data: LightningDataModule | None, asked: dict[str, Any]) -> None:
+    """Refuses a value that differs from the data's: the parser itself drops it without a word.
+
+    Args:
+        model: The model, built with the data's values.
+        data: The data module.
+        asked: The model's arguments as the user gave them.
+    """
+    parameters = inspect.signature(type(model)).parameters
+    for name in LINKED:
+        default = parameters[name].default if name in parameters else None
+        value, used = asked.get(name, default), getattr(data, name, None)
+        check(value in (default, used), f"model.{name}", value, f"is {used!r}, which the data has")
+
+
+def _from_data(name: str) -> Callable[[LightningDataModule], Any]:
+    def read(data: LightningDataModule) -> Any:  # noqa: ANN401
+        if not hasattr(data, name):
+            raise ValueError(
+                f"data: {type(data).__name__} has no attribute {name!r}, which the model is built with"
+            )
+        return getattr(data, name)
+
+    return read
