@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self,
         checkpoint: dict[str, Any],
-        path: str | os.PathLike[str],
+        path: str | Path,
         storage_options: Any | None = None,  # Lightning's signature
     ) -> None:
         """Writes the file; raises `CheckpointWriteError` and leaves what was there if that fails."""
@@ -55,7 +56,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     @override
     def load_checkpoint(
         self,
-        path: str | os.PathLike[str],
+        path: str | Path,
         map_location: Any = lambda storage, loc: storage,  # Lightning's signature
         weights_only: bool | None = None,
     ) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The callback that lets an interrupted run end as an uninterrupted one does, bit for bit."""
+"""The callback that lets an interrupted run end with the weights of an uninterrupted one, bit for bit."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
-from lightning.fabric.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
+from lightning.fabric.utilities.rank_zero import rank_zero_info, rank_zero_warn  # type: ignore[attr-defined]
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from lightning_n2uq.checkpointing import epoch_metrics, metrics_file, randomness, slurm
+from lightning_n2uq.checkpointing import metrics_file, randomness, slurm
 from lightning_n2uq.checkpointing.signals import StopSignals, name_of
+from lightning_n2uq.utils import compat
 
 KEY = "exact_resume"
 FILE_NAME = "interrupted.ckpt"
+MARK = "resume/batch"  # logged where an epoch goes on: its averages are of the batches from this one on
 
 
 class RunInterrupted(SystemExit):  # no error: the way out that was asked for
@@ -29,13 +30,14 @@ class ExactResume(Checkpoint):
     """Answers SIGTERM, SIGINT and SIGUSR1 with a checkpoint of the step, and keeps what Lightning forgets.
 
     When a signal arrives, the step ends (with gradient accumulation: the optimizer step), and so does a
-    validation that follows it; then `interrupted.ckpt` is written and the process ends with 143 (SIGTERM),
-    130 (SIGINT) or 138 (SIGUSR1). One rank's signal is enough: the ranks agree after every batch.
+    validation, or the epoch, that ends with it; then `interrupted.ckpt` is written and the process ends with
+    143 (SIGTERM), 130 (SIGINT) or 138 (SIGUSR1). One rank's signal is enough: they agree after every batch.
 
-    Every checkpoint also gets, per rank, the states of the random generators and the running epoch's
-    averages, the number of rows in `metrics.csv`, and the row that Lightning logs only after the hook that
-    checkpoints are written in. A run resumed on as many ranks is bit-identical to an uninterrupted one; on
-    another number a warning says what differs.
+    Every checkpoint also gets the states of each rank's random generators and the number of rows in
+    `metrics.csv`. A run resumed on as many ranks ends with the same weights, optimizer and rows as an
+    uninterrupted one. The averages of an epoch that was interrupted are the exception: Lightning keeps none
+    in a checkpoint, so they are of the batches since the resume, which a row with `resume/batch` says. On
+    another number of ranks a warning says what differs.
 
     Args:
         dirpath: Folder of `interrupted.ckpt`; None: that of the first `ModelCheckpoint`, else of the Trainer.
@@ -49,73 +51,76 @@ class ExactResume(Checkpoint):
         self._stop = 0  # the signal that all ranks agreed on
         self._saved: str | None = None
         self._loaded: dict[str, Any] | None = None
+        self._batches = 0  # of the interrupted epoch, when the checkpoint was written
+        self._step = 0  # before the batch
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep our part until training starts."""
-        self._loaded = checkpoint.get(KEY)
+        """Keeps our part until training starts."""
+        self._loaded, self._batches = checkpoint.get(KEY), _batches_done(checkpoint)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add our part. A collective call."""
-        pending = _pending_row(trainer)  # before the averages are read: it may compute them
-        averages = None if _epoch_ended(trainer) else epoch_metrics.capture(trainer, pl_module)
-        own = {"random": randomness.capture(), "epoch": averages}
+        """Adds our part. A collective call."""
         rows = metrics_file.count_rows(trainer.loggers) if trainer.is_global_zero else []
-        checkpoint[KEY] = {"ranks": _gather(own, trainer), "rows": rows, "pending": pending}
+        checkpoint[KEY] = {"ranks": _gather({"random": randomness.capture()}, trainer), "rows": rows}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore, then listen to signals in Lightning's place."""
+        """Restores, then listens to signals in Lightning's place."""
         self._stop, self._saved, self._signals.received = 0, None, 0
         loaded, self._loaded = self._loaded, None
         if trainer.is_global_zero:
-            metrics_file.bring_back(trainer.loggers, None if loaded is None else loaded["rows"])
-            if loaded is not None and loaded["pending"] is not None:
-                metrics_file.log_row(trainer.loggers, loaded["pending"]["row"], loaded["pending"]["step"])
+            rows = None if loaded is None else loaded["rows"]
+            metrics_file.bring_back(trainer.loggers, rows, trainer.global_step)
         if loaded is not None:
-            _restore_rank(trainer, pl_module, loaded["ranks"])
-        _place_loaders(trainer)
+            _restore_rank(trainer, loaded["ranks"])
+            _mark_epoch(trainer, self._batches)
+        compat.place_loaders(trainer)
         self._signals.watch()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves, now that loggers have the last epoch's row."""
+        self._leave_if_saved(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """Leave, now that loggers have the last step's row."""
+        """Leaves, now that loggers have the last step's row."""
         self._leave_if_saved(trainer)
+        self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Agree on a signal, and save unless the batch has a sequel that belongs to it."""
+        """Agrees on a signal, and saves unless the batch has a sequel that belongs to it."""
         self._stop = self._stop or _agree(self._signals.received, trainer)
-        loop: Any = trainer.fit_loop.epoch_loop
-        sequel = loop._should_accumulate() or loop._num_ready_batches_reached() or _validates(trainer)
-        if self._stop and not sequel:
+        accumulating = trainer.global_step == self._step
+        if self._stop and not (accumulating or trainer.is_last_batch or compat.validation_follows(trainer)):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after the validation that the step led to."""
-        if self._stop and not trainer.sanity_checking and trainer.state.fn == "fit":
+        """Saves after a validation in the middle of an epoch."""
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if self._stop and fitting and not trainer.is_last_batch:
             self._save(trainer)
-            self._leave_if_saved(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after an epoch that no validation follows."""
-        if self._stop and not trainer.fit_loop.epoch_loop._should_accumulate():
+        """Saves after the epoch that the step ended."""
+        if self._stop:
             self._save(trainer)
-            self._leave_if_saved(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The run is complete; an older `interrupted.ckpt` has served its purpose."""
+        """Leaves, or else removes an `interrupted.ckpt` that the complete run has no use for."""
+        self._leave_if_saved(trainer)
         self._signals.release()
         path = Path(self._path(trainer))
         if trainer.is_global_zero and path.is_file():
             path.unlink()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back, and a metrics file that was put aside."""
+        """Gives the signals back, and a metrics file that was put aside."""
         self._signals.release()
         if trainer.is_global_zero and not isinstance(exception, RunInterrupted):
             metrics_file.bring_back(trainer.loggers)
@@ -147,7 +152,7 @@ class ExactResume(Checkpoint):
             file=sys.stderr,
             flush=True,
         )
-        environment = trainer._accelerator_connector.cluster_environment
+        environment = compat.cluster_environment(trainer)
         if (
             isinstance(environment, SLURMEnvironment)
             and environment.auto_requeue
@@ -157,28 +162,12 @@ class ExactResume(Checkpoint):
         raise RunInterrupted(128 + self._stop)
 
 
-def _place_loaders(trainer: Trainer) -> None:
-    """Tell the loaders where they stopped, which Lightning forgets if they were made before the restore.
-
-    They are where the module asks for ``estimated_stepping_batches``, as schedules do.
-    """
-    loop = trainer.fit_loop
-    if loop._combined_loader is not None and loop._combined_loader_states_to_load:
-        loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
-        loop._combined_loader_states_to_load = []
-
-
 def _agree(received: int, trainer: Trainer) -> int:
     """The largest of all ranks' signal numbers, 0 if there was none. A collective call."""
     if trainer.world_size == 1:
         return received
     number = torch.tensor(float(received), device=trainer.strategy.root_device)
     return int(trainer.strategy.reduce(number, reduce_op="max"))  # type: ignore[arg-type]
-
-
-def _validates(trainer: Trainer) -> bool:
-    fetcher: Any = trainer.fit_loop._data_fetcher
-    return bool(trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher))
 
 
 def _gather(own: dict[str, Any], trainer: Trainer) -> list[dict[str, Any]]:
@@ -190,43 +179,31 @@ def _gather(own: dict[str, Any], trainer: Trainer) -> list[dict[str, Any]]:
     return out or []
 
 
-def _restore_rank(trainer: Trainer, pl_module: LightningModule, ranks: list[dict[str, Any]]) -> None:
+def _restore_rank(trainer: Trainer, ranks: list[dict[str, Any]]) -> None:
     if len(ranks) != trainer.world_size:
         rank_zero_warn(
             f"resume: the checkpoint is of {len(ranks)} processes, this run has {trainer.world_size}: "
             "the result will differ from an uninterrupted run's (images of the interrupted epoch may be seen "
-            "twice or not at all, its averages begin anew, random numbers are others)"
+            "twice or not at all, random numbers are others)"
         )
         return
-    own = ranks[trainer.global_rank]
-    if own["epoch"] is not None:
-        epoch_metrics.restore(trainer, pl_module, own["epoch"])
-    randomness.restore(own["random"])
+    randomness.restore(ranks[trainer.global_rank]["random"])
 
 
-def _epoch_ended(trainer: Trainer) -> bool:
-    """Whether we are in `on_train_epoch_end`: a resumed run begins with the next epoch."""
-    progress = trainer.fit_loop.epoch_progress.total
-    return bool(trainer.training and progress.processed == progress.completed + 1)  # type: ignore[attr-defined]
+def _batches_done(checkpoint: dict[str, Any]) -> int:
+    """Batches of an epoch that the checkpoint was written in the middle of, else 0."""
+    loop = checkpoint["loops"]["fit_loop"]
+    epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
+    ended = epochs["processed"] > epochs["completed"] or batches["is_last_batch"]
+    return 0 if ended else int(batches["current"]["processed"])
 
 
-def _pending_row(trainer: Trainer) -> dict[str, Any] | None:
-    """The row that Lightning will log after the hook we are in, which a resumed run does not log again."""
-    connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop
-    batches = loop.batch_progress.total
-    if trainer.state.fn != "fit" or not trainer.training:
-        return None
-    step = loop._batches_that_stepped
-    processed = batches.processed  # type: ignore[attr-defined]
-    if processed == batches.completed + 1:  # in `on_train_batch_end`
-        if loop._should_accumulate() or not connector.should_update_logs:
-            return None
-    elif _epoch_ended(trainer):
-        step -= 1
-    else:
-        return None
-    metrics = convert_tensors_to_scalars(connector.metrics["log"])
-    if not metrics:
-        return None
-    step = int(metrics.pop("step", step))
-    return {"row": {"epoch": trainer.current_epoch, **metrics}, "step": step}
+def _mark_epoch(trainer: Trainer, batches: int) -> None:
+    """Says, to the user and in every logger, from which batch on the averages of this epoch are."""
+    if not batches:
+        return
+    epoch = trainer.current_epoch
+    rank_zero_info(f"resume: averages of epoch {epoch} are of its batches from {batches} on")
+    for logger in trainer.loggers:
+        logger.log_metrics({"epoch": epoch, MARK: batches}, trainer.global_step)
+        logger.save()

@@ -1,18 +1,20 @@
-"""Let `metrics.csv` of a resumed run go on: no row is lost and none is there twice.
+"""Lets `metrics.csv` of a resumed run go on: no row is lost and none is there twice.
 
 Lightning's CSVLogger deletes a file that it finds. Here the file is put aside before the logger looks, and
-comes back cut to the rows that were there when the checkpoint was written.
+comes back with the rows that belong to the checkpoint.
 """
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger
+
+from lightning_n2uq.utils.atomic import replacing
 
 _NAME = "metrics.csv"
 _ASIDE = "metrics.csv.resuming"
@@ -37,37 +39,39 @@ def put_aside(loggers: Sequence[Logger]) -> None:
             os.replace(path, aside)
 
 
-def bring_back(loggers: Sequence[Logger], counts: Sequence[int] | None = None) -> None:
-    """Restores what `put_aside` put aside, cut to `counts` rows (None: whole)."""
+def bring_back(loggers: Sequence[Logger], counts: Sequence[int] | None = None, step: int = 0) -> None:
+    """Restores what `put_aside` put aside.
+
+    Args:
+        loggers: The trainer's loggers.
+        counts: Rows of each file when the checkpoint was written; None keeps all rows.
+        step: Optimizer steps of the checkpoint. Rows that training logged for them right after the checkpoint
+            was written stay too: the resumed run does not log them again.
+    """
     for index, logger in enumerate(_csv_loggers(loggers)):
         path = Path(logger.log_dir, _NAME)
         aside = path.with_name(_ASIDE)
         if not aside.is_file():
             continue
-        kept = None if counts is None or index >= len(counts) else counts[index]
-        header = _cut(aside, kept)
+        with aside.open(newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+        if counts is not None and index < len(counts):
+            later = (row for row in rows[counts[index] :] if _of_training(header, row, step))
+            _write(aside, [header, *rows[: counts[index]], *later])
         os.replace(aside, path)
         logger.experiment.metrics_keys = header
-
-
-def log_row(loggers: Sequence[Logger], row: Mapping[str, float], step: int) -> None:
-    """Logs a row to the CSV loggers only."""
-    for logger in _csv_loggers(loggers):
-        logger.log_metrics(dict(row), step)
-        logger.save()
 
 
 def _csv_loggers(loggers: Sequence[Logger]) -> list[Any]:
     return [logger for logger in loggers if isinstance(logger, CSVLogger)]
 
 
-def _cut(path: Path, rows: int | None) -> list[str]:
-    """Keeps the header and the first rows; returns the header."""
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = list(csv.reader(file))
-    if rows is not None and len(lines) > rows + 1:
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(lines[: rows + 1])
-        os.replace(partial, path)
-    return lines[0] if lines else []
+def _of_training(header: list[str], row: list[str], step: int) -> bool:
+    """Whether a row is of a step before `step` and not of a validation, which is repeated."""
+    values = {name: value for name, value in zip(header, row, strict=False) if value}
+    return int(values.get("step", step)) < step and not any(name.startswith("val") for name in values)
+
+
+def _write(path: Path, rows: list[list[str]]) -> None:
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)

@@ -6,6 +6,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
+from lightning_n2uq.utils import compat
+
 
 class BestAndLastModelCheckpoint(ModelCheckpoint):
     """`ModelCheckpoint` that renews `last.ckpt` at the end of every epoch that it watches.
@@ -16,18 +18,12 @@ class BestAndLastModelCheckpoint(ModelCheckpoint):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save where no validation follows."""
+        """Saves where no validation follows."""
         super().on_train_epoch_end(trainer, pl_module)
-        self._renew_last(trainer, after_training=True)
+        compat.renew_last(self, trainer, after_training=True)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after the validation of an epoch."""
+        """Saves after the validation of an epoch."""
         super().on_validation_end(trainer, pl_module)
-        self._renew_last(trainer, after_training=False)
-
-    def _renew_last(self, trainer: Trainer, after_training: bool) -> None:
-        if not self.save_last or self._every_n_epochs < 1 or self._should_skip_saving_checkpoint(trainer):
-            return  # nothing asked for, saved by steps or time, or saved at this step already
-        if self._should_save_on_train_epoch_end(trainer) == after_training:
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        compat.renew_last(self, trainer, after_training=False)

@@ -185,6 +185,50 @@ def process_group_backend(strategy: Any) -> str:  # noqa: ANN401
     return str(private(strategy, "_get_process_group_backend")())
 
 
+# Lightning: the trainer's loops
+
+
+def validation_follows(trainer: Any) -> bool:  # noqa: ANN401
+    """Returns whether the trainer validates after the batch that it has just trained on."""
+    fetcher = private(trainer.fit_loop, "_data_fetcher")
+    return bool(private(trainer.fit_loop.epoch_loop, "_should_check_val_fx")(fetcher))
+
+
+def place_loaders(trainer: Any) -> None:  # noqa: ANN401
+    """Tells the loaders of a resumed run where they stopped.
+
+    Lightning forgets it if they were made before the restore, as they are where the module asks for
+    `estimated_stepping_batches`.
+    """
+    loop = trainer.fit_loop
+    loader, states = private(loop, "_combined_loader"), private(loop, "_combined_loader_states_to_load")
+    if loader is not None and states:
+        private(loader, "_load_state_dicts")(states)
+        loop._combined_loader_states_to_load = []
+
+
+def cluster_environment(trainer: Any) -> Any:  # noqa: ANN401
+    """Returns what started the processes, also where the strategy is for one device and knows none."""
+    return private(trainer, "_accelerator_connector").cluster_environment
+
+
+def renew_last(callback: Any, trainer: Any, after_training: bool) -> None:  # noqa: ANN401
+    """Writes a `ModelCheckpoint`'s `last.ckpt` at the end of an epoch, unless it has been at this step.
+
+    Args:
+        callback: The `ModelCheckpoint`; one that saves by steps or time is left alone.
+        trainer: Its trainer.
+        after_training: Whether training has ended the epoch, or its validation.
+    """
+    if not callback.save_last or private(callback, "_every_n_epochs") < 1:
+        return
+    if private(callback, "_should_skip_saving_checkpoint")(trainer):
+        return
+    if private(callback, "_should_save_on_train_epoch_end")(trainer) == after_training:
+        candidates = private(callback, "_monitor_candidates")(trainer)
+        private(callback, "_save_last_checkpoint")(trainer, candidates)
+
+
 # wandb_workspaces
 
 
