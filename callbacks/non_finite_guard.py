@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_n2uq.callbacks._guard import checks
 from lightning_n2uq.callbacks._guard.broken_layer import first_broken_output
+from lightning_n2uq.utils.compat import copy_each
 
 StepAction = Literal["stop", "skip", "warn", "off"]
 StateAction = Literal["stop", "warn", "off"]
@@ -128,7 +129,7 @@ class NonFiniteGuard(Callback):
         if self._fresh:
             self._fresh, self._flags = False, {}
             if self._statistics:
-                torch._foreach_copy_(self._before, self._statistics)
+                copy_each(self._before, self._statistics)
         self._batch = batch
         tensors = checks.floating_tensors(batch)
         if tensors and (self._wants("input") or self._wants("constant_batch")):

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from lightning_n2uq.utils.compat import has_hooks
+from lightning_n2uq.utils import compat
 
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _WITH_GRAPHS = ("reduce-overhead", "max-autotune")
@@ -76,14 +76,17 @@ class TorchCompile(Callback):
                 )
             if trainer.strategy.root_device.type != "cuda":
                 rank_zero_warn(f"TorchCompile: {self.mode!r} brings CUDA graphs, there is no CUDA device")
-        if self.backend == "inductor" and trainer.strategy.root_device.type == "cpu":
-            _check_compiler()
+        on_cpu = self.backend == "inductor" and trainer.strategy.root_device.type == "cpu"
+        if on_cpu and not compat.cpp_compiler_found():
+            raise ValueError(
+                "backend: got 'inductor' on the CPU, which needs a C++ compiler, and none is found"
+            )
         self._release()
         for name, module in pl_module.named_modules():
             matches = any(fnmatchcase(name, pattern) for pattern in self.patterns)
             if name and matches and not any(module in set(outer.modules()) for outer in self._modules):
                 self._modules.append(module)
-                module._compiled_call_impl = self._chosen(name, module)
+                compat.set_compiled_call(module, self._chosen(name, module))
         if not self._modules:
             names = ", ".join(name for name, _ in pl_module.named_children())
             raise ValueError(f"modules: got {list(self.patterns)}, allowed are {names} and their parts")
@@ -109,14 +112,14 @@ class TorchCompile(Callback):
 
     def _release(self) -> None:
         for module in self._modules:
-            module._compiled_call_impl = None
+            compat.set_compiled_call(module, None)
         self._modules.clear()
 
     def _chosen(self, name: str, module: nn.Module) -> Callable[..., Any]:
         """`module`'s call: compiled where that is allowed."""
         options: dict[str, Any] = {} if self.mode == "default" else {"mode": self.mode}
         # Sizes are compiled each on its own: a last, smaller batch must not make every size a variable.
-        uncompiled: Callable[..., Any] = module._call_impl
+        uncompiled: Callable[..., Any] = compat.uncompiled_call(module)
         compiled = torch.compile(uncompiled, backend=self.backend, dynamic=False, **options)
         parts = {f"{name}.{inner}" if inner else name: part for inner, part in module.named_modules()}
 
@@ -132,22 +135,10 @@ class TorchCompile(Callback):
         return call
 
 
-def _check_compiler() -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
-        raise ValueError(
-            "backend: got 'inductor' on the CPU, which needs a C++ compiler, and none is found"
-        ) from error
-
-
 def _obstacles(parts: dict[str, nn.Module]) -> Iterator[str]:
     """What compiled code would miss, or would be compiled anew for."""
     for name, part in parts.items():
-        if has_hooks(part):
+        if compat.has_hooks(part):
             yield f"hooks on {name}"
         if getattr(part, "ramp", 0.0):
             yield f"the ramp of {name}"

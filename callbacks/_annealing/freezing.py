@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_n2uq.utils.compat import BatchNorm
 
 _THRESHOLD_PARAMETERS = ("start", "widths", "scale_in")
 
@@ -31,7 +32,7 @@ class BatchNormAverages:
     """
 
     def __init__(self) -> None:
-        self._momenta: dict[_BatchNorm, float | None] = {}
+        self._momenta: dict[BatchNorm, float | None] = {}
 
     @property
     def active(self) -> bool:
@@ -47,7 +48,7 @@ class BatchNormAverages:
     def resume(self, model: nn.Module) -> None:
         """Goes on averaging where statistics loaded from a checkpoint left off."""
         for module in model.modules():
-            if isinstance(module, _BatchNorm) and module.track_running_stats:
+            if isinstance(module, BatchNorm) and module.track_running_stats:
                 self._momenta.setdefault(module, module.momentum)
                 module.momentum = None
 

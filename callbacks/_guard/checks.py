@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import get_total_norm
 
 from lightning_n2uq.ops.tables import WIDTH_FLOOR
 from lightning_n2uq.quantizers import Quantizer
+from lightning_n2uq.utils.compat import BatchNorm
 
 _NAMED = 3  # more names would hide the first
 
@@ -61,7 +61,7 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 
 def norm_statistics(module: nn.Module) -> list[Tensor]:
     """Buffers of batch norms: running statistics and their counters."""
-    norms = (part for part in module.modules() if isinstance(part, _BatchNorm))
+    norms = (part for part in module.modules() if isinstance(part, BatchNorm))
     return [buffer for norm in norms for buffer in norm.buffers()]
 
 

@@ -11,6 +11,7 @@ from lightning_n2uq.convert.calibration import MAX_BATCHES, calibrate
 from lightning_n2uq.convert.policy import Layer, Policy
 from lightning_n2uq.convert.replace import layer_types, obstacle, quantized
 from lightning_n2uq.convert.report import EXCLUDED, QUANTIZED, UNSUPPORTED, ConversionReport, LayerReport
+from lightning_n2uq.utils.compat import submodules
 
 
 def quantize_model(
@@ -124,9 +125,9 @@ def _size(module: nn.Module) -> int:
 def _swap(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
     """Puts the new layers in every place where the old ones are: a layer may be shared."""
     for parent in list(model.modules()):
-        for name, child in parent._modules.items():
+        for name, child in list(submodules(parent).items()):
             if child in replacements:
-                parent._modules[name] = replacements[child]
+                setattr(parent, name, replacements[child])
 
 
 def _disable_fused_inference(model: nn.Module) -> None:

@@ -15,6 +15,7 @@ from lightning_n2uq.convert.attention import QuantMultiheadAttention
 from lightning_n2uq.convert.calibrated import CalibratedInput, RescaledWeight
 from lightning_n2uq.layers import QuantConv2d, QuantLinear, QuantSpec
 from lightning_n2uq.quantizers import APoT, DoReFaWeight, Quantizer
+from lightning_n2uq.utils import compat
 
 
 def layer_types(layer: nn.Module) -> tuple[str, ...]:
@@ -37,10 +38,10 @@ def obstacle(layer: nn.Module, name: str, parent: nn.Module) -> str | None:
     if isinstance(layer, nn.MultiheadAttention):
         return _attention_obstacle(layer)
     base = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
-    changed = [part for part in ("forward", "_conv_forward") if _overrides(layer, base, part)]
+    changed = [part for part in ("forward", compat.CONV_FORWARD) if _overrides(layer, base, part)]
     if changed:
         return f"{type(layer).__name__} computes its own {changed[0]}"
-    if hasattr(layer, "parametrizations") or "weight" not in layer._parameters:
+    if hasattr(layer, "parametrizations") or "weight" not in dict(layer.named_parameters(recurse=False)):
         return "its weight is computed by a parametrization"
     if _used_from_outside(parent, name.rpartition(".")[2]):
         return f"{type(parent).__name__} reads its weight instead of calling it"
@@ -80,8 +81,7 @@ def _convolution(layer: nn.Conv2d, spec: QuantSpec) -> QuantConv2d:
             layer.groups,
             layer.bias is not None,
         )
-    new.padding_mode = layer.padding_mode
-    new._reversed_padding_repeated_twice = layer._reversed_padding_repeated_twice
+    compat.copy_padding(new, layer)
     _share(new, layer, spec)
     return new
 
@@ -120,7 +120,7 @@ def _attention(layer: nn.MultiheadAttention, spec: QuantSpec) -> QuantMultiheadA
 def _attention_obstacle(layer: nn.MultiheadAttention) -> str | None:
     if type(layer) is not nn.MultiheadAttention:
         return f"{type(layer).__name__} computes its own attention"
-    if not layer._qkv_same_embed_dim:
+    if not compat.one_width(layer):
         return "keys or values have another width than queries"
     if layer.bias_k is not None or layer.add_zero_attn:
         return "adds a bias or zeros to keys and values"

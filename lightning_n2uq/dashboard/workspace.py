@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from lightning_n2uq.dashboard.panels import SECTIONS, PanelSpec, SectionSpec
+from lightning_n2uq.utils.compat import workspace_model
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -55,7 +56,7 @@ def _line_plot(panel: PanelSpec) -> Any:  # noqa: ANN401 -- a type of an optiona
 
 def to_json(workspace: Workspace) -> str:
     """What would be sent: entity, project, name and the view's specification."""
-    view = workspace._to_model()  # the package has no public way to see it without sending it
+    view = workspace_model(workspace)
     spec = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
     fields = {"entity": view.entity, "project": view.project, "displayName": view.display_name, "spec": spec}
     return json.dumps(fields, indent=2)

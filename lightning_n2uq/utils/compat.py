@@ -87,6 +87,12 @@ def has_hooks(*modules: nn.Module | None) -> bool:
     )
 
 
+def submodules(module: nn.Module) -> dict[str, nn.Module | None]:
+    """Returns children by name; one that has two names is there twice, other than in `named_children`."""
+    children: dict[str, nn.Module | None] = private(module, "_modules")
+    return children
+
+
 CONV_FORWARD = "_conv_forward"
 """The method of convolutions that takes the weight as an argument and pads as the layer does."""
 

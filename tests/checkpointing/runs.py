@@ -95,17 +95,10 @@ def differing(left, right, path=""):
 def state(folder):
     """All of the last checkpoint that training depends on."""
     checkpoint = newest(folder)
-    kept = (
-        "state_dict",
-        "optimizer_states",
-        "lr_schedulers",
-        "global_step",
-        "epoch",
-        "nuqsgd",
-        "exact_resume",
-    )
+    kept = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "nuqsgd")
     callbacks = {k: v for k, v in checkpoint["callbacks"].items() if "ModelCheckpoint" not in k}
-    return {**{key: checkpoint.get(key) for key in kept}, "callbacks": callbacks}
+    random = checkpoint["exact_resume"]["ranks"]
+    return {**{key: checkpoint.get(key) for key in kept}, "callbacks": callbacks, "random": random}
 
 
 def rows(folder):

@@ -76,7 +76,7 @@ def test_a_run_interrupted_in_an_epoch_ends_with_the_weights_of_then(folder):
     after = runs.rows(place)
     assert after[: len(before)] == before
     mark = after[len(before)]
-    assert (mark["resume/batch"], mark["epoch"], mark["step"]) == ("2.0", "1", "6")
+    assert (mark["resume/batch"], mark["epoch"], mark["step"]) == ("2", "1", "6")
     assert [row["step"] for row in after[len(before) + 1 :] if "val/loss" in row] == ["7"]
     assert len(after) == len({json.dumps(row) for row in after})
     steps = [line["step"] for line in runs.snapshots(place)]

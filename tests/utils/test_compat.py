@@ -52,6 +52,12 @@ def test_hooks_of_every_kind_are_seen(register):  # torch 2.8, 2.14
     assert not compat.has_hooks(module, None)
 
 
+def test_a_child_with_two_names_is_listed_twice():  # torch 2.8, 2.14
+    module, child = nn.Module(), nn.ReLU()
+    module.one = module.two = child
+    assert list(compat.submodules(module).items()) == [("one", child), ("two", child)]
+
+
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "circular"])
 def test_convolution_with_another_weight_pads_as_the_layer_does(mode):  # torch 2.8, 2.14
     layer = nn.Conv2d(2, 3, 3, padding=(1, 2), padding_mode=mode)
