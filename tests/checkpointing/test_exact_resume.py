@@ -36,7 +36,7 @@ def test_runs_interrupted_by_every_signal_end_like_an_uninterrupted_one(whole, t
     runs.write_config(tmp_path)
     interruptions = [("3 SIGTERM", 143), ("5 SIGINT", 130), ("6 SIGUSR1", 138), ("13 SIGKILL", -9)]
     for stop_at, code in interruptions:
-        done = runs.fit(tmp_path, "--resume", "auto", stop_at=stop_at, apart=code < 0)
+        done = runs.fit(tmp_path, "--resume", "auto", stop_at=stop_at)
         assert done.returncode == code, done.stderr
         if code > 0:
             step, name = stop_at.split()
@@ -71,12 +71,12 @@ def test_two_ranks_with_compression_and_error_feedback(tmp_path):
     for folder in folders:
         folder.mkdir()
         runs.write_config(folder, **runs.TWO_RANKS)
-    assert runs.fit(folders[0], apart=True).returncode == 0
+    assert runs.fit(folders[0]).returncode == 0
     # after one step DDP has yet to lay out its buckets anew
     for stop_at, code in (("1 SIGTERM 0", 143), ("7 SIGTERM 1", 143), ("11 SIGUSR1 0", 138)):
-        done = runs.fit(folders[1], "--resume", "auto", stop_at=stop_at, apart=True)
+        done = runs.fit(folders[1], "--resume", "auto", stop_at=stop_at)
         assert done.returncode == code, done.stderr
-    done = runs.fit(folders[1], "--resume", "auto", apart=True)
+    done = runs.fit(folders[1], "--resume", "auto")
     assert done.returncode == 0, done.stderr
     (whole,), (stopped,) = (runs.run_folders(folder) for folder in folders)
     state = runs.state(whole)
@@ -90,8 +90,8 @@ def test_two_ranks_with_compression_and_error_feedback(tmp_path):
 @pytest.mark.slow
 def test_another_world_size_is_resumed_with_a_warning(tmp_path):
     runs.write_config(tmp_path, **runs.TWO_RANKS)
-    assert runs.fit(tmp_path, stop_at="3 SIGTERM", apart=True).returncode == 143
-    done = runs.fit(tmp_path, "--resume", "auto", "--trainer.devices", "1", apart=True)
+    assert runs.fit(tmp_path, stop_at="3 SIGTERM").returncode == 143
+    done = runs.fit(tmp_path, "--resume", "auto", "--trainer.devices", "1")
     assert done.returncode == 0, done.stderr
     assert "the checkpoint is of 2 processes, this run has 1" in done.stderr
 
@@ -99,16 +99,16 @@ def test_another_world_size_is_resumed_with_a_warning(tmp_path):
 @pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_passed_over_and_a_complete_run_stays_as_it_is(tmp_path):
     runs.write_config(tmp_path)
-    done = runs.fit(tmp_path, "--resume", "auto", stop_at="7 SIGTERM", apart=True)
+    done = runs.fit(tmp_path, "--resume", "auto", stop_at="7 SIGTERM")
     assert "no checkpoint in runs/tiny, starting afresh" in done.stderr
     (folder,) = runs.run_folders(tmp_path)
     path = folder / "interrupted.ckpt"
     path.write_bytes(path.read_bytes()[:-1000])
-    done = runs.fit(tmp_path, "--resume", "auto", apart=True)
+    done = runs.fit(tmp_path, "--resume", "auto")
     assert done.returncode == 0, done.stderr
     assert "interrupted.ckpt' is damaged, cut short, or no checkpoint" in done.stderr
     before = runs.state(folder), runs.rows(folder)
-    assert runs.fit(tmp_path, "--resume", "auto", apart=True).returncode == 0
+    assert runs.fit(tmp_path, "--resume", "auto").returncode == 0
     assert runs.run_folders(tmp_path) == [folder]
     assert runs.differing(before[0], runs.state(folder)) == []
     assert runs.rows(folder) == before[1]

@@ -2,15 +2,15 @@
 
 import csv
 import json
+import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import runs
 import torch
 
+import warm
 from lightning_n2uq.cli import main
 from lightning_n2uq.interop import load_official_checkpoint
 from lightning_n2uq.modules import QuantizedClassifier
@@ -85,8 +85,7 @@ def test_a_run_interrupted_in_an_epoch_ends_with_the_weights_of_then(folder):
 
 def test_two_ranks_go_on_with_their_residuals(folder):
     place, arguments = started("two_ranks", "tiny+more")
-    command = [sys.executable, "-m", "lightning_n2uq", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = warm.n2uq(*arguments, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     check_weights(place / "last.ckpt", "two_ranks")
 

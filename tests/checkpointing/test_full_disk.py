@@ -43,7 +43,7 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line(tmp_path, small_disk, who
     ]
     kept += ["--checkpoint.filename", "at-{step}"]
     where = [] if whole_run else ["--checkpoint.dirpath", str(small_disk / "kept")]
-    ended = runs.fit(folder, *kept, *where, apart=True)
+    ended = runs.fit(folder, *kept, *where)
     errors = [line for line in ended.stderr.splitlines() if "error" in line.lower()]
     assert ended.returncode == 2, ended.stderr
     assert len(errors) == 1, ended.stderr
