@@ -26,6 +26,23 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+# Folders of tests that start processes and wait for them.
+WAITING = {"faults", "distributed", "strategies", "checkpointing"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps tests that share a fixture in one worker, and begins with those that wait for processes.
+
+    Otherwise every worker runs the job that such a fixture starts, and the longest ones run last, alone.
+    """
+    for item in items:
+        definitions = [d for same_name in item._fixtureinfo.name2fixturedefs.values() for d in same_name]
+        if shared := [d.baseid for d in definitions if d.baseid and d.scope != "function"]:
+            item.add_marker(pytest.mark.xdist_group(min(shared, key=len)))
+    items.sort(key=lambda item: WAITING.isdisjoint(item.path.parts))
+
+
 # Why a test may be skipped where STRICT_SKIPS is set: what no installation can bring to the machine.
 ALLOWED_SKIPS = (
     "needs a GPU",

@@ -236,3 +236,14 @@ def test_full_precision_passes_values_through() -> None:
     x = torch.randn(5)
     assert activation_quantizer("float", 32)(x) is x
     assert set(quantizers.__all__) <= set(dir(quantizers))
+
+
+def test_pact_gradient_of_the_published_code() -> None:
+    paper, published = PACT(2, clip_init=1.5), PACT(2, clip_init=1.5, gradient="published")
+    x = torch.tensor([-1.0, 0.4, 1.2, 1.5, 7.0])
+    assert torch.equal(paper(x), published(x))
+    grad_x, grads = gradients(published, x)
+    assert grad_x.tolist() == [0, 1, 1, 0, 0]
+    assert grads["clip"].item() == pytest.approx(2 + (0 + 1 / 3 + 2 / 3 + 1 + 1))
+    with pytest.raises(ValueError, match="gradient: got 'exact', allowed are "):
+        PACT(2, gradient="exact")
