@@ -150,7 +150,7 @@ def _automatic(device_type: str, interpreted: bool) -> tuple[Backend, str]:
 
 
 def _obstacle(backend: str, device_type: str, interpreted: bool) -> str | None:
-    """What keeps a backend from running on a kind of device, or None."""
+    """Returns what keeps a backend from running on a kind of device, or None."""
     if backend == "reference":
         return None
     if not _installed(backend):

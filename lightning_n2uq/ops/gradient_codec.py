@@ -16,10 +16,10 @@ def nuq_encode(x: Tensor, form: NUQFormat, seed: int, out: Tensor) -> None:
     """Encodes `x` into `out`.
 
     Args:
-        x: Contiguous 1-D fp32 tensor.
+        x: The gradient, contiguous, 1-D, fp32.
         form: The message format.
-        seed: Seed of the message's random numbers.
-        out: Contiguous uint8 tensor of `form.nbytes(x.numel())` bytes on the same device, overwritten.
+        seed: The seed of the message's random numbers.
+        out: The message, contiguous uint8 `[form.nbytes(x.numel())]` on the same device; overwritten.
     """
     if x.numel():
         load(OP, x.device).encode(x, form, seed, out)
@@ -29,10 +29,10 @@ def nuq_decode_mean(payloads: Tensor, form: NUQFormat, numel: int, out: Tensor) 
     """Decodes `W` messages and averages them into `out`: fp32 sum in row order, divided by `W`.
 
     Args:
-        payloads: uint8 tensor `[W, form.nbytes(numel)]`, rows contiguous.
+        payloads: The messages, uint8 `[W, form.nbytes(numel)]`, rows contiguous.
         form: The message format.
-        numel: Number of coordinates.
-        out: Contiguous fp32 tensor `[numel]` on the same device, overwritten.
+        numel: The number of coordinates.
+        out: The mean, contiguous fp32 `[numel]` on the same device; overwritten.
     """
     if numel:
         load(OP, payloads.device).decode_mean(payloads, form, numel, out)

@@ -1,4 +1,4 @@
-"""The wire format of nonuniformly quantized gradients: what every kernel of the codec agrees on.
+"""The message format of nonuniformly quantized gradients: what every kernel of the codec agrees on.
 
 A message of `n` coordinates in buckets of `d` with `b` bits is, byte for byte,
 
@@ -14,9 +14,11 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
+
+from lightning_n2uq.utils.validation import check, check_choice, check_integer
 
 Family = Literal["float", "uniform", "table"]
 Norm = Literal["l2", "linf"]
@@ -51,31 +53,29 @@ class NUQFormat:
     table: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.bits not in BITS:
-            raise ValueError(f"bits must be one of {BITS}, got {self.bits!r}.")
+        check(self.bits in BITS, "bits", self.bits, f"are {', '.join(map(str, BITS))}")
         size = self.bucket_size
-        if not isinstance(size, int) or size % 8 or not 8 <= size <= MAX_BUCKET_SIZE:
-            raise ValueError(f"bucket_size must be a multiple of 8 in 8..{MAX_BUCKET_SIZE}, got {size!r}.")
-        if self.norm not in ("l2", "linf"):
-            raise ValueError(f"norm must be 'l2' or 'linf', got {self.norm!r}.")
-        if self.family not in ("float", "uniform", "table"):
-            raise ValueError(f"family must be 'float', 'uniform' or 'table', got {self.family!r}.")
-        _check_mantissa(self.family, self.mantissa_bits, self.bits)
+        fits = isinstance(size, int) and size % 8 == 0 and 8 <= size <= MAX_BUCKET_SIZE
+        check(fits, "bucket_size", size, f"is a multiple of 8 from 8 to {MAX_BUCKET_SIZE}")
+        check_choice("norm", self.norm, get_args(Norm))
+        check_choice("family", self.family, get_args(Family))
+        highest = self.bits - 2 if self.family == "float" else 0
+        check_integer("mantissa_bits", self.mantissa_bits, 0, highest)
         _check_table(self.family, self.table, self.top + 1)
 
     @property
     def top(self) -> int:
-        """The highest magnitude code, which stands for level 1."""
+        """Returns the highest magnitude code, which stands for level 1."""
         return (1 << (self.bits - 1)) - 1
 
     @property
     def code_offset(self) -> int:
-        """`float` family: what the code of a level falls short of its leading fp32 bits."""
+        """Returns by how much the code of a level is less than its leading fp32 bits (`float` family)."""
         return (_ONE << self.mantissa_bits) - self.top
 
     @functools.cached_property
     def levels(self) -> tuple[float, ...]:
-        """The `2**(bits - 1)` levels, ascending from 0 to 1, exact in fp32 (`uniform`: rounded to fp32)."""
+        """Returns the `2**(bits - 1)` levels, ascending from 0 to 1, in fp32 (`uniform`: rounded)."""
         if self.family == "table":
             return tuple(_fp32(level) for level in self.table)
         if self.family == "uniform":
@@ -88,30 +88,30 @@ class NUQFormat:
 
     @functools.cached_property
     def inverse_lowest(self) -> float:
-        """`1 / l_1` rounded to fp32 (exact for exponential levels)."""
+        """Returns `1 / l_1` rounded to fp32 (exact for exponential levels)."""
         return _fp32(1.0 / self.levels[1])
 
     def signed_levels(self) -> torch.Tensor:
-        """The value of every code in units of the norm: fp32 `[2**bits]`, the upper half negative."""
+        """Returns every code's value in units of the norm: fp32 `[2**bits]`, the upper half negative."""
         levels = torch.tensor(self.levels, dtype=torch.float32)
         negative = -levels
         negative[0] = 0.0
         return torch.cat([levels, negative])
 
     def num_buckets(self, numel: int) -> int:
-        """How many buckets `numel` coordinates make; the last may be shorter."""
+        """Returns how many buckets `numel` coordinates make; the last may be shorter."""
         return -(-numel // self.bucket_size)
 
     def norm_bytes(self, numel: int) -> int:
-        """Bytes of the norms, which is also where the codes start."""
+        """Returns the bytes of the norms, which is also where the codes start."""
         return 4 * self.num_buckets(numel)
 
     def code_bytes(self, numel: int) -> int:
-        """Bytes of the packed codes."""
+        """Returns the bytes of the packed codes."""
         return -(-numel * self.bits // 8)
 
     def nbytes(self, numel: int) -> int:
-        """Bytes of the whole message."""
+        """Returns the bytes of the whole message."""
         return self.norm_bytes(numel) + self.code_bytes(numel)
 
 
@@ -119,26 +119,11 @@ def _fp32(value: float) -> float:
     return float(torch.tensor(value, dtype=torch.float32).item())
 
 
-def _check_mantissa(family: str, mantissa_bits: int, bits: int) -> None:
-    highest = bits - 2 if family == "float" else 0
-    if not isinstance(mantissa_bits, int) or not 0 <= mantissa_bits <= highest:
-        raise ValueError(
-            f"mantissa_bits must be in 0..{highest} for {family!r} levels of {bits} bits, "
-            f"got {mantissa_bits!r}."
-        )
-
-
 def _check_table(family: str, table: tuple[float, ...], count: int) -> None:
     if family != "table":
-        if table:
-            raise ValueError(
-                f"levels may be listed for the 'table' family only, got {table!r} for {family!r}."
-            )
+        check(not table, "levels", table, f"is an empty list with {family!r} levels")
         return
     rounded = [_fp32(level) for level in table]
     ascending = all(low < high for low, high in itertools.pairwise(rounded))
-    if len(table) != count or rounded[0] != 0.0 or rounded[-1] != 1.0 or not ascending:
-        raise ValueError(
-            f"levels must be {count} strictly ascending numbers from 0 to 1 (distinct in fp32), "
-            f"got {table!r}."
-        )
+    fits = len(table) == count and rounded[0] == 0.0 and rounded[-1] == 1.0 and ascending
+    check(fits, "levels", table, f"are {count} ascending numbers from 0 to 1, distinct in fp32")

@@ -22,7 +22,7 @@ _NO_ENTRY: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": Tru
 
 
 def compiled(function: Function) -> Function:
-    """A kernel, called from Python: compiled at first use for the argument types given.
+    """Returns a kernel, called from Python and compiled at first use for the argument types given.
 
     Strict IEEE arithmetic, no interpreter lock, cached on disk. Where neither the package's folder nor the
     user's cache folder can be written, every process compiles anew. A cached kernel is renewed when its own
@@ -36,24 +36,24 @@ def compiled(function: Function) -> Function:
 
 
 def helper(function: Function) -> Function:
-    """What only kernels call: without an entry from Python, and cached as a part of them."""
+    """Returns what only kernels call: without an entry from Python, and cached as a part of them."""
     return cast("Function", numba.njit(error_model="numpy", **_NO_ENTRY)(function))
 
 
 def summing(function: Function) -> Function:
-    """`helper`, with leave to reorder sums, so that they use the vector units; NaN and infinity keep."""
+    """Returns a `helper` with leave to reorder sums, for the vector units; NaN and infinity keep."""
     options: dict[str, Any] = {"error_model": "numpy", "fastmath": {"reassoc"}, **_NO_ENTRY}
     return cast("Function", numba.njit(**options)(function))
 
 
 def array(x: Tensor) -> Array:
-    """The numpy array that shares memory with a CPU tensor; bfloat16, which numpy lacks, as int16 bits."""
+    """Returns the array that shares memory with a CPU tensor; bfloat16, which numpy lacks, as int16."""
     x = x.detach() if x.requires_grad else x
     return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def padded(values: Array, multiple: int, fill: float) -> Array:
-    """`values` with `fill` appended until their number is a multiple of `multiple`."""
+    """Returns `values` with `fill` appended until their number is a multiple of `multiple`."""
     return np.concatenate([values, np.full(-len(values) % multiple, fill, values.dtype)])
 
 
@@ -61,10 +61,10 @@ def run_chunks(kernel: Callable[..., None], chunks: int, smallest: int, *argumen
     """Calls `kernel(first, last, *arguments)` on ranges that cover the chunks `0 .. chunks - 1`, in parallel.
 
     Args:
-        kernel: made by `compiled`; writes only what belongs to its chunks and never adds across them, so that
+        kernel: Made by `compiled`; writes only what belongs to its chunks and never adds across them, so that
             the number of threads changes no bit.
-        chunks: number of chunks.
-        smallest: fewest chunks worth a thread of their own.
-        *arguments: passed on to every call.
+        chunks: The number of chunks.
+        smallest: The fewest chunks that are worth a thread of their own.
+        *arguments: Passed on to every call.
     """
     run_ranges(lambda first, last: kernel(first, last, *arguments), chunks, smallest)

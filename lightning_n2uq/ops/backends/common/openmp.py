@@ -17,7 +17,7 @@ _forked = False
 
 
 def usable() -> bool:
-    """Whether torch's team can be used: libgomp's is, and only by the process that it was started in."""
+    """Returns whether torch's team can be used: libgomp's can, by the process that it was started in."""
     return not _forked and _library() is not None
 
 
@@ -50,7 +50,7 @@ def run_team(work: Callable[[], None], threads: int) -> None:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """The libgomp that torch has loaded; None where torch uses another OpenMP or none."""
+    """Returns the libgomp that torch has loaded; None where torch uses another OpenMP or none."""
     if not hasattr(os, "RTLD_NOLOAD"):
         return None
     bundled = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
@@ -66,7 +66,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _remember_fork() -> None:
-    """The team's threads do not exist in a forked child; waiting for them would never end."""
+    """Remembers that this is a forked child, where the team's threads do not exist."""
     global _forked
     _forked = True
 

@@ -23,13 +23,13 @@ _MASK64 = 0xFFFFFFFFFFFFFFFF
 
 
 def mix_seed(base: int, rank: int, step: int, tensor_index: int) -> int:
-    """One seed per (run, rank, step, tensor): a 64-bit hash, so that neighbours are unrelated.
+    """Returns one seed per (run, rank, step, tensor): a 64-bit hash, so that neighbours are unrelated.
 
     Args:
         base: The run's seed; any integer, of which 64 bits count.
-        rank: Process rank.
-        step: Optimisation step.
-        tensor_index: Which message of the step.
+        rank: The rank of the process.
+        step: The optimisation step.
+        tensor_index: The number of the message in the step.
 
     Returns:
         An integer in `0 .. 2**64 - 1`.
@@ -41,13 +41,13 @@ def mix_seed(base: int, rank: int, step: int, tensor_index: int) -> int:
 
 
 def message_key(seed: int) -> tuple[int, int]:
-    """The two 32-bit key words `(lo, hi)` of a message; hashing keeps small seeds 0, 1, 2.. apart."""
+    """Returns the 32-bit key words `(lo, hi)` of a message; hashing keeps seeds 0, 1, 2.. apart."""
     key = _finalise64(seed + 0x9E3779B97F4A7C15)
     return key & _MASK32, key >> 32
 
 
 def _finalise64(value: int) -> int:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): a bijection of 64-bit words."""
+    """Applies the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): it maps words one to one."""
     value &= _MASK64
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
@@ -55,13 +55,13 @@ def _finalise64(value: int) -> int:
 
 
 def random_bits(seed: int, num_buckets: int, bucket_size: int, device: torch.device | str = "cpu") -> Tensor:
-    """The random words of a message, for the oracle.
+    """Returns the random words of a message, for the reference.
 
     Args:
-        seed: Seed of the message.
-        num_buckets: How many buckets.
-        bucket_size: Coordinates per bucket.
-        device: Where to compute.
+        seed: The seed of the message.
+        num_buckets: The number of buckets.
+        bucket_size: The number of coordinates per bucket.
+        device: Where the words are computed.
 
     Returns:
         int64 tensor `[num_buckets, bucket_size]` with values in `0 .. 2**32 - 1`.
@@ -75,7 +75,7 @@ def random_bits(seed: int, num_buckets: int, bucket_size: int, device: torch.dev
 
 
 def _mix(x: Tensor, key: Tensor | None = None) -> Tensor:
-    """The 32-bit finaliser on int64 tensors; products wrap in int64, of which the low half is right."""
+    """Applies the 32-bit finaliser to int64 tensors, of whose products the low half is right."""
     x = x & _MASK32
     x = ((x ^ (x >> 16)) * M1) & _MASK32
     if key is not None:

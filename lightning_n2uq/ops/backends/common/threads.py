@@ -59,7 +59,7 @@ def _take_ranges(kernel: Callable[[int, int], None], ranges: deque[tuple[int, in
 
 
 def _workers(count: int) -> ThreadPoolExecutor:
-    """The process's pool of at least `count` threads; threads do not survive a fork, hence the process id."""
+    """Returns the process's pool of at least `count` threads, which do not survive a fork."""
     global _pool, _pool_owner
     with _lock:
         owner, size = _pool_owner
@@ -70,7 +70,7 @@ def _workers(count: int) -> ThreadPoolExecutor:
 
 
 def _forget_after_fork() -> None:
-    """A lock held by another thread at the time of the fork would never be released in the child."""
+    """Replaces the lock: one that another thread held at the fork would never be released in the child."""
     global _lock, _pool
     _lock = threading.Lock()
     _pool = None

@@ -4,7 +4,7 @@
 """Numba kernels of the gradient codec: one pass over the gradient, nothing stored between the steps.
 
 `encode` replaces `encode_reference`, `decode_mean` replaces `decode_mean_reference`; both give the same bits
-as the oracle, for any number of threads. The work is split by buckets. Within a bucket (a few KB, in the
+as the reference, for any number of threads. The work is split by buckets. Within a bucket (a few KB, in the
 first-level cache) short loops follow each other, each of which the compiler vectorises: largest entry, norm,
 codes, packing.
 
@@ -32,7 +32,7 @@ _ABS = np.int32(0x7FFFFFFF)
 
 
 def _bitcast(source, target, width):
-    """An intrinsic that reinterprets the bits of a scalar."""
+    """Returns an intrinsic that reinterprets the bits of a scalar."""
 
     @intrinsic
     def cast(typingctx, value):
@@ -51,7 +51,7 @@ _double_of_bits = _bitcast(types.int64, types.float64, ir.DoubleType())
 
 @numba.njit
 def _mix(x, key):
-    """`rng._mix` on uint32; the casts keep numba from widening to 64 bits."""
+    """Returns `rng._mix` on uint32; the casts keep numba from widening to 64 bits."""
     x = np.uint32(np.uint32(x ^ np.uint32(x >> np.uint32(16))) * _M1)
     x = np.uint32(x ^ key)
     x = np.uint32(np.uint32(x ^ np.uint32(x >> np.uint32(13))) * _M2)
@@ -60,9 +60,9 @@ def _mix(x, key):
 
 @numba.njit
 def _l2_norm(x, largest):
-    """Exact integer sum of squares of 24-bit magnitudes, then fp64 square root, then fp32.
+    """Returns an exact integer sum of squares of 24-bit magnitudes, its fp64 square root, as fp32.
 
-    Scaling by a power of two and truncating gives the oracle's shifted mantissas. The power may exceed
+    Scaling by a power of two and truncating gives the reference's shifted mantissas. The power may exceed
     fp32's range, hence two factors; an intermediate product that underflows is far below 1 and
     truncates to 0.
     """
@@ -80,7 +80,7 @@ def _l2_norm(x, largest):
 
 @numba.njit
 def _norm_bits(x, patterns, l2):
-    """Bit pattern of a bucket's norm: NaN's for non-finite entries, infinity's for a norm beyond fp32."""
+    """Returns the bits of a bucket's norm: NaN's for non-finite entries, infinity's beyond fp32."""
     largest = np.int32(0)
     for j in range(patterns.size):
         largest = max(largest, np.int32(patterns[j] & _ABS))
@@ -90,7 +90,7 @@ def _norm_bits(x, patterns, l2):
 
 
 def _float_loop(exponential):
-    """The loop of the `float` family; without mantissa bits its shifts are constants, which is faster."""
+    """Returns the `float` family's loop; without mantissa bits its shifts are constants, which is faster."""
 
     @numba.njit
     def loop(x, norm, keys, bits, family, codes):
@@ -185,7 +185,7 @@ def _pack(codes, packed, bits):
 
 @numba.njit
 def _join_3bit(word):
-    """Eight bytes of 3 bits each (a 64-bit word) to 24 bits: halves the number of gaps three times."""
+    """Joins eight bytes of 3 bits each (a 64-bit word) to 24 bits: halves the gaps three times."""
     word = (word & np.uint64(0x0007000700070007)) | ((word >> np.uint64(5)) & np.uint64(0x0038003800380038))
     word = (word & np.uint64(0x0000003F0000003F)) | ((word >> np.uint64(10)) & np.uint64(0x00000FC000000FC0))
     return (word & np.uint64(0xFFF)) | ((word >> np.uint64(20)) & np.uint64(0xFFF000))
@@ -193,7 +193,7 @@ def _join_3bit(word):
 
 @numba.njit
 def _split_3bit(word):
-    """Inverse of `_join_3bit`."""
+    """Splits what `_join_3bit` has joined."""
     word = (word & np.uint64(0xFFF)) | ((word & np.uint64(0xFFF000)) << np.uint64(20))
     word = (word & np.uint64(0x0000003F0000003F)) | ((word & np.uint64(0x00000FC000000FC0)) << np.uint64(10))
     return (word & np.uint64(0x0007000700070007)) | ((word & np.uint64(0x0038003800380038)) << np.uint64(5))
@@ -206,7 +206,7 @@ def _bucket_keys(bucket, lo, hi):
 
 
 def _round_bucket(x, norm, keys, bits, family, codes):
-    """Codes of a bucket; which loop is decided by the type of `family`, so that only one is compiled."""
+    """Writes a bucket's codes; the type of `family` decides which loop, so that one is compiled."""
     raise NotImplementedError("only called from compiled code")
 
 
@@ -257,7 +257,7 @@ def _family_argument(form: NUQFormat) -> Any:  # noqa: ANN401  # its type select
 
 @numba.njit
 def _unpack(packed, bits, codes):
-    """Inverse of `_pack` for whole bytes; the rest of the last group of `codes` is left as it was."""
+    """Unpacks what `_pack` has packed; the rest of the last group of `codes` is left as it was."""
     if bits == 4:
         for j in range(packed.size):
             codes[2 * j] = np.uint8(packed[j] & np.uint8(15))
@@ -312,7 +312,7 @@ def _decode_range(norms, packed, first, last, size, bits, levels, out):
 
 
 def encode(x: Tensor, form: NUQFormat, seed: int, out: Tensor) -> None:
-    """See `lightning_n2uq.ops.gradient_codec.nuq_encode`."""
+    """Encodes `x` into `out`; see `lightning_n2uq.ops.gradient_codec.nuq_encode`."""
     numel = x.numel()
     data, message = x.numpy(), out.numpy()
     start = form.norm_bytes(numel)
@@ -332,7 +332,7 @@ def encode(x: Tensor, form: NUQFormat, seed: int, out: Tensor) -> None:
 
 
 def decode_mean(payloads: Tensor, form: NUQFormat, numel: int, out: Tensor) -> None:
-    """See `lightning_n2uq.ops.gradient_codec.nuq_decode_mean`."""
+    """Decodes and averages into `out`; see `lightning_n2uq.ops.gradient_codec.nuq_decode_mean`."""
     rows = payloads.numpy()
     start = form.norm_bytes(numel)
     norms = rows[:, :start].copy().view(np.float32)  # a copy, because rows need not be 4-byte aligned

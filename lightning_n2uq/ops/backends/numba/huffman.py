@@ -15,7 +15,7 @@ _SMALLEST_RANGE = 8  # segments per thread
 
 @numba.njit(nogil=True, cache=True)
 def _count(symbols, counts):
-    """Four tables in turn: equal neighbours would otherwise wait for each other's store."""
+    """Counts in four tables in turn: equal neighbours would otherwise wait for each other's store."""
     whole = symbols.size & ~3
     for j in range(0, whole, 4):
         for k in range(4):
@@ -125,7 +125,7 @@ def _decode_range(data, ends, first, last, table, mask, segment, out, valid):
 
 
 def histogram(symbols: Bytes, alphabet: int) -> npt.NDArray[np.int64]:
-    """How often each symbol occurs: int64 `[alphabet]`."""
+    """Returns how often each symbol occurs, int64 `[alphabet]`."""
     counts = np.zeros((4, 256), dtype=np.int64)
     _count(symbols, counts)
     total: npt.NDArray[np.int64] = counts.sum(axis=0)

@@ -94,13 +94,13 @@ def backward(
 
 
 def chunking(numel: int) -> tuple[int, int]:
-    """Number and size of the chunks: they depend on `numel` alone, so that threads change no bit."""
+    """Returns number and size of the chunks: they depend on `numel` alone, so that threads change no bit."""
     size = max(CHUNK, -(-numel // (MAX_CHUNKS * BLOCK)) * BLOCK)
     return -(-numel // size), size
 
 
 def segment_sums(bins: Array, tables: ThresholdTables, ramped: bool) -> tuple[Tensor, Tensor]:
-    """From sums by number of bounds, `[2 n + 4, 2]`, to the result of `reference.threshold_segment_sums`.
+    """Returns `reference.threshold_segment_sums` from sums by number of bounds, `[2 n + 4, 2]`.
 
     Rows `0 .. 2 n + 1` hold `sum g` and `sum g x`, row `2 n + 2` those of NaN inputs, the last row the sum
     of `g` times the ramp's value, and the number of NaN inputs.
@@ -117,7 +117,7 @@ def segment_sums(bins: Array, tables: ThresholdTables, ramped: bool) -> tuple[Te
 
 
 def surrogate(tables: ThresholdTables, scale_out: Tensor) -> tuple[Array, Array, Grid]:
-    """Merged bounds, the output's slope for every number of bounds below an input, and their grid."""
+    """Returns merged bounds, the output's slope by number of bounds below an input, and their grid."""
     knots, thresholds, slopes = array(tables.knots), array(tables.thresholds), array(tables.slopes)
     bounds = np.empty(knots.size + thresholds.size, knots.dtype)
     bounds[::2], bounds[1::2] = knots, thresholds
@@ -126,24 +126,24 @@ def surrogate(tables: ThresholdTables, scale_out: Tensor) -> tuple[Array, Array,
 
 
 def staircase(bounds: Array, values: Array) -> tuple[Array, Array, Grid]:
-    """Bounds and values as the loops want them (padded to fours with infinity), and the bounds' grid."""
+    """Returns bounds and values as the loops want them (bounds padded with infinity), and a grid."""
     values = np.concatenate([values[:1], padded(values[1:], 4, 0.0)])
     return padded(bounds, 4, np.inf), values, _grid(bounds)
 
 
 def ramps(tables: ThresholdTables) -> Ramps:
-    """Where the ramps begin, their slopes, the output step."""
+    """Returns where the ramps begin, their slopes, the output step."""
     begins = array(tables.ramp_starts)
     return begins, array(tables.ramp_slopes), begins.dtype.type(output_step(begins.size))
 
 
 def scalar(x: Tensor, dtype: torch.dtype) -> Any:  # noqa: ANN401 -- a numpy number of that dtype
-    """The number that a one-element tensor holds."""
+    """Returns the number that a one-element tensor holds."""
     return array(x.to(dtype)).reshape(-1)[0]
 
 
 def _grid(bounds: Array) -> Grid:
-    """Origin, cells per unit, cells and most bounds per cell; no cells where comparing is as good.
+    """Returns origin, cells per unit, cells, most bounds per cell; no cells where comparing is as good.
 
     `bounds` must not be a multiple of four: stepping past the last one reads the infinity behind it.
     """

@@ -21,7 +21,7 @@ LANES = 8  # histograms side by side: neighbours in one bin would wait for each 
 
 @helper
 def select(x: Array, alpha: Number, bounds: Array, values: Array, y: Array) -> None:
-    """`y[i] = values[number of bounds below alpha * x[i]]`, NaN for NaN; `bounds` padded to fours."""
+    """Sets `y[i] = values[number of bounds below alpha * x[i]]`, NaN for NaN; `bounds` padded to fours."""
     a, b, c, d = bounds[0], bounds[1], bounds[2], bounds[3]
     v0, v1, v2, v3, v4 = values[0], values[1], values[2], values[3], values[4]
     for i in range(x.size):
@@ -44,7 +44,7 @@ def select(x: Array, alpha: Number, bounds: Array, values: Array, y: Array) -> N
 
 @helper
 def count_and_select(x: Array, alpha: Number, bounds: Array, values: Array, counts: Array, y: Array) -> None:
-    """`counts[i]` = number of bounds below `alpha * x[i]`, and `y` as in `select`, by the same comparisons.
+    """Sets `counts[i]` to the number of bounds below `alpha * x[i]`, and `y` as in `select`.
 
     Eight bounds at a time, whose values stay in registers; `bounds` is padded to fours.
     """
@@ -101,7 +101,7 @@ def _pass_eight(
 
 @helper
 def _cell(s: Number, origin: Number, per_unit: Number, last: Number) -> np.int32:
-    """Cell of `s`; never decreases with `s`: bounds in earlier cells are below `s`, rounding or not."""
+    """Returns the cell of `s`, which never decreases with `s`: bounds in earlier cells are below `s`."""
     cell = (s - origin) * per_unit
     cell = cell if cell > 0 else 0 * origin
     return np.int32(cell if cell < last else last)
@@ -134,7 +134,7 @@ def search(
     most: int,
     counts: Array,
 ) -> None:
-    """The counts of `count_and_select` by the grid: bounds of earlier cells first, then those of the own."""
+    """Sets the counts of `count_and_select` by the grid: earlier cells' bounds, then those of the own."""
     last = x.dtype.type(cells.size - 1)
     for i in range(x.size):
         counts[i] = cells[_cell(x[i] * alpha, origin, per_unit, last)]
@@ -147,7 +147,7 @@ def search(
 def locate(
     x: Array, alpha: Number, bounds: Array, values: Array, grid: Grid, counts: Array, y: Array
 ) -> None:
-    """`count_and_select`, by the grid where there is one."""
+    """Runs `count_and_select`, by the grid where there is one."""
     origin, per_unit, cells, most = grid
     if cells.size == 0:
         count_and_select(x, alpha, bounds, values, counts, y)
@@ -160,7 +160,7 @@ def locate(
 
 @helper
 def ramp_values(x: Array, alpha: Number, ramps: Ramps, spare: Array, y: Array) -> None:
-    """`reference.ramp_staircase` of one block: finished ramps are counted in `y`, the open one in `spare`."""
+    """Sets `y` to `reference.ramp_staircase`: it counts finished ramps, `spare` holds the open one."""
     begins, slopes, step = ramps
     one, zero = x.dtype.type(1), x.dtype.type(0)
     for i in range(x.size):
@@ -232,7 +232,7 @@ def staircase_chunks(
     grid: Grid,
     y: Array,
 ) -> None:
-    """Chunks `first .. last - 1` of the forward pass."""
+    """Runs chunks `first .. last - 1` of the forward pass."""
     counts = np.empty(BLOCK, np.int32)
     for begin in range(first * size, min(last * size, x.size), BLOCK):
         end = min(begin + BLOCK, x.size)
@@ -246,7 +246,7 @@ def staircase_chunks(
 def ramp_chunks(
     first: int, last: int, size: int, x: Array, alpha: Number, ramps: Ramps, beta: Number, y: Array
 ) -> None:
-    """Chunks `first .. last - 1` of the forward pass with ramps."""
+    """Runs chunks `first .. last - 1` of the forward pass with ramps."""
     spare = np.empty(BLOCK, x.dtype)
     for begin in range(first * size, min(last * size, x.size), BLOCK):
         end = min(begin + BLOCK, x.size)
@@ -272,7 +272,7 @@ def gradient_chunks(
     dx: Array,
     sums: Array,
 ) -> None:
-    """Chunks `first .. last - 1` of the backward pass; `sums[chunk]` is as `numba.threshold` describes."""
+    """Runs chunks `first .. last - 1` of the backward pass; `numba.threshold` describes `sums[chunk]`."""
     rows = sums.shape[1]
     counts = np.empty(BLOCK, np.int32)
     value, spare = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)

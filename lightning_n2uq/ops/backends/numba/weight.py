@@ -59,7 +59,7 @@ def _quantized(weight: Tensor, scale: Tensor, bits: int, factor: float) -> Tenso
 
 @compiled
 def sum_of_magnitudes(values: Array) -> float:
-    """In float64, by eight sums side by side, which vector units hold."""
+    """Returns the sum in float64, by eight sums side by side, which vector units hold."""
     a = b = c = d = e = f = g = h = 0.0
     whole = values.size // 8 * 8
     for i in range(0, whole, 8):
@@ -87,7 +87,7 @@ def _channels(
     magic: Number,
     quantized: Array,
 ) -> None:
-    """Channels `first .. last - 1`; with a `factor` their scales, too.
+    """Quantizes channels `first .. last - 1`; with a `factor`, finds their scales, too.
 
     Adding and subtracting `magic` rounds half to even, in vector units.
     """

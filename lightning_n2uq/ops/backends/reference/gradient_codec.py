@@ -1,4 +1,4 @@
-"""The oracle of the gradient codec: plain torch, any device, one readable expression per rule.
+"""The reference of the gradient codec: plain torch, any device, one readable expression per rule.
 
 Implements the quantizer of NUQSGD (Ramezani-Kebrya et al., JMLR 22(114), 2021, arXiv 1908.06077, section 3)
 on the format of `lightning_n2uq.ops.formats.gradient_codec`. The kernels of the other backends give the
@@ -41,9 +41,9 @@ def encoded(x: Tensor, form: NUQFormat, random: Tensor) -> Tensor:
     """Returns the message of a gradient, 1-D uint8 of `form.nbytes(x.numel())` bytes.
 
     Args:
-        x: 1-D fp32 tensor.
+        x: The gradient, 1-D fp32.
         form: The message format.
-        random: int64 tensor `[num_buckets, bucket_size]` with values in `0 .. 2**32 - 1`.
+        random: Random words in `0 .. 2**32 - 1`, int64 `[num_buckets, bucket_size]`.
     """
     buckets = _to_buckets(x, form.bucket_size)
     norms = bucket_norms(buckets, form.norm)
@@ -75,7 +75,7 @@ def decoded(payload: Tensor, form: NUQFormat, numel: int) -> Tensor:
 
 
 def bucket_norms(buckets: Tensor, norm: str) -> Tensor:
-    """Norms of the rows of an fp32 matrix, as the module's docstring defines them: fp32 `[rows]`."""
+    """Returns the norms of an fp32 matrix's rows, as defined above: fp32 `[rows]`."""
     bits = buckets.view(torch.int32) & _SIGN_CLEAR
     largest = bits.amax(dim=1) if len(bits) else bits.new_zeros(0)
     finite = largest < _INF_BITS
@@ -94,7 +94,7 @@ def _l2_norms(bits: Tensor, largest: Tensor) -> Tensor:
 
 
 def _round(ratio: Tensor, random: Tensor, form: NUQFormat) -> Tensor:
-    """Stochastically rounds fp32 ratios in 0..1 to magnitude codes (int64)."""
+    """Rounds stochastically fp32 ratios in 0..1 to magnitude codes (int64)."""
     if form.family == "float":
         return _round_float(ratio, random, form)
     uniform01 = (random >> 8).float() * 2.0**-24
@@ -134,7 +134,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, numel: int) -> Tensor:
-    """Inverse of `pack`: int64 codes `[numel]` of uint8 `[ceil(numel * bits / 8)]`."""
+    """Unpacks what `pack` has packed: int64 codes `[numel]` of uint8 `[ceil(numel * bits / 8)]`."""
     groups = torch.nn.functional.pad(packed.long(), (0, -len(packed) % bits)).view(-1, bits)
     offsets = torch.arange(bits, device=packed.device) * 8
     words = (groups << offsets).sum(dim=1, keepdim=True)

@@ -5,7 +5,7 @@
 
 `encode` replaces `encode_reference`, `decode_mean` replaces `decode_mean_reference`, with the same bytes and
 bits: norms are exact integer sums, divisions and conversions are the IEEE ones, and fused multiply-adds are
-off because they round once where the oracle rounds twice. Under `TRITON_INTERPRET=1` the kernels run on CPU
+off because they round once where the reference does twice. Under `TRITON_INTERPRET=1` the kernels run on CPU
 tensors, which is how they are tested without a GPU.
 
 Nothing waits for the device.
@@ -34,7 +34,7 @@ _NAN_BITS = tl.constexpr(0x7FC00000)
 
 @triton.jit
 def _magnitudes(x_ptr, start, tile, length, GROUP: tl.constexpr, TILE: tl.constexpr, FULL: tl.constexpr):
-    """Bit patterns of a tile `[TILE / GROUP, GROUP]`, zeros behind the end, and the places in the bucket.
+    """Returns bit patterns of a tile `[TILE / GROUP, GROUP]`, zeros behind the end, and their places.
 
     In a full bucket nothing is behind the end, so that loads are as wide as can be.
     """
@@ -48,14 +48,14 @@ def _magnitudes(x_ptr, start, tile, length, GROUP: tl.constexpr, TILE: tl.conste
 
 @triton.jit
 def _squares(pattern, up, down):
-    """Squares of the magnitudes as whole numbers; `up * down` brings the largest to 24 bits, exactly."""
+    """Returns squares of magnitudes as whole numbers; `up * down` brings the largest to 24 bits."""
     whole = ((pattern & ABS).to(tl.float32, bitcast=True) * up * down).to(tl.int32).to(tl.int64)
     return whole * whole
 
 
 @triton.jit
 def _power_of_two(exponent):
-    """`2**exponent` float32 for exponents of normal numbers."""
+    """Returns `2**exponent`, float32, for exponents of normal numbers."""
     return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
 
 
@@ -64,7 +64,7 @@ def _largest_and_norm(
     x_ptr, held, start, length,
     SIZE: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr, L2: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
-    """Bit patterns of the bucket's largest magnitude and of its norm.
+    """Returns bit patterns of the bucket's largest magnitude and of its norm.
 
     The l2 norm is an exact sum of squares of 24-bit numbers, then an fp64 square root, then fp32. A bucket of
     one tile is `held` already.
@@ -91,7 +91,7 @@ def _largest_and_norm(
 def _store_word(packed_ptr, group, word, length, BITS: tl.constexpr, GROUP_BYTES: tl.constexpr,
     FULL: tl.constexpr, WHOLE: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The bytes of every group of codes, lowest first; as one number where memory allows."""
+    """Writes the bytes of every group of codes, lowest first; as one number where memory allows."""
     if FULL and WHOLE:
         number: tl.constexpr = tl.uint16 if GROUP_BYTES == 2 else tl.uint32
         words_ptr = packed_ptr.to(tl.pointer_type(number), bitcast=True)
@@ -113,7 +113,7 @@ def _encode_bucket(
     MANTISSA: tl.constexpr, GROUP: tl.constexpr, GROUP_BYTES: tl.constexpr, FAST: tl.constexpr,
     LARGEST: tl.constexpr, WHOLE: tl.constexpr, FULL: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Norm, codes and packed bytes of one bucket.
+    """Writes norm, codes and packed bytes of one bucket.
 
     Norms are stored byte by byte, since a message need not begin at a multiple of four.
     """
@@ -161,7 +161,7 @@ def _encode_kernel(
     MANTISSA: tl.constexpr, GROUP: tl.constexpr, GROUP_BYTES: tl.constexpr, FAST: tl.constexpr,
     LARGEST: tl.constexpr, WHOLE: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One bucket; `x_ptr` points to bit patterns (int32). Only the last may have an end within.
+    """Encodes one bucket; `x_ptr` points to bit patterns (int32). Only the last may have an end within.
 
     `LARGEST` is a word of largest codes without signs, `WHOLE` says whether words are stored as one number.
     """
@@ -183,7 +183,7 @@ def _encode_kernel(
 def _value(
     packed_ptr, norms_ptr, levels_ptr, bucket, position, inside, SIZE: tl.constexpr, BITS: tl.constexpr
 ):
-    """Decoded values of a tile of one message."""
+    """Returns decoded values of a tile of one message."""
     norm_bits = tl.load(norms_ptr + bucket)
     finite = (norm_bits >= 0) & (norm_bits < _INF_BITS)  # a negative norm is malformed: NaN, without waiting
     norm = tl.where(finite, norm_bits, _NAN_BITS).to(tl.float32, bitcast=True)
@@ -238,7 +238,7 @@ def _signed_levels(form: NUQFormat, device: torch.device) -> Tensor:
 
 
 def encode(x: Tensor, form: NUQFormat, seed: int, out: Tensor) -> None:
-    """See `lightning_n2uq.ops.gradient_codec.nuq_encode`."""
+    """Encodes `x` into `out`; see `lightning_n2uq.ops.gradient_codec.nuq_encode`."""
     numel = x.numel()
     lo, hi = (word - (word >> 31 << 32) for word in message_key(seed))  # as int32, so that types never change
     group, group_bytes = _GROUPS[form.bits]
@@ -254,7 +254,7 @@ def encode(x: Tensor, form: NUQFormat, seed: int, out: Tensor) -> None:
 
 
 def decode_mean(payloads: Tensor, form: NUQFormat, numel: int, out: Tensor) -> None:
-    """See `lightning_n2uq.ops.gradient_codec.nuq_decode_mean`."""
+    """Decodes and averages into `out`; see `lightning_n2uq.ops.gradient_codec.nuq_decode_mean`."""
     start = form.norm_bytes(numel)
     norms = payloads[:, :start]
     if norms.data_ptr() % 4 or norms.stride(0) % 4:

@@ -27,13 +27,13 @@ MOST_HELD = 16  # bounds, or widths, that a thread holds at a time; more would n
 
 
 def held_bounds(n: int) -> int:
-    """How many of the `n + 1` knots, or the `n` widths, the kernels hold at a time: a power of two."""
+    """Returns how many of the knots, or of the widths, the kernels hold at a time: a power of two."""
     return min(MOST_HELD, int(triton.next_power_of_2(n + 1)))
 
 
 @triton.jit
 def split4(values):
-    """The four columns of `[LANES, 4]`."""
+    """Returns the four columns of `[LANES, 4]`."""
     even, odd = tl.split(tl.reshape(values, [values.shape[0], 2, 2]))
     first, third = tl.split(even)
     second, fourth = tl.split(odd)
@@ -42,20 +42,20 @@ def split4(values):
 
 @triton.jit
 def join4(first, second, third, fourth):
-    """`[LANES, 4]` from its columns."""
+    """Returns `[LANES, 4]` of its columns."""
     return tl.reshape(tl.join(tl.join(first, third), tl.join(second, fourth)), [first.shape[0], 4])
 
 
 @triton.jit
 def load_bounds(bounds_ptr, first, count, HELD: tl.constexpr):
-    """`HELD` of `count` bounds from `first` on; behind the last there is nothing to find."""
+    """Returns `HELD` of `count` bounds from `first` on; behind the last there is nothing to find."""
     k = first + tl.arange(0, HELD)
     return tl.load(bounds_ptr + k, mask=k < count, other=float("inf"))
 
 
 @triton.jit
 def count_below(s, held, bounds_ptr, count, HELD: tl.constexpr, CHUNKS: tl.constexpr):
-    """How many of `count` bounds are below each `s` (NaN: 0), in the dtype of `s`.
+    """Returns how many of `count` bounds are below each `s` (NaN: 0), in the dtype of `s`.
 
     `held` are the first `HELD` bounds, which the caller has loaded once; the others are loaded here.
     """
@@ -68,13 +68,13 @@ def count_below(s, held, bounds_ptr, count, HELD: tl.constexpr, CHUNKS: tl.const
 
 @triton.jit
 def load_pivots(bounds_ptr):
-    """Three of fifteen bounds, for `count_below_fifteen`."""
+    """Returns three of fifteen bounds, for `count_below_fifteen`."""
     return tl.load(bounds_ptr + 3), tl.load(bounds_ptr + 7), tl.load(bounds_ptr + 11)
 
 
 @triton.jit
 def count_below_fifteen(s, low, middle, high, bounds_ptr):
-    """How many of fifteen bounds are below each `s` (NaN: 0), int32.
+    """Returns how many of fifteen bounds are below each `s` (NaN: 0), int32.
 
     The pivots choose three more to compare with.
     """
@@ -88,7 +88,7 @@ def count_below_fifteen(s, low, middle, high, bounds_ptr):
 
 @triton.jit
 def index_of(number):
-    """A small count as int32; in float32 by the low bits of the sum with 2^23, cheaper than a conversion."""
+    """Returns a small count as int32; in float32 by the low bits of its sum with 2^23, which is cheaper."""
     if number.dtype == tl.float32:
         return (number + 8388608.0).to(tl.int32, bitcast=True) & 0xFFFF
     return number.to(tl.int32)
@@ -96,7 +96,7 @@ def index_of(number):
 
 @triton.jit
 def climbed(s, inverse, offset):
-    """`inverse * s + offset`, rounded once and held to 0..1, of equal shapes; 0 for NaN."""
+    """Returns `inverse * s + offset`, rounded once and held to 0..1, of equal shapes; 0 for NaN."""
     if INTERPRETED or s.dtype != tl.float32:
         share = tl.minimum(tl.maximum(tl.fma(s, inverse, offset), 0.0), 1.0).to(s.dtype)
     else:
@@ -119,7 +119,7 @@ def add_climbs(climbs, pull, s, inverse, offset):
 
 @triton.jit
 def add_group(climbs, pull, s, inverse, offset):
-    """`add_climbs` of `[LANES, 4]`, column after column."""
+    """Does `add_climbs` of `[LANES, 4]`, column after column."""
     a0, a1, a2, a3 = split4(pull)
     s0, s1, s2, s3 = split4(s)
     climbs = add_climbs(climbs, a0, s0, inverse, offset)
@@ -130,7 +130,7 @@ def add_group(climbs, pull, s, inverse, offset):
 
 @triton.jit
 def load_shares(tables_ptr, first, n, HELD: tl.constexpr, LANES: tl.constexpr):
-    """`inverse` and `offset` of `HELD` widths from `first` on, for `add_climbs`; behind the last, zeros."""
+    """Returns `inverse` and `offset` of `HELD` widths from `first` on; behind the last, zeros."""
     k = first + tl.arange(0, HELD)
     inverse = tl.load(tables_ptr + INVERSES * (n + 2) + k, mask=k < n, other=0.0)
     offset = tl.load(tables_ptr + OFFSETS * (n + 2) + k, mask=k < n, other=0.0)
@@ -140,7 +140,7 @@ def load_shares(tables_ptr, first, n, HELD: tl.constexpr, LANES: tl.constexpr):
 
 @triton.jit
 def flat_to_zero(pull, v):
-    """`v` where the surrogate climbs; elsewhere, where it may be infinite, 0. NaN stays in `pull`."""
+    """Returns `v` where the surrogate climbs; elsewhere, where it may be infinite, 0. NaN stays in `pull`."""
     return tl.where(pull == 0, 0.0, v).to(v.dtype)
 
 
@@ -161,7 +161,7 @@ def add_values(sums, a):
 
 @triton.jit
 def total(sums):
-    """The sum of `[LANES]`, float64."""
+    """Returns the sum of `[LANES]`, float64."""
     return tl.sum(sums.to(tl.float64), axis=0)
 
 

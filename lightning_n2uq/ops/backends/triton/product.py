@@ -3,7 +3,7 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 """Triton: products that the compiler does not fuse with a sum, and quotients that keep subnormal numbers.
 
-A fused multiply-add rounds once where the oracle rounds twice. Where that matters, a product is written as
+A fused multiply-add rounds once where the reference rounds twice. Where that matters, a product is written as
 one of its own; elsewhere fusing is welcome, and switching it off for a whole kernel (`enable_fp_fusion`)
 makes LLVM turn the counting of comparisons into slower integer code. `tl.div_rn` of Triton before 3.6 takes
 subnormal numbers for zero.
@@ -20,7 +20,7 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 @triton.jit
 def product(a, b):
-    """`a * b` of equal shapes, float32 or float64, rounded on its own."""
+    """Returns `a * b` of equal shapes, float32 or float64, rounded on its own."""
     if INTERPRETED:
         result = a * b
     elif a.dtype == tl.float64:
@@ -36,7 +36,7 @@ def product(a, b):
 
 @triton.jit
 def divided(a, b):
-    """`a / b` of equal shapes, float32 or float64: the IEEE division."""
+    """Returns `a / b` of equal shapes, float32 or float64: the IEEE division."""
     if INTERPRETED or a.dtype == tl.float64:
         result = a / b
     else:

@@ -15,7 +15,7 @@ ABS = tl.constexpr(0x7FFFFFFF)
 
 @triton.jit
 def mix(x, key):
-    """`rng._mix` on uint32."""
+    """Returns `rng._mix` on uint32."""
     x = (x ^ (x >> 16)) * tl.full([], _M1, tl.uint32)
     x = x ^ key
     x = (x ^ (x >> 13)) * tl.full([], _M2, tl.uint32)
@@ -24,13 +24,13 @@ def mix(x, key):
 
 @triton.jit
 def weyl(start, position):
-    """A word per position: a multiple of the golden ratio away from the start."""
+    """Returns a word per position: a multiple of the golden ratio away from the start."""
     return start + position.to(tl.uint32) * tl.full([], _GOLDEN, tl.uint32)
 
 
 @triton.jit
 def quotient_of(pattern, norm):
-    """`|x| / norm`, the IEEE division, faster since all share the divisor: two corrections of an estimate.
+    """Returns `|x| / norm`, the IEEE quotient, by two corrections of an estimate: all share the divisor.
 
     Both are scaled by a power of two first, so that no step leaves the range of normal numbers unless the
     quotient is below 2**-100, where exponential levels round to zero anyway.
@@ -61,7 +61,7 @@ def rounded(
     FAMILY: tl.constexpr,
     MANTISSA: tl.constexpr,
 ):
-    """Magnitude codes (int32) of ratios in 0..1."""
+    """Returns magnitude codes (int32) of ratios in 0..1."""
     TOP: tl.constexpr = (1 << (BITS - 1)) - 1
     uniform01 = (random >> 8).to(tl.int32).to(tl.float32) * (2.0**-24)
     if FAMILY == 0:

@@ -44,7 +44,7 @@ def _floored(raw):
 
 @triton.jit
 def _knots(start_ptr, widths_ptr, lane, N: tl.constexpr):
-    """`t_lane`, added up in order; beyond `t_N` it stays `t_N`."""
+    """Returns `t_lane`, added up in order; beyond `t_N` it stays `t_N`."""
     knot = tl.zeros(lane.shape, tl.float64) + tl.load(start_ptr).to(tl.float64)
     for k in range(N):
         width = _floored(tl.load(widths_ptr + k).to(tl.float64))
@@ -54,7 +54,7 @@ def _knots(start_ptr, widths_ptr, lane, N: tl.constexpr):
 
 @triton.jit
 def _slope_below(widths_ptr, lane, step, N: tl.constexpr):
-    """The surrogate's slope on segment `lane`, the `lane`-th from below; 0 on both flat ends."""
+    """Returns the surrogate's slope on segment `lane`, from below; 0 on both flat ends."""
     rises = (lane > 0) & (lane <= N)
     width = _floored(tl.load(widths_ptr + lane - 1, mask=rises, other=1.0).to(tl.float64))
     return tl.where(rises, 1.0 / width * step, 0.0)
@@ -71,7 +71,7 @@ def _store_records(records_ptr, first, second, third, fourth, index, mask) -> No
 
 @triton.jit
 def record(records_ptr, index):
-    """The four numbers of every record; float32 by two loads of 64 bits."""
+    """Returns the four numbers of every record; float32 by two loads of 64 bits."""
     if records_ptr.dtype.element_ty == tl.float32:
         pairs_ptr = records_ptr.to(tl.pointer_type(tl.int64), bitcast=True) + 2 * index
         low, high = tl.load(pairs_ptr), tl.load(pairs_ptr + 1)
@@ -88,7 +88,7 @@ def record(records_ptr, index):
 def _tables_kernel(
     start_ptr, widths_ptr, alpha_ptr, beta_ptr, out_ptr, ramp_bits, N: tl.constexpr, LANES: tl.constexpr
 ) -> None:
-    """What the kernels need of `ThresholdTables`, in rows of `N + 2` numbers in the order of `ROWS`.
+    """Writes what the kernels need of `ThresholdTables`, in rows of `N + 2` numbers, in `ROWS`' order.
 
     The first row holds both scales. `inverses` and `offsets` give the share of a segment below an input as
     `inverse * s + offset`, held to 0..1. Behind the rows come records of four numbers, four rows for those of
@@ -133,7 +133,7 @@ def _tables_kernel(
 
 @triton.jit
 def _column(sums, column, wanted):
-    """One of the sums, as a number."""
+    """Returns one of the sums, as a number."""
     return tl.sum(tl.where(column == wanted, sums, 0.0), axis=0)
 
 
@@ -169,14 +169,14 @@ def _gradients_kernel(
 
 
 def table_shape(n: int) -> tuple[int, int]:
-    """Rows of `n + 2` numbers; see `ROWS` and `_tables_kernel`."""
+    """Returns the number of rows, and that of a row, `n + 2`; see `ROWS` and `_tables_kernel`."""
     return KNOT_RESTS.value + 1, n + 2
 
 
 def table_rows(
     start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor, dtype: torch.dtype, ramp: float = 0.0
 ) -> Tensor:
-    """The tables of a quantizer, `table_shape`."""
+    """Returns the tables of a quantizer, of shape `table_shape`."""
     out = torch.empty(table_shape(widths.numel()), dtype=dtype, device=widths.device)
     fill_tables(out, (start, widths, scale_in, scale_out), ramp)
     return out
@@ -197,7 +197,7 @@ def fill_tables(out: Tensor, quantizer: tuple[Tensor, Tensor, Tensor, Tensor], r
 
 
 def empty_sums(programs: int, n: int, device: torch.device) -> Tensor:
-    """A row for the sums of every program, `[programs, CLIMBS + n]` float64."""
+    """Returns a row for the sums of every program, `[programs, CLIMBS + n]` float64."""
     return torch.empty(programs, CLIMBS + n, dtype=torch.float64, device=device)
 
 

@@ -1,9 +1,9 @@
 # Compiled functions take no annotations: Triton infers the types of their arguments.
 # ruff: noqa: ANN001, ANN202
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
-"""Triton kernels of the activation quantizer: one pass forward, one pass backward, same bits as the oracle.
+"""Triton kernels of the activation quantizer: one pass forward, one backward, same bits as the reference.
 
-The scaled input is a product of its own, since a multiply-add would round once where the oracle rounds twice.
+The scaled input is a product of its own: a multiply-add would round once where the reference rounds twice.
 The backward pass gives every program a fixed run of tiles and accumulates, per thread, the sums of
 `tables` for up to sixteen widths at a time (a pass more per sixteen widths beyond 4 bits); programs
 leave float64 partial sums, added in fixed order. Under `TRITON_INTERPRET=1` the kernels run on CPU tensors,
@@ -65,7 +65,7 @@ _RESIDENT = {2: 8, 4: 8, 8: 6, 16: 4}  # programs whose registers fit a multipro
 
 @triton.jit
 def _ramp(s, tables_ptr, n):
-    """`reference.ramp_staircase`: finished ramps are counted, the open one is added."""
+    """Returns `reference.ramp_staircase`: finished ramps are counted, the open one is added."""
     begins_ptr, slopes_ptr = tables_ptr + RAMP_STARTS * (n + 2), tables_ptr + RAMP_SLOPES * (n + 2)
     finished, rising = tl.zeros_like(s), tl.zeros_like(s)
     for k in range(n):
@@ -81,7 +81,7 @@ def _count(
     s, held, low, middle, high, bounds_ptr, count,
     HELD: tl.constexpr, CHUNKS: tl.constexpr, FIFTEEN: tl.constexpr,
 ):  # fmt: skip
-    """How many bounds are below each `s` `[LANES, 4]`, int32: of the first fifteen, or of `count`."""
+    """Returns how many bounds are below each `s` `[LANES, 4]`, int32: of the first fifteen, or of `count`."""
     a, b, c, d = split4(s)
     if FIFTEEN:
         index = join4(
@@ -103,7 +103,7 @@ def _count(
 
 @triton.jit
 def _load_centres(tables_ptr, first, n, HELD: tl.constexpr, LANES: tl.constexpr):
-    """Inverse, knot below and what that has lost in rounding, of `HELD` widths; behind the last, zeros."""
+    """Returns inverse, knot below and its rounding error of `HELD` widths; behind the last, zeros."""
     k = first + tl.arange(0, HELD)
     known = k < n
     shape: tl.constexpr = [HELD, LANES]
@@ -119,7 +119,7 @@ def _load_centres(tables_ptr, first, n, HELD: tl.constexpr, LANES: tl.constexpr)
 
 @triton.jit
 def _add_centred(climbs, pull, s, error, inverse, knot, rest):
-    """`add_climbs` for narrow segments: the share below an input is that of its distance to the knot."""
+    """Does `add_climbs` for narrow segments: an input's share is that of its distance to the knot."""
     distance = (tl.broadcast_to(s[None, :], climbs.shape) - knot) + (error[None, :] - rest)
     share = climbed(distance, inverse, tl.zeros_like(distance))
     return tl.fma(share, tl.broadcast_to(pull[None, :], climbs.shape), climbs)
@@ -127,7 +127,7 @@ def _add_centred(climbs, pull, s, error, inverse, knot, rest):
 
 @triton.jit
 def _add_group_centred(climbs, pull, s, error, inverse, knot, rest):
-    """`_add_centred` of `[LANES, 4]`, column after column; `error` is what `s` has lost in rounding."""
+    """Does `_add_centred` of `[LANES, 4]`, column by column; `error` is what `s` lost in rounding."""
     a0, a1, a2, a3 = split4(pull)
     s0, s1, s2, s3 = split4(s)
     e0, e1, e2, e3 = split4(error)
@@ -143,7 +143,7 @@ def _forward_kernel(
     RAMPED: tl.constexpr, HELD: tl.constexpr, CHUNKS: tl.constexpr, FIFTEEN: tl.constexpr,
     LANES: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One tile of the forward pass; tables are in the compute dtype."""
+    """Runs one tile of the forward pass; tables are in the compute dtype."""
     alpha = tl.load(tables_ptr)
     begin = tl.program_id(0).to(tl.int64) * (LANES * 4)
     place = tl.arange(0, LANES)[:, None] * 4 + tl.arange(0, 4)[None, :]
@@ -167,7 +167,7 @@ def _backward_kernel(
     RAMPED: tl.constexpr, WRITES: tl.constexpr, HELD: tl.constexpr, CHUNKS: tl.constexpr,
     FIFTEEN: tl.constexpr, CENTRED: tl.constexpr, LANES: tl.constexpr,
 ) -> None:  # fmt: skip
-    """`tiles` tiles: sums over the widths from `first` on, and with `WRITES` all the rest.
+    """Runs `tiles` tiles: sums over the widths from `first` on, and with `WRITES` all the rest.
 
     What lies behind the end has no gradient, and so adds nothing. `CENTRED` takes shares of narrow segments
     from distances: an inverse width times an input, less as large a number, would lose digits.

@@ -22,7 +22,7 @@ _TILE = 1024
 
 @triton.jit
 def _channel_scale(weight_ptr, row_length, FACTOR: tl.constexpr, TILE: tl.constexpr):
-    """`S` of the channel that begins at `weight_ptr`, float64."""
+    """Returns `S` of the channel that begins at `weight_ptr`, float64."""
     total = tl.zeros([TILE], tl.float64)
     for first in range(0, row_length, TILE):
         column = first + tl.arange(0, TILE)
@@ -33,7 +33,7 @@ def _channel_scale(weight_ptr, row_length, FACTOR: tl.constexpr, TILE: tl.conste
 
 @triton.jit
 def _divisor(scale):
-    """The scale; 1 for a channel of zeros, which has none."""
+    """Returns the scale; 1 for a channel of zeros, which has none."""
     return tl.where(scale == 0, 1.0, scale).to(scale.dtype)
 
 
@@ -42,7 +42,7 @@ def _kernel(
     weight_ptr, quantized_ptr, scale_ptr, row_length,
     N: tl.constexpr, MAGIC: tl.constexpr, FACTOR: tl.constexpr, TILE: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One channel; `scale` is in the compute dtype, and is written if there is a `FACTOR`."""
+    """Quantizes one channel; `scale` is in the compute dtype, and is written if there is a `FACTOR`."""
     channel = tl.program_id(0).to(tl.int64)
     weight_ptr += channel * row_length
     quantized_ptr += channel * row_length
@@ -67,7 +67,7 @@ def _kernel(
 
 @triton.jit
 def _gradient_kernel(grad_ptr, target_ptr, scale_ptr, row_length, TILE: tl.constexpr) -> None:
-    """One channel of the gradient, divided by the scale."""
+    """Divides one channel of the gradient by the scale."""
     channel = tl.program_id(0).to(tl.int64)
     known = tl.load(scale_ptr + channel)
     for first in range(0, row_length, TILE):
