@@ -171,6 +171,3 @@ def _known(value: str, name: str) -> str:
     if value not in CHOICES:
         raise ValueError(f"{name} must be one of {', '.join(CHOICES)}, got {value!r}.")
     return value
-
-
-kernel_for = select

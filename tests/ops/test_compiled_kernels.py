@@ -1,4 +1,4 @@
-"""What Triton makes of the kernels, run without a GPU by an emulator against the oracle."""
+"""What Triton makes of the kernels, run without a GPU by an emulator against the reference."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ from ptx_emulator.device import emulated_gpu
 pytestmark = pytest.mark.compiled
 
 
-def test_compiled_quantizers_equal_the_oracle() -> None:
+def test_compiled_quantizers_equal_the_reference() -> None:
     with emulated_gpu() as gpu:
         triton_cases.check_all()
     assert set(gpu.launches) == {
@@ -35,13 +35,13 @@ def test_compiled_quantizers_equal_the_oracle() -> None:
     }
 
 
-def test_the_compiled_chain_equals_the_oracle() -> None:
+def test_the_compiled_chain_equals_the_reference() -> None:
     with emulated_gpu() as gpu:
         triton_chain_cases.check_all("cpu")
     assert {"_sums_kernel", "_input_kernel", "_rebuild_kernel", "_channels_kernel"} < set(gpu.launches)
 
 
-def test_the_compiled_codec_gives_the_oracles_bytes() -> None:
+def test_the_compiled_codec_gives_the_references_bytes() -> None:
     with emulated_gpu() as gpu:
         test_nuq_kernels.check_triton()
     assert set(gpu.launches) == {"_encode_kernel", "_decode_kernel"}

@@ -1,9 +1,11 @@
-"""Choice of kernels: automatic, by environment, forced, refused."""
+"""Choice of backends: automatic, by environment, forced, refused; one for both passes; equal signatures."""
+
+import inspect
 
 import pytest
 import torch
 
-from lightning_n2uq.ops import dispatch
+from lightning_n2uq.ops import dispatch, threshold_quantize
 
 CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
 
@@ -29,7 +31,7 @@ def test_automatic_choice_follows_the_device(monkeypatch):
     assert dispatch.select("nuq", META) == "reference"
 
 
-def test_missing_packages_fall_back_to_the_oracle(monkeypatch):
+def test_missing_packages_fall_back_to_the_reference(monkeypatch):
     monkeypatch.setattr(dispatch, "_installed", lambda module: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for device, package in ((CPU, "numba"), (CUDA, "triton")):
@@ -75,3 +77,44 @@ def test_report_has_a_reason_for_every_operator():
     lines = dispatch.report()
     assert {line.op for line in lines} >= {"nuq", "threshold_quantize", "quantize_weight"}
     assert all(line.reason for line in lines)
+
+
+MAPS = ["forward", "backward", "empty_map"]
+FUNCTIONS = {
+    "threshold_quantize": ["forward", "backward"],
+    "quantize_weight": ["forward", "by_scale", "gradient"],
+    "packed_activation": [*MAPS, "packed_shape", "codes_for_backward", "ordered", "rebuild"],
+    "residual_block": MAPS,
+    "stem": MAPS,
+    "nuq": ["encode", "decode_mean"],
+}
+
+
+def test_the_functions_of_every_operator_are_listed():
+    assert set(FUNCTIONS) == set(dispatch.MODULES)
+
+
+@pytest.mark.parametrize("backend", ["numba", "triton"])
+@pytest.mark.parametrize("op", sorted(FUNCTIONS))
+def test_every_backend_has_the_functions_of_the_reference_with_its_arguments(op, backend):
+    pytest.importorskip(backend)
+    plain, fast = (dispatch.load(op, CPU, name) for name in ("reference", backend))
+    for function in FUNCTIONS[op]:
+        arguments = [list(inspect.signature(getattr(m, function)).parameters) for m in (plain, fast)]
+        assert arguments[0] == arguments[1], function
+
+
+@pytest.mark.parametrize(("forward", "later"), [("reference", "numba"), ("numba", "reference")])
+def test_the_backward_pass_runs_the_backend_of_the_forward_pass(monkeypatch, forward, later):
+    pytest.importorskip("numba")
+    called = []
+    for name in (forward, later):
+        module = dispatch.load("threshold_quantize", CPU, name)
+        spied = lambda *given, name=name, run=module.backward: (called.append(name), run(*given))[1]  # noqa: E731
+        monkeypatch.setattr(module, "backward", spied)
+    x, one = torch.randn(9, requires_grad=True), torch.ones(1)
+    with dispatch.force(forward):
+        y = threshold_quantize(x, torch.zeros(1), torch.ones(3), one, one)
+    with dispatch.force(later):
+        y.sum().backward()
+    assert called == [forward]

@@ -1,4 +1,4 @@
-"""Fast kernels of the codec against the oracle: equal bytes, equal bits."""
+"""Fast kernels of the codec against the reference: equal bytes, equal bits."""
 
 import itertools
 import os
@@ -55,13 +55,13 @@ def run(kernel: str, x: Tensor, form: NUQFormat, seed: int) -> tuple[Tensor, Ten
 
 
 def assert_same(kernel: str, x: Tensor, form: NUQFormat, seed: int = 3) -> None:
-    for fast, oracle in zip(run(kernel, x, form, seed), run("reference", x, form, seed), strict=True):
+    for fast, reference in zip(run(kernel, x, form, seed), run("reference", x, form, seed), strict=True):
         if fast.dtype == torch.float32:
-            fast, oracle = (
+            fast, reference = (
                 fast.nan_to_num(nan=1.25).view(torch.int32),
-                oracle.nan_to_num(nan=1.25).view(torch.int32),
+                reference.nan_to_num(nan=1.25).view(torch.int32),
             )
-        assert torch.equal(fast, oracle), (kernel, form, x.numel())
+        assert torch.equal(fast, reference), (kernel, form, x.numel())
 
 
 def assert_same_at_any_byte(kernel: str, x: Tensor, device: str = "cpu") -> None:
@@ -76,8 +76,8 @@ def assert_same_at_any_byte(kernel: str, x: Tensor, device: str = "cpu") -> None
                     nuq_encode(x, form, seed, row[first:])
                 nuq_decode_mean(table[:, first:], form, x.numel(), mean)
             results.append((table, mean.nan_to_num(nan=1.25)))
-        for fast, oracle in zip(*results, strict=True):
-            assert torch.equal(fast, oracle), (kernel, form, first)
+        for fast, reference in zip(*results, strict=True):
+            assert torch.equal(fast, reference), (kernel, form, first)
 
 
 def test_numba_at_any_byte():
@@ -86,7 +86,7 @@ def test_numba_at_any_byte():
 
 
 @pytest.mark.parametrize("form", formats(64), ids=lambda f: f"{f.bits}-{f.norm}-{f.family}{f.mantissa_bits}")
-def test_numba_gives_the_oracles_bytes(form):
+def test_numba_gives_the_references_bytes(form):
     pytest.importorskip("numba")
     for numel in LENGTHS:
         assert_same("numba", hard_vector(numel), form)
@@ -169,7 +169,7 @@ def check_triton():
 TRITON_CASES = "import sys; sys.path.insert(0, sys.argv[1]); import test_nuq_kernels as t; t.check_triton()"
 
 
-def test_triton_gives_the_oracles_bytes_under_the_interpreter():
+def test_triton_gives_the_references_bytes_under_the_interpreter():
     from triton_interpreter import need_interpreter
 
     need_interpreter()

@@ -1,4 +1,4 @@
-"""The numba kernels of `threshold_quantize` against the oracle: bits of values, bits of input gradients."""
+"""The numba kernels of `threshold_quantize` against the reference: bits of values and input gradients."""
 
 import subprocess
 import sys
@@ -49,13 +49,13 @@ def test_numba_is_the_cpu_default() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 15, 20, 63, 255])
-def test_kernel_equals_the_oracle(n: int, dtype: torch.dtype) -> None:
+def test_kernel_equals_the_reference(n: int, dtype: torch.dtype) -> None:
     assert_same((torch.randn(3, 1001) + 0.5).to(dtype), parameters(n))
 
 
 @pytest.mark.parametrize("ramp", [0.1, 0.5, 1.0])
 @pytest.mark.parametrize("n", [3, 15])
-def test_ramps_equal_the_oracle(n: int, ramp: float) -> None:
+def test_ramps_equal_the_reference(n: int, ramp: float) -> None:
     assert_same(torch.randn(4097) + 0.5, parameters(n), ramp)
     assert_same(torch.randn(33, dtype=torch.float64) + 0.5, parameters(n, dtype=torch.float64), ramp)
 

@@ -30,7 +30,7 @@ def inputs_away_from_knots(bits: int, parameters: list[Tensor], count: int = 400
 
 
 def h(x: Tensor, start: Tensor, widths: Tensor, scale_in: Tensor, scale_out: Tensor) -> Tensor:
-    """The surrogate, written as a sum of clamped ramps: another form than the oracle's."""
+    """The surrogate, written as a sum of clamped ramps: another form than the reference's."""
     knots = torch.cat([start, start + torch.cumsum(widths, 0)])
     ramps = ((x[..., None] * scale_in - knots[:-1]) / widths).clamp(0, 1)
     return scale_out * 2 / widths.numel() * ramps.sum(-1)
@@ -107,7 +107,7 @@ def test_width_at_the_floor_is_used_as_the_floor_and_gets_no_gradient() -> None:
 
 @pytest.mark.parametrize("ramp", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_operator_equals_the_oracle_with_autograd(bits: int, ramp: float) -> None:
+def test_operator_equals_the_reference_with_autograd(bits: int, ramp: float) -> None:
     params = [p.requires_grad_() for p in parameters(bits)]
     x = torch.randn(5, 7, 3, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn_like(x)

@@ -1,4 +1,4 @@
-"""The Triton kernels of the quantizers, without a GPU: interpreted against the oracle, compiled to PTX."""
+"""The Triton kernels of the quantizers, without a GPU: interpreted against the reference, compiled to PTX."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from lightning_n2uq.ops import quantize_weight, threshold_quantize
 from lightning_n2uq.ops.dispatch import force
 
 
-def test_triton_quantizers_equal_the_oracle_under_the_interpreter() -> None:
+def test_triton_quantizers_equal_the_reference_under_the_interpreter() -> None:
     need_interpreter()
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).with_name("triton_cases.py"))]
@@ -93,7 +93,7 @@ def test_cuda_gives_the_bits_of_the_cpu(bits: int) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_cuda_weights_equal_the_oracle() -> None:
+def test_cuda_weights_equal_the_reference() -> None:
     weight = torch.randn(64, 32, 3, 3, device="cuda")
     results = []
     for kernels in ("reference", "triton"):

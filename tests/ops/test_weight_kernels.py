@@ -1,4 +1,4 @@
-"""The numba kernel of `quantize_weight` against the oracle, bit for bit."""
+"""The numba kernel of `quantize_weight` against the reference, bit for bit."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def assert_same(weight: Tensor, bits: int, gradient: str = "scaled") -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
-def test_kernel_equals_the_oracle(bits: int, dtype: torch.dtype) -> None:
+def test_kernel_equals_the_reference(bits: int, dtype: torch.dtype) -> None:
     assert_same(torch.randn(33, 5, 3, 3).to(dtype), bits)
 
 

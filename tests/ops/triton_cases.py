@@ -1,4 +1,4 @@
-"""The Triton kernels of the quantizers against the oracle, on CPU tensors: interpreted, or emulated."""
+"""The Triton kernels of the quantizers against the reference, on CPU tensors: interpreted, or emulated."""
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ def check_gradients(n: int, programs: int) -> None:
 
 
 def check_weight(weight: Tensor, bits: int, upstream: Tensor | None = None) -> None:
-    """Values and gradients have the oracle's bits."""
+    """Values and gradients have the reference's bits."""
     leaf = weight.requires_grad_()
     if upstream is None:
         upstream = torch.randn(weight.shape).to(weight.dtype)
