@@ -1,4 +1,4 @@
-"""What gradient synchronisation costs, and whether compressing it paid off."""
+"""The cost of gradient synchronisation, and whether compression paid off."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from lightning_n2uq.distributed.probe import time_all_reduce
 from lightning_n2uq.distributed.stats import ExchangeStats, StepStats
 from lightning_n2uq.strategies.nuqsgd import NUQSGDStrategy
+from lightning_n2uq.utils.validation import check_integer
 
 _TOTALS = ("coordinates", "sent_bytes", "full_bytes", "sync_s", "nonfinite")
 
@@ -26,20 +27,18 @@ class CommunicationMonitor(pl.Callback):
     timing one fp32 all-reduce of the gradient's size.
 
     Args:
-        every_n_steps: Log every so many optimiser steps; measuring the error costs one decode.
+        every_n_steps: Optimizer steps between two logs; measuring the error costs one decode.
 
     Attributes:
-        summary: The line, once the fit has ended.
+        summary: That line, once the fit has ended.
 
     Raises:
-        ValueError: If `every_n_steps` is below 1.
-        MisconfigurationException: If the trainer's strategy is not a `NUQSGDStrategy`.
+        ValueError: `every_n_steps` is below 1.
+        MisconfigurationException: The trainer's strategy is not a `NUQSGDStrategy`.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"`every_n_steps` must be at least 1, got {every_n_steps}")
-        self.every_n_steps = every_n_steps
+        self.every_n_steps = check_integer("every_n_steps", every_n_steps, 1)
         self.summary = ""
         self._seen = -1
         self._total = StepStats()
@@ -53,7 +52,7 @@ class CommunicationMonitor(pl.Callback):
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Switches the counters on; with one process there is nothing to count."""
+        """Switches the counters on; a single process has nothing to count."""
         stats = _stats(trainer)
         if stats is not None:
             stats.watch, stats.measure_every = True, self.every_n_steps
@@ -123,12 +122,12 @@ def figures(step: StepStats) -> Mapping[str, float]:
 
 
 def verdict(total: StepStats, steps: int, full_seconds: float) -> str:
-    """Returns one line: does the exchange take less time than an fp32 all-reduce?
+    """Returns one line that says whether the exchange takes less time than an fp32 all-reduce.
 
     Args:
-        total: Sums over the steps.
-        steps: How many.
-        full_seconds: Measured time of one fp32 all-reduce of the gradient.
+        total: The sums over the steps.
+        steps: The number of steps.
+        full_seconds: The measured time of one fp32 all-reduce of the gradient, in seconds.
     """
     ours, full_bytes = total.sync_s / steps, total.full_bytes / steps
     outcome = "paid off" if ours < full_seconds else "did not pay off"

@@ -1,4 +1,4 @@
-"""Keep the entropy of quantized weights and activations high: by scale, and by a penalty."""
+"""A penalty that keeps the entropy of quantized weights and activations high."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from lightning_n2uq.callbacks._common import log_sink
 from lightning_n2uq.callbacks._common.activation_inputs import ActivationInputs
 from lightning_n2uq.callbacks._common.loss_terms import LossTermHandle, attach_loss_term
 from lightning_n2uq.callbacks._common.quantized_layers import QuantizedLayer, matching_layers
-from lightning_n2uq.callbacks._common.timeline import check_interval, check_unit, decay, steps_of
+from lightning_n2uq.callbacks._common.timeline import check_interval, decay, steps_of
 from lightning_n2uq.ops.entropy import entropy_bits, hard_histogram, soft_histogram
 from lightning_n2uq.quantizers import EntropyPreservingWeightQuantizer, Quantizer
 from lightning_n2uq.quantizers.positions import level_position
+from lightning_n2uq.utils.validation import check_choice, check_integer, check_number
 
 _SCHEDULES = ("constant", "linear", "cosine", "exponential")
 
@@ -33,19 +34,19 @@ class EntropyRegularizer(Callback):
     `entropy/mean_weight`, `entropy/mean_activation`, and `entropy/penalty`, what was added to the loss.
 
     Args:
-        weight: Of the penalty on weights; 0: no penalty.
-        activation_weight: Of the same penalty on activation codes; 0: none.
+        weight: The weight of the penalty on weights; 0 for no penalty.
+        activation_weight: The weight of the same penalty on activation codes; 0 for no penalty.
         layers: Shell patterns of the layers that the penalties are summed over.
-        schedule: Factor on both weights: `constant`, or from 0 at `start` to 1 at `end` along `linear`,
+        schedule: The factor on both weights: `constant`, or from 0 at `start` to 1 at `end` along `linear`,
             `cosine` or `exponential` (late and steep).
-        start: See `schedule`.
-        end: See `schedule`.
-        unit: Of `start` and `end`: `fraction` of the run, `epochs` or optimizer `steps`.
-        softness: Ramp width of the soft histogram, above 0 to 1: 1 interpolates between levels, smaller is
-            nearer to the hard histogram, with gradients for fewer weights.
+        start: Where the factor leaves 0.
+        end: Where the factor reaches 1.
+        unit: The unit of `start` and `end`: `fraction` of the run, `epochs` or optimizer `steps`.
+        softness: The ramp width of the soft histogram, above 0 to 1: 1 interpolates between levels, smaller
+            values are nearer to the hard histogram, with gradients for fewer weights.
         no_rescale: Shell patterns of layers whose weights are scaled by `max |W|` instead of the
-            entropy-preserving scale (N2UQ, section 3): the ablation. The checkpoint remembers it.
-        max_samples: Largest number of a layer's inputs per step that the activation penalty looks at.
+            entropy-preserving scale (N2UQ, section 3), for ablations. Checkpoints keep it.
+        max_samples: The largest number of a layer's inputs per step that the activation penalty looks at.
         log_every_n_steps: Optimizer steps between two logs; the first step is logged too.
 
     Raises:
@@ -66,24 +67,15 @@ class EntropyRegularizer(Callback):
         max_samples: int = 16384,
         log_every_n_steps: int = 50,
     ) -> None:
-        for name, value in (("weight", weight), ("activation_weight", activation_weight)):
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name}: got {value!r}, allowed is 0 or more")
-        if schedule not in _SCHEDULES:
-            raise ValueError(f"schedule: got {schedule!r}, allowed are {', '.join(_SCHEDULES)}")
-        check_unit(unit)
         check_interval(start, end, unit)
-        if not 0 < softness <= 1:
-            raise ValueError(f"softness: got {softness!r}, allowed is above 0 and up to 1")
-        for name, count in (("max_samples", max_samples), ("log_every_n_steps", log_every_n_steps)):
-            if count < 1:
-                raise ValueError(f"{name}: got {count!r}, allowed is 1 or more")
-        self.weight, self.activation_weight = weight, activation_weight
+        self.weight = check_number("weight", weight, 0)
+        self.activation_weight = check_number("activation_weight", activation_weight, 0)
         self.patterns, self.no_rescale = tuple(layers), tuple(no_rescale)
-        self.schedule, self.start, self.end, self.unit = schedule, start, end, unit
-        self.softness = softness
-        self.log_every_n_steps = log_every_n_steps
-        self._inputs = ActivationInputs(max_samples, keep_graph=True)
+        self.schedule = check_choice("schedule", schedule, _SCHEDULES)
+        self.start, self.end, self.unit = start, end, unit
+        self.softness = check_number("softness", softness, 0, 1, above=True)
+        self.log_every_n_steps = check_integer("log_every_n_steps", log_every_n_steps, 1)
+        self._inputs = ActivationInputs(check_integer("max_samples", max_samples, 1), keep_graph=True)
         self._layers: list[QuantizedLayer] = []
         self._plain: list[EntropyPreservingWeightQuantizer] = []
         self._handle: LossTermHandle | None = None
@@ -94,11 +86,11 @@ class EntropyRegularizer(Callback):
 
     @property
     def state_key(self) -> str:
-        """Regularizers of different layers may stand side by side."""
+        """Returns a key that tells regularizers of different layers apart."""
         return f"EntropyRegularizer{self.patterns!r}{self.no_rescale!r}"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds the layers, switches their scales and joins the loss; only for training."""
+        """Finds the layers, switches their scales and adds the penalty to the loss, for training only."""
         if stage != "fit":
             return
         self._layers = matching_layers(pl_module, self.patterns, "layers")
@@ -113,18 +105,18 @@ class EntropyRegularizer(Callback):
             self._trainer = trainer
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Once more: a state dict loaded since `setup` brings its own switches."""
+        """Switches the scales again: a state dict loaded since `setup` brings its own switches."""
         self._switch_scales()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Length of the run, for the schedule."""
+        """Reads the length of the run, for the schedule."""
         self._steps_per_unit = 0.0 if self.schedule == "constant" else steps_of(trainer, self.unit)
         self._last_step = -1
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """Looks at the layers' inputs where the penalty or the log needs them."""
+        """Watches the layers' inputs where the penalty or the log needs them."""
         if self.activation_weight > 0:
             self._inputs.watch(self._layers)
 
@@ -140,15 +132,15 @@ class EntropyRegularizer(Callback):
         self._inputs.clear()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leaves the loss."""
+        """Removes the penalty from the loss."""
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leaves the loss: Lightning calls no teardown after an error."""
+        """Removes the penalty from the loss: Lightning calls no teardown after an error."""
         self._release()
 
     def factor(self, step: int) -> float:
-        """What the schedule multiplies both weights by at an optimizer step."""
+        """Returns the factor on both weights at an optimizer step."""
         if self.schedule == "constant":
             return 1.0
         begin, end = self.start * self._steps_per_unit, self.end * self._steps_per_unit
@@ -156,7 +148,7 @@ class EntropyRegularizer(Callback):
         return decay(self.schedule, round(begin + end - step), begin, end) if step > begin else 0.0
 
     def penalty(self) -> Tensor:
-        """`weight * sum (bits - H(W)) + activation_weight * sum (bits - H(x))`, without the schedule; 0-d."""
+        """Returns `weight * sum (bits - H(W)) + activation_weight * sum (bits - H(x))`, 0-d."""
         terms = []
         for layer in self._layers:
             quantizer = layer.weight_quantizer
@@ -210,7 +202,7 @@ class EntropyRegularizer(Callback):
 
 
 def _entropy(quantizer: Quantizer | None, x: Tensor) -> Tensor:
-    """Entropy of the hard codes in bits, 0-d float64."""
+    """Returns the entropy of the hard codes in bits, 0-d float64."""
     if quantizer is None:
         return torch.zeros((), dtype=torch.float64)
     return entropy_bits(hard_histogram(quantizer.codes(x.detach()), quantizer.num_levels))

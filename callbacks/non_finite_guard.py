@@ -1,9 +1,9 @@
-"""Never a silent NaN network at the end of a run: detect, name, and stop, skip or warn."""
+"""A guard against NaN, inf and collapsed quantizers: it names them, and stops, skips or warns."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lightning_n2uq.callbacks._guard import checks
 from lightning_n2uq.callbacks._guard.broken_layer import first_broken_output
 from lightning_n2uq.utils.compat import copy_each
+from lightning_n2uq.utils.validation import check_choice, check_integer
 
 StepAction = Literal["stop", "skip", "warn", "off"]
 StateAction = Literal["stop", "warn", "off"]
@@ -55,19 +56,20 @@ class NonFiniteGuard(Callback):
     of training.
 
     Args:
-        input: NaN or inf in a floating point tensor of the batch.
-        loss: NaN or inf in the training loss.
-        gradient: NaN or inf in a gradient, after ranks were averaged and before clipping.
-        parameter: NaN or inf in a parameter (thresholds included) or a running statistic.
-        floor: Widths of learned thresholds at their floor of 1e-3, where no gradient moves them.
-        constant_batch: All values of a batch of two samples or more are equal.
-        weight: All weights of a layer are equal or zero.
-        max_skips: Optimizer steps skipped in a row before the run stops all the same: error feedback keeps
-            a NaN, and skipping for ever would look like training.
+        input: The action on NaN or inf in a floating point tensor of the batch.
+        loss: The action on NaN or inf in the training loss.
+        gradient: The action on NaN or inf in a gradient, after ranks were averaged and before clipping.
+        parameter: The action on NaN or inf in a parameter (thresholds included) or a running statistic.
+        floor: The action on widths of learned thresholds at their floor of 1e-3, where no gradient moves
+            them.
+        constant_batch: The action on a batch of two samples or more whose values are all equal.
+        weight: The action on a layer whose weights are all equal or zero.
+        max_skips: The largest number of optimizer steps skipped in a row; then the run stops all the same,
+            since error feedback keeps a NaN and skipping forever would look like training.
         every_n_steps: Optimizer steps between two looks at parameters, widths and weights.
 
     Raises:
-        ValueError: If an argument is impossible.
+        ValueError: An argument is impossible.
     """
 
     def __init__(
@@ -87,13 +89,9 @@ class NonFiniteGuard(Callback):
             "constant_batch": constant_batch, "weight": weight,
         }  # fmt: skip
         for kind, action in self.actions.items():
-            allowed = ("stop", "skip", "warn", "off") if kind in _STEP_KINDS else ("stop", "warn", "off")
-            if action not in allowed:
-                raise ValueError(f"{kind}: got {action!r}, allowed {', '.join(allowed)}")
-        for name, value in (("max_skips", max_skips), ("every_n_steps", every_n_steps)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, allowed are integers from 1")
-        self.max_skips, self.every_n_steps = max_skips, every_n_steps
+            check_choice(kind, action, get_args(StepAction if kind in _STEP_KINDS else StateAction))
+        self.max_skips = check_integer("max_skips", max_skips, 1)
+        self.every_n_steps = check_integer("every_n_steps", every_n_steps, 1)
         self.counts: Counter[str] = Counter()  # cases by kind, and skipped steps
         self._warned: set[str] = set()
         self._skips_in_a_row = 0
@@ -105,17 +103,17 @@ class NonFiniteGuard(Callback):
         self._batch: object = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts, and what was warned of already."""
+        """Returns the counts, and what was warned of already."""
         return {"counts": dict(self.counts), "warned": sorted(self._warned), "skips": self._skips_in_a_row}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on counting."""
+        """Continues to count."""
         self.counts = Counter(state_dict["counts"])
         self._warned = set(state_dict["warned"])
         self._skips_in_a_row = state_dict["skips"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judges the weights that training starts from."""
+        """Checks the weights that training starts from."""
         self._fresh, self._last_look = True, -1
         skips = "skip" in self.actions.values()
         self._statistics = checks.norm_statistics(pl_module) if skips else []
@@ -125,7 +123,7 @@ class NonFiniteGuard(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """Remembers running statistics where a step may be skipped, and looks at the batch."""
+        """Remembers running statistics where a step may be skipped, and checks the batch."""
         if self._fresh:
             self._fresh, self._flags = False, {}
             if self._statistics:
@@ -138,7 +136,7 @@ class NonFiniteGuard(Callback):
             self._raise_flag("constant_batch", constant)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Looks at the loss."""
+        """Checks the loss."""
         self._raise_flag("loss", ~torch.isfinite(loss.detach()).all())
 
     def on_before_optimizer_step(
@@ -168,18 +166,18 @@ class NonFiniteGuard(Callback):
             self._skips_in_a_row = 0
 
     def _places(self, trainer: Trainer, pl_module: LightningModule, found: list[str]) -> dict[str, str]:
-        """Where it is, by kind, as far as this rank sees it.
+        """Returns where it is broken, by kind, as far as this rank sees it.
 
-        A loss is broken by what came before it: by parameters or running statistics, or by a layer, which the
-        forward pass of the last batch, run once more, shows. A gradient breaks on the way back, so that the
-        layer nearest to the loss comes first.
+        What came before the loss broke it: parameters, running statistics, or a layer that a repeated forward
+        pass of the last batch shows. A gradient breaks on the way back: the layer nearest to the loss comes
+        first.
         """
         details = {}
         gradients = checks.broken_names(dict(reversed(checks.gradients(pl_module).items())))
         if "gradient" in found and gradients:
             details["gradient"] = gradients
         if "loss" in found:
-            # Replicas' parameters are equal, so that either all ranks run the forward pass once more or none.
+            # Replicas' parameters are equal, so that either all ranks repeat the forward pass or none.
             state = checks.broken_names(checks.parameters(pl_module))
             layer = None if state else first_broken_output(trainer, pl_module, self._batch)
             if state:
@@ -197,25 +195,25 @@ class NonFiniteGuard(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Judges the network now and then."""
+        """Checks the network every `every_n_steps` optimizer steps."""
         self._batch = None
         if self._fresh and trainer.global_step % self.every_n_steps == 0:
             self._judge_state(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judges the network before its scores are believed."""
+        """Checks the network before it is scored."""
         if trainer.state.fn == "fit":
             self._judge_state(trainer, pl_module)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """No checkpoint of a broken network while training."""
+        """Checks the network before a checkpoint of it is written in training."""
         if trainer.training:  # other ranks may be elsewhere, as after an exception: no collective here
             self._judge_state(trainer, pl_module, together=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judges the last step's result and says what was counted."""
+        """Checks the last step's result and reports the counts."""
         self._judge_state(trainer, pl_module)
         if self.counts:
             cases = ", ".join(f"{kind} {count}" for kind, count in sorted(self.counts.items()))
@@ -231,7 +229,7 @@ class NonFiniteGuard(Callback):
             self._flags[kind] = flag if before is None else before | flag
 
     def _agreed(self, trainer: Trainer, pl_module: LightningModule) -> list[str]:
-        """Kinds that any rank found since the last optimizer step: the one read from the device."""
+        """Returns kinds that any rank found since the last optimizer step: the one read from the device."""
         zero = torch.zeros((), dtype=torch.bool, device=pl_module.device)
         row = torch.stack([self._flags.get(kind, zero).to(zero.device) for kind in _STEP_KINDS]).float()
         self._flags = {}
@@ -241,14 +239,14 @@ class NonFiniteGuard(Callback):
 
     @staticmethod
     def _certain(trainer: Trainer, flag: Tensor) -> bool:
-        """Whether the flag is set on any rank."""
+        """Returns whether the flag is set on any rank."""
         number = flag.float()
         if trainer.world_size > 1:
             number = trainer.strategy.reduce(number, reduce_op="max")  # type: ignore[assignment, arg-type]
         return bool(number.item())
 
     def _judge_state(self, trainer: Trainer, pl_module: LightningModule, together: bool = True) -> None:
-        """Replicas are equal but for running statistics, so the network's flag is reduced as well."""
+        """Checks the network, on all ranks together: replicas' running statistics may differ."""
         if self._last_look == trainer.global_step:
             return
         self._last_look = trainer.global_step if together else self._last_look

@@ -17,6 +17,7 @@ from lightning_n2uq.callbacks._common.quantized_layers import matching_layers
 from lightning_n2uq.callbacks._monitor import files, media
 from lightning_n2uq.callbacks._monitor.layer_recorder import LayerRecorder
 from lightning_n2uq.report.layer_record import LayerRecord, mean_metrics
+from lightning_n2uq.utils.validation import check_integer
 
 _LONGEST_HISTORY = 512
 
@@ -44,12 +45,13 @@ class QuantizationMonitor(Callback):
     processes one reduction, so that rank 0 logs counts over all ranks' inputs.
 
     Args:
-        every_n_steps: Optimizer steps between two logs. The first step and the last of every epoch are
+        every_n_steps: Optimizer steps between two logs; the first step and the last of every epoch are
             logged too.
-        layers: Shell patterns of layer names.
-        max_samples: Largest number of a layer's inputs, per rank, that a log looks at.
-        figures_every_n_epochs: How often figures are drawn for loggers that show them; 0: at the end only.
-        dirpath: Folder for the files; None: that of the run (the first logger's).
+        layers: Shell patterns of the names of the layers to watch.
+        max_samples: The largest number of a layer's inputs, per rank, that a log looks at.
+        figures_every_n_epochs: Epochs between two drawings for loggers that show figures; 0 draws only at the
+            end.
+        dirpath: The folder for the files; None takes the run's folder, which is the first logger's.
 
     Raises:
         ValueError: A value is impossible; the message names the argument, the value and what is allowed.
@@ -63,17 +65,12 @@ class QuantizationMonitor(Callback):
         figures_every_n_epochs: int = 0,
         dirpath: str | None = None,
     ) -> None:
-        lowest = {"every_n_steps": (every_n_steps, 1), "max_samples": (max_samples, 1)}
-        lowest["figures_every_n_epochs"] = (figures_every_n_epochs, 0)
-        for name, (value, low) in lowest.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{name}: got {value!r}, allowed are integers from {low}")
-        self.every_n_steps = every_n_steps
+        self.every_n_steps = check_integer("every_n_steps", every_n_steps, 1)
         self.patterns = tuple(layers)
-        self.figures_every_n_epochs = figures_every_n_epochs
+        self.figures_every_n_epochs = check_integer("figures_every_n_epochs", figures_every_n_epochs, 0)
         self.dirpath = dirpath
         self.records: list[LayerRecord] = []
-        self._inputs = ActivationInputs(max_samples)
+        self._inputs = ActivationInputs(check_integer("max_samples", max_samples, 1))
         self._recorder = LayerRecorder([])
         self._folder = Path()
         self._history: list[tuple[int, list[float]]] = []  # step, weight entropies
@@ -82,7 +79,7 @@ class QuantizationMonitor(Callback):
         self._clock = (0, 0.0)  # optimizer steps and seconds at the last log in this epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to log and write what an uninterrupted one would."""
+        """Returns what a resumed run needs to log and write what an uninterrupted one would."""
         return {
             "history": self._history,
             "written_step": self._written_step,
@@ -91,7 +88,7 @@ class QuantizationMonitor(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores them; older checkpoints hold the history only."""
+        """Restores that; older checkpoints hold the history only."""
         self._history = [(step, list(values)) for step, values in state_dict["history"]]
         self._written_step = state_dict.get("written_step", -1)
         self.records = [LayerRecord.from_dict(record) for record in state_dict.get("records", [])]
@@ -107,7 +104,7 @@ class QuantizationMonitor(Callback):
                 media.define_run(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drops snapshots that the interrupted run wrote after its checkpoint: they come again."""
+        """Drops snapshots that the interrupted run wrote after its checkpoint: they are written again."""
         if self._resumed and trainer.is_global_zero:
             files.drop_snapshots_after(self._folder, self._written_step)
         self._resumed = False
@@ -137,7 +134,7 @@ class QuantizationMonitor(Callback):
         log_sink.log_metrics(trainer, self._metrics() | self._speed(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the snapshot; draws where it is time to."""
+        """Writes the snapshot, and draws where it is time."""
         if self._history and self._written_step < self._history[-1][0] and self.records:
             self._written_step = self._history[-1][0]
             if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
@@ -149,23 +146,23 @@ class QuantizationMonitor(Callback):
             self._draw(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Figures and the table of layers."""
+        """Sends figures and the table of layers."""
         if self.records:
             self._draw(trainer)
             media.log_table(trainer, self.records)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the confusion matrix."""
+        """Writes the confusion matrix."""
         if not trainer.sanity_checking and not getattr(trainer, "fast_dev_run", False):
             files.write_confusion(trainer, pl_module, "val", self._folder)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the confusion matrix."""
+        """Writes the confusion matrix."""
         if not getattr(trainer, "fast_dev_run", False):
             files.write_confusion(trainer, pl_module, "test", self._folder)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Takes hooks away."""
+        """Removes the hooks."""
         self._inputs.close()
 
     def _wanted(self, trainer: Trainer, step: int) -> bool:
@@ -193,10 +190,9 @@ class QuantizationMonitor(Callback):
         return {"speed/steps_per_second": rate}
 
     def _remember(self, step: int) -> None:
-        values = [record.metrics().get(f"quant/{record.name}/weight_entropy", 0.0) for record in self.records]
-        self._history.append((step, values))
+        self._history.append((step, [r.scalars().get("weight_entropy", 0.0) for r in self.records]))
         if len(self._history) > _LONGEST_HISTORY:
-            del self._history[1:-1:2]  # ends stay, every other one between them goes
+            del self._history[1:-1:2]  # the ends stay, every other one in between goes
 
     def _draw(self, trainer: Trainer) -> None:
         if not media.takes_images(trainer) or not self.records:

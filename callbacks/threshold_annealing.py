@@ -1,4 +1,4 @@
-"""Lead the quantizers from the surrogate to the hard staircase, from many bits to few, and freeze them."""
+"""Annealing of quantizers from the surrogate to the hard staircase and from many bits to few."""
 
 from __future__ import annotations
 
@@ -10,15 +10,9 @@ from torch.optim import Optimizer
 
 from lightning_n2uq.callbacks._annealing import bit_schedule, freezing
 from lightning_n2uq.callbacks._common.quantized_layers import QuantizedLayer, matching_layers
-from lightning_n2uq.callbacks._common.timeline import (
-    check_curve,
-    check_interval,
-    check_point,
-    check_unit,
-    decay,
-    steps_of,
-)
+from lightning_n2uq.callbacks._common.timeline import CURVES, check_interval, check_point, decay, steps_of
 from lightning_n2uq.quantizers import LearnableThresholdQuantizer
+from lightning_n2uq.utils.validation import check_choice
 
 _ORDERS = ("together", "input_to_output")
 _GRADIENTS = ("surrogate", "ramp")
@@ -37,19 +31,19 @@ class ThresholdAnnealing(Callback):
     Args:
         start: Where `u` leaves 1.
         end: Where `u` reaches 0.
-        unit: Unit of `start`, `end`, `freeze_after` and `bits_at`: `fraction` of the run, `epochs` or
+        unit: The unit of `start`, `end`, `freeze_after` and `bits_at`: `fraction` of the run, `epochs` or
             optimizer `steps`.
-        schedule: `linear`, `cosine` or `exponential`.
+        schedule: The curve from 1 to 0: `linear`, `cosine` or `exponential`.
         order: `together`, or `input_to_output`: each layer takes half of the interval, the first layer the
             first half, the last layer the last half, the others in between.
-        gradient: `surrogate`: that of `h`, whatever `u` is (generalized straight-through). `ramp`: that of
-            `r_u` itself while `u > 0`; fewer and fewer inputs then carry a gradient.
+        gradient: `surrogate` takes the gradient of `h`, whatever `u` is (generalized straight-through);
+            `ramp` takes that of `r_u` itself while `u > 0`, which fewer and fewer inputs then carry.
         layers: Shell patterns of layer names, for example `layer1.*`.
-        freeze_after: From here on thresholds and input scales no longer change, and batch-norm statistics
-            are estimated anew in every epoch, as plain averages over it. None: never.
-        bits: Bit widths one after the other, for example `[8, 4, 2]`; the last has to be the network's own.
+        freeze_after: From where thresholds and input scales no longer change, and batch-norm statistics are
+            estimated anew in every epoch as plain averages over it; None for never.
+        bits: Bit widths in order, for example `[8, 4, 2]`, of which the last has to be the network's own.
             Thresholds of the finer quantizer are mapped onto the coarser one (`map_thresholds`), and
-            `ModelCheckpoint` forgets what was best at another width. None: the width stays.
+            `ModelCheckpoint` forgets what was best at another width. None keeps the width.
         bits_at: Where each of `bits` begins: the first at 0, then increasing.
         bits_of: Whose width changes: `activations`, `weights` or `both`.
 
@@ -71,12 +65,10 @@ class ThresholdAnnealing(Callback):
         bits_at: tuple[float, ...] | None = None,
         bits_of: str = "both",
     ) -> None:
-        check_unit(unit)
         check_interval(start, end, unit)
-        check_curve("schedule", schedule)
-        for name, value, allowed in (("order", order, _ORDERS), ("gradient", gradient, _GRADIENTS)):
-            if value not in allowed:
-                raise ValueError(f"{name}: got {value!r}, allowed are {', '.join(allowed)}")
+        check_choice("schedule", schedule, CURVES)
+        check_choice("order", order, _ORDERS)
+        check_choice("gradient", gradient, _GRADIENTS)
         if freeze_after is not None and check_point("freeze_after", freeze_after, unit) < end:
             raise ValueError(f"freeze_after: got {freeze_after}, allowed is end ({end}) or later")
         self.start, self.end, self.unit, self.schedule = start, end, unit, schedule
@@ -92,7 +84,7 @@ class ThresholdAnnealing(Callback):
 
     @property
     def state_key(self) -> str:
-        """Two annealings of different layers keep their states apart."""
+        """Returns a key that tells annealings of different layers apart."""
         return f"ThresholdAnnealing{self.patterns!r}"
 
     def _arguments(self) -> dict[str, Any]:
@@ -100,7 +92,7 @@ class ThresholdAnnealing(Callback):
         return {**{name: getattr(self, name) for name in names}, "bits": self.bits.as_dict()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The schedule in optimizer steps, the arguments it came from, and whether norms average."""
+        """Returns the schedule in optimizer steps, the arguments it came from, and whether norms average."""
         schedule = {"arguments": self._arguments(), "steps_per_unit": self._steps_per_unit}
         return {**schedule, "averaging": self._batch_norms.active}
 
@@ -128,13 +120,13 @@ class ThresholdAnnealing(Callback):
         """Fixes the schedule in steps, now that the length of the run is known."""
         if self._steps_per_unit is None:
             self._steps_per_unit = steps_of(trainer, self.unit)
-        if self._was_averaging:  # in the middle of an epoch nothing else would go on with it
+        if self._was_averaging:  # in the middle of an epoch nothing else resumes it
             self._batch_norms.resume(pl_module)
             self._was_averaging = False
         self._last_step = -1
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Once frozen, batch-norm statistics begin anew with every epoch."""
+        """Restarts batch-norm statistics with every epoch once thresholds are frozen."""
         if self._frozen(trainer.global_step):
             self._batch_norms.restart(pl_module)
 
@@ -157,12 +149,12 @@ class ThresholdAnnealing(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Takes the gradients of frozen thresholds away: an optimizer leaves such parameters alone."""
+        """Removes the gradients of frozen thresholds, so that the optimizer leaves them alone."""
         if self._frozen(trainer.global_step):
             freezing.drop_gradients([layer.activation_quantizer for layer in self._layers])
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leaves quantizers as deployed, and takes hooks away."""
+        """Leaves quantizers as they are deployed, and removes hooks."""
         for layer in self._layers:
             layer.activation_quantizer.ramp = 0.0  # type: ignore[union-attr]
         self._batch_norms.release()
@@ -171,7 +163,7 @@ class ThresholdAnnealing(Callback):
             self._load_hook = None
 
     def ramps(self, step: int) -> list[float]:
-        """`u` of every annealed layer at an optimizer step, once the run's length is known."""
+        """Returns `u` of every annealed layer at an optimizer step, once the run's length is known."""
         per_unit = self._unit_steps()
         begin, end = self.start * per_unit, self.end * per_unit
         count = len(self._layers)

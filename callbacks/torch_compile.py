@@ -1,19 +1,20 @@
-"""Compile the network with `torch.compile`, and step aside while a callback looks into it."""
+"""The network compiled with `torch.compile`, except while a callback looks into it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from lightning_n2uq.utils import compat
+from lightning_n2uq.utils.compat import cpp_compiler_found, has_hooks, set_compiled_call, uncompiled_call
+from lightning_n2uq.utils.validation import check_choice
 
-_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 _WITH_GRAPHS = ("reduce-overhead", "max-autotune")
 
 
@@ -32,12 +33,12 @@ class TorchCompile(Callback):
     waits for all of its backward pass: compile parts (`modules: ["backbone.layer*"]`) to overlap both.
 
     Args:
-        mode: Of `torch.compile`: `default`, `reduce-overhead`, `max-autotune` or
+        mode: The mode of `torch.compile`: `default`, `reduce-overhead`, `max-autotune` or
             `max-autotune-no-cudagraphs`.
         modules: Shell patterns of names in the LightningModule; of nested matches the outer one is compiled.
-        evaluation: Compile evaluation, too. Scores are then those of the compiled network, not to the last
-            bit those of the layers as written and of their export.
-        backend: Of `torch.compile`.
+        evaluation: Compiles evaluation too. Its scores are then those of the compiled network, which may
+            differ in the last bits from those of the layers as written and of their export.
+        backend: The backend of `torch.compile`.
 
     Raises:
         ValueError: A value is impossible, or no module matches; the message names the argument, the value and
@@ -46,16 +47,13 @@ class TorchCompile(Callback):
 
     def __init__(
         self,
-        mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default",
+        mode: Mode = "default",
         modules: Sequence[str] = ("backbone",),
         evaluation: bool = False,
         backend: str = "inductor",
     ) -> None:
-        if mode not in _MODES:
-            raise ValueError(f"mode: got {mode!r}, allowed are {', '.join(_MODES)}")
-        backends = torch.compiler.list_backends(exclude_tags=())
-        if backend not in backends:
-            raise ValueError(f"backend: got {backend!r}, allowed are {', '.join(backends)}")
+        check_choice("mode", mode, get_args(Mode))
+        check_choice("backend", backend, torch.compiler.list_backends(exclude_tags=()))
         if backend != "inductor" and mode != "default":
             raise ValueError(f"mode: got {mode!r} with backend {backend!r}, allowed is default")
         self.mode, self.evaluation, self.backend = mode, evaluation, backend
@@ -65,7 +63,7 @@ class TorchCompile(Callback):
         self._why = ""  # the last call was not compiled
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Puts the compiled calls in; they are compiled when they come; none for evaluation alone."""
+        """Puts the compiled calls in, which compile at their first use; none for evaluation alone."""
         if stage != "fit" and not self.evaluation:
             return
         if self.mode in _WITH_GRAPHS:
@@ -77,16 +75,14 @@ class TorchCompile(Callback):
             if trainer.strategy.root_device.type != "cuda":
                 rank_zero_warn(f"TorchCompile: {self.mode!r} brings CUDA graphs, there is no CUDA device")
         on_cpu = self.backend == "inductor" and trainer.strategy.root_device.type == "cpu"
-        if on_cpu and not compat.cpp_compiler_found():
-            raise ValueError(
-                "backend: got 'inductor' on the CPU, which needs a C++ compiler, and none is found"
-            )
+        if on_cpu and not cpp_compiler_found():
+            raise ValueError("backend: got 'inductor' on the CPU, which needs a C++ compiler; none is found")
         self._release()
         for name, module in pl_module.named_modules():
             matches = any(fnmatchcase(name, pattern) for pattern in self.patterns)
             if name and matches and not any(module in set(outer.modules()) for outer in self._modules):
                 self._modules.append(module)
-                compat.set_compiled_call(module, self._chosen(name, module))
+                set_compiled_call(module, self._chosen(name, module))
         if not self._modules:
             names = ", ".join(name for name, _ in pl_module.named_children())
             raise ValueError(f"modules: got {list(self.patterns)}, allowed are {names} and their parts")
@@ -94,12 +90,12 @@ class TorchCompile(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """Tells CUDA graphs that the last step's results are done with."""
+        """Tells CUDA graphs that the last step's results are no longer needed."""
         if self.mode in _WITH_GRAPHS:
             torch.compiler.cudagraph_mark_step_begin()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says how many calls were compiled; a warning where none was."""
+        """Reports how many calls ran compiled, with a warning where none did."""
         compiled, other = self.calls["compiled"], self.calls["uncompiled"]
         if other and not compiled:
             rank_zero_warn(f"TorchCompile: nothing ran compiled, the last step because of {self._why}")
@@ -107,19 +103,19 @@ class TorchCompile(Callback):
             rank_zero_info(f"TorchCompile: {compiled} of {compiled + other} calls in training ran compiled")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Takes the compiled calls out."""
+        """Removes the compiled calls."""
         self._release()
 
     def _release(self) -> None:
         for module in self._modules:
-            compat.set_compiled_call(module, None)
+            set_compiled_call(module, None)
         self._modules.clear()
 
     def _chosen(self, name: str, module: nn.Module) -> Callable[..., Any]:
-        """`module`'s call: compiled where that is allowed."""
+        """Returns `module`'s call, compiled where that is allowed."""
         options: dict[str, Any] = {} if self.mode == "default" else {"mode": self.mode}
-        # Sizes are compiled each on its own: a last, smaller batch must not make every size a variable.
-        uncompiled: Callable[..., Any] = compat.uncompiled_call(module)
+        uncompiled = uncompiled_call(module)
+        # Each size is compiled on its own: a last, smaller batch must not make every size a variable.
         compiled = torch.compile(uncompiled, backend=self.backend, dynamic=False, **options)
         parts = {f"{name}.{inner}" if inner else name: part for inner, part in module.named_modules()}
 
@@ -136,9 +132,9 @@ class TorchCompile(Callback):
 
 
 def _obstacles(parts: dict[str, nn.Module]) -> Iterator[str]:
-    """What compiled code would miss, or would be compiled anew for."""
+    """Yields what compiled code would miss, or would be compiled anew for."""
     for name, part in parts.items():
-        if compat.has_hooks(part):
+        if has_hooks(part):
             yield f"hooks on {name}"
         if getattr(part, "ramp", 0.0):
             yield f"the ramp of {name}"

@@ -1,4 +1,4 @@
-"""Bit widths that change during training, and everything that has to hear of it."""
+"""Bit widths that change during training, and what has to follow such a change."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from lightning_n2uq.callbacks._common.timeline import check_point
 from lightning_n2uq.quantizers import Quantizer
 from lightning_n2uq.quantizers.base import check_bits
 from lightning_n2uq.quantizers.bit_width import change_bits
+from lightning_n2uq.utils.validation import check, check_choice
 
 _OF = ("both", "activations", "weights")
 
@@ -27,9 +28,9 @@ class BitSchedule:
     """Widths one after the other and where each begins; no widths, no schedule.
 
     Attributes:
-        widths: Bits.
+        widths: Bit widths in order.
         at: Where each begins, in the callback's unit.
-        of: `both`, `activations` or `weights`.
+        of: Whose width changes: `both`, `activations` or `weights`.
     """
 
     widths: tuple[int, ...]
@@ -45,33 +46,30 @@ class BitSchedule:
         unit: str,
         freeze_after: float | None,
     ) -> BitSchedule:
-        """Checks the arguments of `ThresholdAnnealing`; `ValueError` names the wrong one."""
-        if of not in _OF:
-            raise ValueError(f"bits_of: got {of!r}, allowed are {', '.join(_OF)}")
+        """Returns a schedule of `ThresholdAnnealing`'s arguments; `ValueError` names a wrong one."""
+        check_choice("bits_of", of, _OF)
         if (bits is None) != (bits_at is None) or (bits is not None and not bits):
             raise ValueError(f"bits: got {bits!r} with bits_at {bits_at!r}, allowed is both or none")
         if bits is None or bits_at is None:
             return cls((), (), of)
         points = tuple(check_point("bits_at", point, unit) for point in bits_at)
-        if len(points) != len(bits) or points[0] != 0 or sorted(set(points)) != list(points):
-            raise ValueError(
-                f"bits_at: got {list(bits_at)}, allowed are {len(bits)} increasing points, the first 0"
-            )
-        if freeze_after is not None and points[-1] >= freeze_after:
-            raise ValueError(f"bits_at: got {points[-1]}, allowed is before freeze_after ({freeze_after})")
+        fits = len(points) == len(bits) and points[0] == 0 and sorted(set(points)) == list(points)
+        check(fits, "bits_at", list(bits_at), f"are {len(bits)} increasing points, the first 0")
+        fits = freeze_after is None or points[-1] < freeze_after
+        check(fits, "bits_at", points[-1], f"is before freeze_after ({freeze_after})")
         return cls(tuple(check_bits(width) for width in bits), points, of)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for a checkpoint."""
+        """Returns plain values for a checkpoint."""
         return {"widths": list(self.widths), "at": list(self.at), "of": self.of}
 
     def width_at(self, step: int, steps_per_unit: float) -> int:
-        """Bits at an optimizer step."""
+        """Returns the bit width at an optimizer step."""
         begun = [width for width, at in zip(self.widths, self.at, strict=True) if step >= at * steps_per_unit]
         return begun[-1]
 
     def quantizers(self, layer: QuantizedLayer) -> list[Quantizer]:
-        """The quantizers of a layer whose width changes."""
+        """Returns the quantizers of a layer whose width changes."""
         both = {"weights": layer.weight_quantizer, "activations": layer.activation_quantizer}
         return [q for name, q in both.items() if q is not None and self.of in ("both", name)]
 
@@ -94,7 +92,7 @@ class BitSchedule:
         return replaced if quantizers else None
 
     def target(self, layer: QuantizedLayer, steps: int) -> list[tuple[Quantizer, int]]:
-        """Quantizers of a layer and their width when its activation quantizer has this many steps."""
+        """Returns a layer's quantizers and their width where its activation quantizer has this many steps."""
         return [(quantizer, (steps + 1).bit_length() - 1) for quantizer in self.quantizers(layer)]
 
 
@@ -102,7 +100,7 @@ Target = Callable[[QuantizedLayer, int], list[tuple[Quantizer, int]]]
 
 
 def follow_checkpoints(model: nn.Module, layers: list[QuantizedLayer], target: Target) -> RemovableHandle:
-    """Before a state dict is loaded, gives every layer the width that it was saved with."""
+    """Gives every layer the width that it was saved with, before each state dict is loaded."""
     paths = {module: name for name, module in model.named_modules()}
 
     def adapt(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
@@ -122,7 +120,7 @@ def tell_trainer(
     """Passes a change of width on to optimizers, to DDP and to `ModelCheckpoint`.
 
     Raises:
-        ValueError: The strategy keeps parameters in a form that cannot be exchanged.
+        ValueError: The strategy keeps parameters in a form in which they cannot be replaced.
     """
     if replaced:
         _exchange_in_optimizers(trainer, replaced)
@@ -141,7 +139,7 @@ def _exchange_in_optimizers(trainer: Trainer, replaced: dict[nn.Parameter, nn.Pa
 
 
 def _wrap_again(trainer: Trainer, pl_module: LightningModule) -> None:
-    """DDP's buckets hold the old parameters: build them anew."""
+    """Wraps the module in DDP again, whose buckets hold the old parameters."""
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy):
         strategy.model = pl_module
@@ -152,7 +150,7 @@ def _wrap_again(trainer: Trainer, pl_module: LightningModule) -> None:
 
 
 def _forget_best(trainer: Trainer, callback: ModelCheckpoint) -> None:
-    """A checkpoint that was best at another width is of another network: its score must not stand."""
+    """Forgets the best checkpoints: one of another width is of another network."""
     for path in list(callback.best_k_models):
         trainer.strategy.remove_checkpoint(path)
     callback.best_k_models.clear()

@@ -1,8 +1,9 @@
-"""Freeze thresholds and estimate batch-norm statistics anew, for the last part of training."""
+"""Frozen thresholds and plain averages of batch-norm statistics, for the last part of training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -32,25 +33,26 @@ class BatchNormAverages:
     """
 
     def __init__(self) -> None:
-        self._momenta: dict[BatchNorm, float | None] = {}
+        self._momenta: dict[Any, float | None] = {}  # by batch norm
 
     @property
     def active(self) -> bool:
-        """Whether statistics are plain averages at the moment."""
+        """Returns whether statistics are plain averages at the moment."""
         return bool(self._momenta)
 
     def restart(self, model: nn.Module) -> None:
-        """Forgets the statistics of `model` and averages from here on."""
+        """Forgets the statistics of `model` and averages from now on."""
         self.resume(model)
         for module in self._momenta:
             module.reset_running_stats()
 
     def resume(self, model: nn.Module) -> None:
-        """Goes on averaging where statistics loaded from a checkpoint left off."""
-        for module in model.modules():
-            if isinstance(module, BatchNorm) and module.track_running_stats:
-                self._momenta.setdefault(module, module.momentum)
-                module.momentum = None
+        """Continues to average where statistics loaded from a checkpoint left off."""
+        norms: list[Any] = [module for module in model.modules() if isinstance(module, BatchNorm)]
+        for norm in norms:
+            if norm.track_running_stats:
+                self._momenta.setdefault(norm, norm.momentum)
+                norm.momentum = None
 
     def release(self) -> None:
         """Gives the layers their momentum back; the statistics stay."""

@@ -1,4 +1,4 @@
-"""See what the activation quantizers of chosen layers get, for one step at a time."""
+"""Samples of what the activation quantizers of chosen layers get, for one step at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ActivationInputs:
     never calls it. A layer that runs several times in a step keeps the sample of its last call.
 
     Args:
-        max_samples: Largest number of values kept per layer; more are thinned out evenly.
+        max_samples: The largest number of values kept per layer; more are thinned out evenly.
         keep_graph: Whether the samples stay part of the autograd graph.
     """
 
@@ -29,7 +29,7 @@ class ActivationInputs:
         self._samples: dict[str, tuple[QuantizedLayer, Tensor]] = {}
 
     def watch(self, layers: Iterable[QuantizedLayer]) -> None:
-        """Begins to collect the inputs of those layers that quantize them; does nothing while it does."""
+        """Begins to collect the inputs of those layers that quantize them; a second call does nothing."""
         if self._hooks:
             return
         for layer in layers:
@@ -37,7 +37,7 @@ class ActivationInputs:
                 self._hooks.append(layer.module.register_forward_pre_hook(self._keeper(layer)))
 
     def items(self) -> list[tuple[QuantizedLayer, Tensor]]:
-        """Layers that ran, and their samples (1-D, dtype and device of the input)."""
+        """Returns the layers that ran and their samples, 1-D with dtype and device of the input."""
         return list(self._samples.values())
 
     def clear(self) -> None:
@@ -61,7 +61,7 @@ class ActivationInputs:
 
 
 def thin(x: Tensor, max_samples: int) -> Tensor:
-    """1-D view or copy of at most `max_samples` values of `x`, evenly spaced; all of them where they fit.
+    """Returns at most `max_samples` evenly spaced values of `x`, 1-D; all of them where they fit.
 
     The spacing is odd, so that it does not fall into step with images' even sizes.
     """

@@ -1,4 +1,4 @@
-"""Where the callbacks' scalars go: every logger of the run, from rank 0, with one device transfer."""
+"""Sends the callbacks' scalars to every logger of the run, from rank 0, with one device transfer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def to_floats(metrics: Mapping[str, Tensor | float | int]) -> dict[str, float]:
-    """Python floats of scalars; tensors of one device are fetched together, so that it waits once."""
+    """Returns scalars as Python floats; tensors are fetched together, so that a device is waited for once."""
     tensors = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
     values = torch.stack([v.detach().double() for v in _same_device(tensors)]).tolist() if tensors else []
     fetched = dict(zip(tensors, values, strict=True))
@@ -24,7 +24,7 @@ def _same_device(tensors: Mapping[str, Tensor]) -> list[Tensor]:
 
 
 def last_step(trainer: Trainer) -> int:
-    """Index of the optimizer step just taken, from 0: where Lightning logs what a module logs in it."""
+    """Returns the index of the optimizer step just taken, from 0, as Lightning logs it."""
     return max(trainer.global_step - 1, 0)
 
 

@@ -1,4 +1,4 @@
-"""Add a term to the loss of any LightningModule that returns one."""
+"""Terms that are added to the loss of any LightningModule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Term = Callable[[], "Tensor | None"]
 
 
 class LossTermHandle:
-    """Takes a term away again."""
+    """Removes a term again."""
 
     def __init__(self, pl_module: LightningModule, key: int) -> None:
         self._pl_module = pl_module
@@ -37,9 +37,9 @@ def attach_loss_term(pl_module: LightningModule, term: Term) -> LossTermHandle:
     gradients. What the module logs as its loss stays without the term.
 
     Args:
-        pl_module: With automatic optimization; `training_step` returns a tensor, a dictionary with `loss`,
-            or None (a skipped batch, which gets no term).
-        term: Gives a scalar, or None for nothing to add.
+        pl_module: A module with automatic optimization, whose `training_step` returns a tensor, a dictionary
+            with `loss`, or None (a skipped batch, which gets no term).
+        term: A function that returns a scalar, or None for nothing to add.
 
     Raises:
         ValueError: The module optimizes manually, so that its returned loss is not used.

@@ -1,4 +1,4 @@
-"""Find a model's quantized layers, name them, and choose among them by pattern."""
+"""A model's quantized layers: their names, and a choice among them by pattern."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class QuantizedLayer:
     """A layer and its quantizers.
 
     Attributes:
-        name: Path in the model, without the leading part that all layers share (`backbone.`).
-        module: The layer; its input is what the activation quantizer sees.
+        name: The path in the model, without the leading part that all layers share (`backbone.`).
+        module: The layer, whose input is what the activation quantizer sees.
     """
 
     name: str
@@ -25,18 +25,18 @@ class QuantizedLayer:
 
     @property
     def weight(self) -> Tensor:
-        """The full-precision weight."""
+        """Returns the full-precision weight."""
         weight: Tensor = self.module.weight  # type: ignore[assignment]
         return weight
 
     @property
     def weight_quantizer(self) -> Quantizer | None:
-        """None where the weights stay in full precision."""
+        """Returns the quantizer, or None where the weights stay in full precision."""
         return _quantizer(self.module, "weight_quantizer")
 
     @property
     def activation_quantizer(self) -> Quantizer | None:
-        """None where the input stays in full precision."""
+        """Returns the quantizer, or None where the input stays in full precision."""
         return _quantizer(self.module, "activation_quantizer")
 
 
@@ -46,7 +46,7 @@ def _quantizer(module: nn.Module, attribute: str) -> Quantizer | None:
 
 
 def quantized_layers(model: nn.Module) -> list[QuantizedLayer]:
-    """Layers with a weight or an activation quantizer, in the order of the model's definition."""
+    """Returns layers with a weight or an activation quantizer, in the order of the model's definition."""
     found = {
         name: module
         for name, module in model.named_modules()
@@ -60,11 +60,11 @@ def quantized_layers(model: nn.Module) -> list[QuantizedLayer]:
 
 
 def matching_layers(model: nn.Module, patterns: Sequence[str], argument: str) -> list[QuantizedLayer]:
-    """Quantized layers whose name matches one of the shell patterns (`layer1.*`, `*.conv2`).
+    """Returns quantized layers whose name matches one of the shell patterns (`layer1.*`, `*.conv2`).
 
     Args:
-        model: To search.
-        patterns: Matched against `QuantizedLayer.name`; none match nothing.
+        model: The model to search.
+        patterns: Patterns of `QuantizedLayer.name`; without any nothing matches.
         argument: The user's name for `patterns`, used in errors.
 
     Raises:

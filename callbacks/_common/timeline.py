@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from lightning.pytorch import Trainer
 
+from lightning_n2uq.utils.validation import check_choice, check_number
+
 UNITS = ("fraction", "epochs", "steps")
 
 _SMALLEST = 1e-3  # where an exponential decay is cut off and meets zero
@@ -20,7 +22,7 @@ CURVES: dict[str, Callable[[float], float]] = {
 
 
 def decay(curve: str, step: int, begin: float, end: float) -> float:
-    """Value at optimizer step `step` of a curve that is 1 up to `begin` and exactly 0 from `end` on."""
+    """Returns a curve's value at optimizer step `step`; it is 1 up to `begin` and exactly 0 from `end` on."""
     if step >= end:
         return 0.0
     if step <= begin:
@@ -28,31 +30,14 @@ def decay(curve: str, step: int, begin: float, end: float) -> float:
     return CURVES[curve]((step - begin) / (end - begin))
 
 
-def check_curve(name: str, value: str) -> str:
-    """Returns the name of a curve; `ValueError` for another one."""
-    if value not in CURVES:
-        raise ValueError(f"{name}: got {value!r}, allowed are {', '.join(CURVES)}")
-    return value
-
-
-def check_unit(value: str) -> str:
-    """Returns a unit of time; `ValueError` for another one."""
-    if value not in UNITS:
-        raise ValueError(f"unit: got {value!r}, allowed are {', '.join(UNITS)}")
-    return value
-
-
 def check_point(name: str, value: float, unit: str) -> float:
-    """Returns a point in time, not negative and up to 1 for a fraction; else `ValueError`."""
-    highest = 1.0 if unit == "fraction" else math.inf
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= highest:
-        allowed = "0 to 1 (unit is 'fraction')" if unit == "fraction" else "0 or more"
-        raise ValueError(f"{name}: got {value!r}, allowed is {allowed}")
-    return float(value)
+    """Returns a point in time, not negative and up to 1 for a fraction; raises `ValueError` otherwise."""
+    return float(check_number(name, value, 0, 1 if unit == "fraction" else math.inf))
 
 
 def check_interval(start: float, end: float, unit: str) -> None:
-    """Raises `ValueError` unless `start` and `end` are points in time in this order."""
+    """Raises `ValueError` unless `unit` is one and `start` and `end` are points in time in this order."""
+    check_choice("unit", unit, UNITS)
     check_point("start", start, unit)
     check_point("end", end, unit)
     if start > end:
@@ -60,7 +45,7 @@ def check_interval(start: float, end: float, unit: str) -> None:
 
 
 def steps_of(trainer: Trainer, unit: str) -> float:
-    """Optimizer steps in one unit of time of this run.
+    """Returns the number of optimizer steps in one unit of time of this run.
 
     Raises:
         ValueError: The run has no known length, or its epochs have none.

@@ -1,4 +1,4 @@
-"""Which layer broke the loss: the forward pass of a batch once more, looked at layer by layer."""
+"""The layer that broke the loss, found by repeating the forward pass of a batch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lightning_n2uq.callbacks._guard.checks import broken_flag, floating_tensors
 
 @torch.no_grad()
 def first_broken_output(trainer: Trainer, pl_module: LightningModule, batch: object) -> str | None:
-    """Name of the layer whose output is the first with NaN or inf, as a batch passes through the network.
+    """Returns the name of the first layer whose output has NaN or inf as a batch passes through the network.
 
-    The forward pass of the batch's first floating point tensor runs once more, in the mode the network is
-    in; running statistics and random numbers are as before afterwards. With several ranks all have to
-    call, since layers may talk to one another.
+    The forward pass of the batch's first floating point tensor is repeated in the network's current mode;
+    running statistics and random numbers are restored. All ranks have to call it, since layers may
+    communicate.
 
     Returns:
         A name in `pl_module`; an empty text if no output of a layer is broken; None if it cannot be said,

@@ -17,7 +17,7 @@ _NAMED = 3  # more names would hide the first
 
 
 def floating_tensors(batch: object) -> list[Tensor]:
-    """Floating point tensors in nested tuples, lists and mappings, without empty ones."""
+    """Returns the floating point tensors in nested tuples, lists and mappings, without empty ones."""
     if isinstance(batch, Tensor):
         return [batch] if batch.is_floating_point() and batch.numel() else []
     children: Iterable[Any] = ()
@@ -29,7 +29,7 @@ def floating_tensors(batch: object) -> list[Tensor]:
 
 
 def batch_flags(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Whether a batch holds NaN or inf, and whether it is constant, as 0-dim bool tensors on its device.
+    """Returns whether a batch holds NaN or inf, and whether it is constant, as 0-d bool tensors.
 
     One pass finds smallest and largest value, both of which NaN and inf reach. Constant means that both
     are equal: batch norm then divides by its epsilon only. At least one tensor is needed.
@@ -42,36 +42,36 @@ def batch_flags(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def broken_flag(tensors: Sequence[Tensor]) -> Tensor:
-    """Whether any of the tensors holds NaN or inf, as a 0-dim bool tensor; at least one tensor is needed."""
+    """Returns whether any of the tensors (at least one) holds NaN or inf, as a 0-d bool tensor."""
     full = [tensor.detach() for tensor in tensors if tensor.numel()]  # an empty one has no largest value
     return ~torch.isfinite(get_total_norm(full, norm_type=float("inf")))
 
 
 def suspect_flag(tensors: Sequence[Tensor]) -> Tensor:
-    """`broken_flag` in a third of the time, but also set where the sum of squares overflows."""
+    """Returns `broken_flag` in a third of the time, but also True where the sum of squares overflows."""
     with torch.no_grad():
         return ~torch.isfinite(get_total_norm(tensors, norm_type=2.0))
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
-    """Gradients that are not empty, by parameter name."""
+    """Returns gradients that are not empty, by parameter name."""
     found = ((name, parameter.grad) for name, parameter in module.named_parameters())
     return {name: grad.detach() for name, grad in found if grad is not None and grad.numel()}
 
 
 def norm_statistics(module: nn.Module) -> list[Tensor]:
-    """Buffers of batch norms: running statistics and their counters."""
+    """Returns the buffers of batch norms: running statistics and their counters."""
     norms = (part for part in module.modules() if isinstance(part, BatchNorm))
     return [buffer for norm in norms for buffer in norm.buffers()]
 
 
 def parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters that are not empty, by name."""
+    """Returns parameters that are not empty, by name."""
     return {n: p.detach() for n, p in module.named_parameters() if p.is_floating_point() and p.numel()}
 
 
 def state_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and running statistics that are not empty, by name."""
+    """Returns parameters and running statistics that are not empty, by name."""
     statistics = {id(buffer) for buffer in norm_statistics(module)}
     buffers = {
         name: value.detach()
@@ -82,12 +82,12 @@ def state_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def broken_names(tensors: dict[str, Tensor]) -> str:
-    """Names of tensors with NaN or inf; waits for the device."""
+    """Returns the names of tensors with NaN or inf; waits for the device."""
     return some_names([name for name, value in tensors.items() if not bool(torch.isfinite(value).all())])
 
 
 def collapsed_widths(module: nn.Module) -> list[str]:
-    """Threshold quantizers with widths at the floor, where no gradient moves them; waits for the device."""
+    """Returns quantizers with widths at the floor, where no gradient moves them; waits for the device."""
     found = []
     for name, quantizer in module.named_modules():
         widths = getattr(quantizer, "widths", None)
@@ -99,7 +99,7 @@ def collapsed_widths(module: nn.Module) -> list[str]:
 
 
 def degenerate_weights(module: nn.Module) -> list[str]:
-    """Layers whose weights (two dimensions or more) are all equal or all zero; waits for the device."""
+    """Returns layers whose weights are all equal or all zero; waits for the device."""
     named = [(n, p.detach()) for n, p in module.named_parameters() if p.ndim > 1 and p.numel() > 1]
     if not named:
         return []
@@ -113,6 +113,6 @@ def degenerate_weights(module: nn.Module) -> list[str]:
 
 
 def some_names(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """Returns the first names, and how many more there are."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lightning_n2uq.report import plot_data
 from lightning_n2uq.report.layer_record import ActivationRecord, LayerRecord, shares
-from lightning_n2uq.report.staircase_points import staircase_points, surrogate_points
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _STAIRCASE, _SURROGATE, _FILL = "#1f5fa8", "#d0662a", "#9fb4c8"
@@ -25,35 +24,24 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def staircase_figure(name: str, activation: ActivationRecord) -> Figure:
-    """The learned staircase over the surrogate, the input's histogram beneath (as in N2UQ, Fig. 4)."""
+    """Draws the learned staircase over the surrogate, the input's histogram beneath (as in N2UQ, Fig. 4)."""
     figure = _figure(5, 4.5)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    draw_staircase(upper, activation)
+    if activation.widths:
+        upper.plot(*plot_data.surrogate_points(activation), color=_SURROGATE, linewidth=1, label="surrogate")
+    upper.plot(*plot_data.staircase_points(activation), color=_STAIRCASE, linewidth=1.5, label="staircase")
+    for threshold in activation.thresholds:
+        upper.axvline(threshold, color=_FILL, linewidth=0.5)
     upper.set(title=name, ylabel="output")
     upper.legend(loc="upper left", fontsize="small", frameon=False)
-    _draw_histogram(lower, activation)
-    lower.set(xlabel="scaled input" if activation.thresholds else "input", ylabel="share")
+    middles, heights, width = plot_data.input_bars(activation)
+    lower.bar(middles, heights, width=width, color=_FILL)
+    lower.set(xlabel=plot_data.input_label(activation), ylabel="share")
     return figure
 
 
-def draw_staircase(axes: Axes, activation: ActivationRecord) -> None:
-    """Draws staircase, surrogate and thresholds."""
-    surrogate = surrogate_points(activation)
-    if surrogate is not None:
-        axes.plot(*surrogate, color=_SURROGATE, linewidth=1, label="surrogate")
-    axes.plot(*staircase_points(activation), color=_STAIRCASE, linewidth=1.5, label="staircase")
-    for threshold in activation.thresholds:
-        axes.axvline(threshold, color=_FILL, linewidth=0.5)
-
-
-def _draw_histogram(axes: Axes, activation: ActivationRecord) -> None:
-    width = (activation.high - activation.low) / len(activation.histogram)
-    left = [activation.low + i * width for i in range(len(activation.histogram))]
-    axes.bar(left, shares(activation.histogram), width=width, align="edge", color=_FILL)
-
-
 def usage_figure(records: Sequence[LayerRecord]) -> Figure:
-    """Level usage, one row of bars per layer, weights left and activations right."""
+    """Draws level usage, one row of bars per layer, weights left and activations right."""
     figure = _figure(8, max(2.0, 0.45 * len(records)))
     columns = figure.subplots(len(records), 2, squeeze=False)
     for row, record in zip(columns, records, strict=True):
@@ -68,17 +56,14 @@ def usage_figure(records: Sequence[LayerRecord]) -> Figure:
 
 
 def entropy_map(names: Sequence[str], steps: Sequence[int], values: Sequence[Sequence[float]]) -> Figure:
-    """Entropy by layer (rows, input at the top) and step (columns); `values` is `[steps][layers]`.
-
-    Colours span at least the upper tenth of the range, so that small differences do not look large.
-    """
+    """Draws entropy by layer (rows, input at the top) and step (columns); `values` is `[steps][layers]`."""
     import numpy as np
 
     figure = _figure(8, max(2.0, 0.25 * len(names) + 1))
     axes = figure.subplots()
     table = np.asarray(values).T
-    low = min(table.min(), 0.9 * table.max())
-    image = axes.pcolormesh(np.arange(len(steps) + 1), np.arange(len(names) + 1), table, vmin=low)
+    low, high = plot_data.entropy_range(table.ravel().tolist())
+    image = axes.pcolormesh(np.arange(len(steps) + 1), np.arange(len(names) + 1), table, vmin=low, vmax=high)
     axes.invert_yaxis()
     axes.set_yticks(np.arange(len(names)) + 0.5, names, fontsize="x-small")
     ticks = np.unique(np.linspace(0, len(steps) - 1, 6).round().astype(int))

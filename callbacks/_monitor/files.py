@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,18 +10,14 @@ from lightning.pytorch import LightningModule, Trainer
 from torchmetrics import Metric
 
 from lightning_n2uq.report.layer_record import LayerRecord
-
-SNAPSHOTS = "quantization.jsonl"
-"""One line per epoch: `{"step", "epoch", "layers": [LayerRecord, ..]}`."""
-
-CONFUSION = "confusion.json"
-"""`{"val": matrix, "test": matrix}`, rows are true classes; the last evaluation of each."""
+from lightning_n2uq.report.run_data import CONFUSION, SNAPSHOTS
+from lightning_n2uq.utils.atomic import replacing
 
 
 def run_folder(trainer: Trainer, dirpath: str | None) -> Path:
-    """The folder to write to: `dirpath`, or that of the first logger, or the Trainer's root.
+    """Returns the folder to write to: `dirpath`, or that of the first logger, or the Trainer's root.
 
-    Has to be called on all ranks: Lightning agrees on the logger's folder among them.
+    All ranks have to call it: Lightning agrees on the logger's folder among them.
     """
     return Path(dirpath or trainer.log_dir or trainer.default_root_dir)
 
@@ -40,12 +35,9 @@ def drop_snapshots_after(folder: Path, step: int) -> None:
     path = folder / SNAPSHOTS
     if not path.is_file():
         return
-    lines = [
-        line for line in path.read_text(encoding="ascii").splitlines(keepends=True) if _step(line) <= step
-    ]
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text("".join(lines), encoding="ascii")
-    os.replace(partial, path)
+    lines = path.read_text(encoding="ascii").splitlines(keepends=True)
+    with replacing(path) as partial:
+        partial.write_text("".join(line for line in lines if _step(line) <= step), encoding="ascii")
 
 
 def _step(line: str) -> float:
@@ -58,7 +50,7 @@ def _step(line: str) -> float:
 def write_confusion(trainer: Trainer, pl_module: LightningModule, stage: str, folder: Path) -> None:
     """Writes the confusion matrix of a module that keeps one in a metric called `<stage>_confusion`.
 
-    Has to be called on all ranks: the matrix is summed over them.
+    All ranks have to call it: the matrix is summed over them.
     """
     metrics = [m for name, m in pl_module.named_modules() if name.rpartition(".")[2] == f"{stage}_confusion"]
     if not metrics or not isinstance(metrics[0], Metric) or not metrics[0].update_called:
@@ -66,7 +58,7 @@ def write_confusion(trainer: Trainer, pl_module: LightningModule, stage: str, fo
     matrix = metrics[0].compute().tolist()
     if not trainer.is_global_zero:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / CONFUSION
     known = json.loads(path.read_text(encoding="ascii")) if path.is_file() else {}
-    path.write_text(json.dumps({**known, stage: matrix}, separators=(",", ":")), encoding="ascii")
+    with replacing(path) as partial:
+        partial.write_text(json.dumps({**known, stage: matrix}, separators=(",", ":")), encoding="ascii")

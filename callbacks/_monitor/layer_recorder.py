@@ -17,18 +17,18 @@ from lightning_n2uq.callbacks._monitor.layer_statistics import (
     count_weights,
     parameters_of,
 )
-from lightning_n2uq.ops.tables import WIDTH_FLOOR
 from lightning_n2uq.quantizers import LearnableThresholdQuantizer, Quantizer
 from lightning_n2uq.report.layer_record import ActivationRecord, LayerRecord, WeightRecord
+from lightning_n2uq.report.plot_data import thresholds
 
 _CURVE_POINTS = 257
 
 
 class LayerRecorder:
-    """Remembers the level of every weight between two measurements, one byte each, on the weight's device.
+    """Measures layers; remembers the level of every weight in between, one byte each, on its device.
 
     Args:
-        layers: To measure.
+        layers: The layers to measure.
     """
 
     def __init__(self, layers: Sequence[QuantizedLayer]) -> None:
@@ -36,7 +36,7 @@ class LayerRecorder:
         self._codes: dict[str, Tensor] = {}
 
     def codes(self) -> dict[str, Tensor]:
-        """Levels of the weights at the last measurement by layer name, for a checkpoint."""
+        """Returns the weights' levels at the last measurement by layer name, for a checkpoint."""
         return {name: codes.cpu() for name, codes in self._codes.items()}
 
     def load_codes(self, codes: dict[str, Tensor]) -> None:
@@ -48,11 +48,12 @@ class LayerRecorder:
     def measure(
         self, inputs: dict[str, Tensor], total: Callable[[Tensor], Tensor] | None = None
     ) -> list[LayerRecord]:
-        """Records of all layers.
+        """Returns records of all layers.
 
         Args:
-            inputs: Samples of the layers' inputs by layer name; a layer without one has no such part.
-            total: Sums a vector over ranks; None for one process.
+            inputs: Samples of the layers' inputs by layer name; the record of a layer without one has no
+                activation part.
+            total: A function that sums a vector over ranks; None for one process.
         """
         sampled = [x for x in self.layers if x.name in inputs and x.activation_quantizer is not None]
         counts = [count_activations(x.activation_quantizer, inputs[x.name]).vector() for x in sampled]  # type: ignore[arg-type]
@@ -67,7 +68,7 @@ class LayerRecorder:
         ]
 
     def _fixed(self, layer: QuantizedLayer) -> Tensor:
-        """What is equal on all ranks: counts of weights, then the axis and parameters of the thresholds."""
+        """Returns what is equal on all ranks: counts of weights, the axis, the thresholds' parameters."""
         parts, device = [], layer.weight.device
         if layer.weight_quantizer is not None:
             before = self._codes.get(layer.name)
@@ -82,7 +83,7 @@ class LayerRecorder:
 
 
 def _curve(quantizer: Quantizer, axis: Tensor) -> Tensor:
-    """Values on an even grid over the axis; empty for learned thresholds, which say it all themselves."""
+    """Returns values on an even grid over the axis; none for learned thresholds, which say it all."""
     if isinstance(quantizer, LearnableThresholdQuantizer):
         return axis.new_zeros(0)
     grid = torch.linspace(0, 1, _CURVE_POINTS, device=axis.device) * (axis[1] - axis[0]) + axis[0]
@@ -90,15 +91,11 @@ def _curve(quantizer: Quantizer, axis: Tensor) -> Tensor:
 
 
 def _fetch(vectors: Sequence[Tensor]) -> list[list[float]]:
-    """Python floats of 1-D tensors, copied together per device."""
+    """Returns Python floats of 1-D tensors of one device, which are copied together."""
     if not vectors:
         return []
-    flat = torch.cat(list(vectors)).tolist()
-    result, begin = [], 0
-    for vector in vectors:
-        result.append(flat[begin : begin + vector.numel()])
-        begin += vector.numel()
-    return result
+    flat = torch.cat(list(vectors)).cpu().split([vector.numel() for vector in vectors])
+    return [part.tolist() for part in flat]
 
 
 def _record(layer: QuantizedLayer, fixed: list[float], counts: list[float] | None) -> LayerRecord:
@@ -134,15 +131,6 @@ def _activation_record(quantizer: Quantizer, fixed: list[float], counts: list[fl
         record.curve = rest
         return record
     record.start, record.scale_in, record.scale_out, *record.widths = rest
-    record.thresholds = _thresholds(record.start, record.widths)
+    record.thresholds = thresholds(record.start, record.widths)
     record.widths_at_floor = at_floor(record.widths)
     return record
-
-
-def _thresholds(start: float, widths: list[float]) -> list[float]:
-    thresholds, left = [], start
-    for width in widths:
-        width = max(width, WIDTH_FLOOR)
-        thresholds.append(left + width / 2)
-        left += width
-    return thresholds

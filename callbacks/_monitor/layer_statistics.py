@@ -24,9 +24,9 @@ class ActivationCounts:
     """Counts over the inputs of one layer, float64, still on the device.
 
     Attributes:
-        usage: `[levels]`.
-        clipped: `[2]`, at or below the lower end of the range, at or above the upper end.
-        histogram: `[BINS]`, over `low .. high` of the histogram's axis, ends included.
+        usage: Uses of each level, `[levels]`.
+        clipped: Values at or below the lower end of the range, and at or above its upper end, `[2]`.
+        histogram: Values in each bin of the histogram's axis, those beyond its ends included, `[BINS]`.
     """
 
     usage: Tensor
@@ -34,26 +34,26 @@ class ActivationCounts:
     histogram: Tensor
 
     def vector(self) -> Tensor:
-        """All counts, 1-D."""
+        """Returns all counts, 1-D."""
         return torch.cat([self.usage, self.clipped, self.histogram])
 
     @classmethod
     def from_vector(cls, vector: Tensor) -> ActivationCounts:
-        """Inverse of `vector`."""
+        """Inverts `vector`."""
         levels = vector.numel() - 2 - BINS
         usage, clipped, histogram = vector.split([levels, 2, BINS])
         return cls(usage, clipped, histogram)
 
 
 def count_levels(position: Tensor, num_levels: int) -> Tensor:
-    """Uses of each level `[num_levels]` float64; without a bincount, which would wait for a GPU."""
+    """Returns uses of each level `[num_levels]` float64; a bincount would wait for the GPU."""
     index = position.nan_to_num().round().clamp(0, num_levels - 1).long().flatten()
     ones = torch.ones((), dtype=torch.float64, device=index.device).expand(index.numel())
     return torch.zeros(num_levels, dtype=torch.float64, device=index.device).scatter_add_(0, index, ones)
 
 
 def axis_range(quantizer: Quantizer, device: torch.device) -> Tensor:
-    """`[low, high]` of the histogram's axis, float64: the quantizer's range and a margin.
+    """Returns `[low, high]` of the histogram's axis, float64: the quantizer's range and a margin.
 
     For learned thresholds the axis is the scaled input `alpha x`, for others the input itself.
     """
@@ -67,7 +67,7 @@ def axis_range(quantizer: Quantizer, device: torch.device) -> Tensor:
 
 
 def count_activations(quantizer: Quantizer, x: Tensor) -> ActivationCounts:
-    """Counts over a sample `x` of a layer's inputs."""
+    """Returns counts over a sample `x` of a layer's inputs."""
     position = level_position(quantizer, x)
     top = quantizer.num_levels - 1
     clipped = torch.stack([(position <= 0).sum(), (position >= top).sum()]).double()
@@ -79,11 +79,11 @@ def count_activations(quantizer: Quantizer, x: Tensor) -> ActivationCounts:
 
 
 def count_weights(layer: QuantizedLayer, before: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Counts over a layer's weights, and their level indices.
+    """Returns counts over a layer's weights, and their level indices.
 
     Args:
-        layer: With a weight quantizer.
-        before: Level indices of an earlier call, or None.
+        layer: A layer with a weight quantizer.
+        before: The level indices of an earlier call, or None.
 
     Returns:
         `[levels + 3]` float64: uses of each level, number of clipped weights, number that changed level
@@ -105,7 +105,7 @@ def count_weights(layer: QuantizedLayer, before: Tensor | None) -> tuple[Tensor,
 
 
 def parameters_of(quantizer: Quantizer | None) -> Tensor:
-    """`start`, `scale_in`, `scale_out` and all widths of a learned-threshold quantizer, 1-D float64."""
+    """Returns `start`, `scale_in`, `scale_out` and all widths of learned thresholds, 1-D float64."""
     if not isinstance(quantizer, LearnableThresholdQuantizer):
         return torch.zeros(0, dtype=torch.float64)
     parts = (quantizer.start, quantizer.scale_in, quantizer.scale_out, quantizer.widths)
@@ -113,5 +113,5 @@ def parameters_of(quantizer: Quantizer | None) -> Tensor:
 
 
 def at_floor(widths: list[float]) -> int:
-    """Number of widths that no gradient can move any more."""
+    """Returns the number of widths that no gradient can move any more."""
     return sum(width <= WIDTH_FLOOR for width in widths)

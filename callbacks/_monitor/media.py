@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-import subprocess
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +12,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lightning_n2uq._version import __version__
 from lightning_n2uq.callbacks._common.log_sink import last_step
 from lightning_n2uq.report.layer_record import LayerRecord
+from lightning_n2uq.utils.version import UNKNOWN, __version__, git_revision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,12 +28,12 @@ _BEST = {"val/acc": "max", "val/loss": "min"}
 
 
 def wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
-    """W&B loggers of the run, on rank 0; none elsewhere."""
+    """Returns the W&B loggers of the run, on rank 0; none elsewhere."""
     return [x for x in trainer.loggers if isinstance(x, WandbLogger)] if trainer.is_global_zero else []
 
 
 def takes_images(trainer: Trainer) -> bool:
-    """Whether a logger of the run, on this rank, can show images, and matplotlib is there to draw them."""
+    """Returns whether this rank has a logger that can show images, and matplotlib to draw them."""
     kinds = (WandbLogger, TensorBoardLogger)
     if not trainer.is_global_zero or not any(isinstance(logger, kinds) for logger in trainer.loggers):
         return False
@@ -60,28 +58,18 @@ def define_run(trainer: Trainer) -> None:
 
 
 def code_version() -> dict[str, str]:
-    """Versions of this package, torch and Python, and the package's commit where it lies in a repository."""
+    """Returns versions of this package, torch and Python, and the commit of a package in a git checkout."""
     versions = {
         "lightning_n2uq": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    folder = Path(__file__).resolve().parent
-    try:
-        git = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return versions
-    return {**versions, "commit": git.stdout.strip()}
+    revision = git_revision()
+    return versions if revision == UNKNOWN else {**versions, "commit": revision}
 
 
 def log_histograms(trainer: Trainer, records: Iterable[LayerRecord]) -> None:
-    """Histograms of the layers' inputs, for W&B."""
+    """Sends histograms of the layers' inputs to W&B."""
     loggers = wandb_loggers(trainer)
     if not loggers:
         return
@@ -101,8 +89,8 @@ def log_histograms(trainer: Trainer, records: Iterable[LayerRecord]) -> None:
 
 
 def log_table(trainer: Trainer, records: Sequence[LayerRecord]) -> None:
-    """Table of layers with all scalars, for W&B."""
-    rows = [{k.rpartition("/")[2]: v for k, v in record.metrics().items()} for record in records]
+    """Sends a table of layers with all scalars to W&B."""
+    rows = [record.scalars() for record in records]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for logger in wandb_loggers(trainer):
         data = [
@@ -125,7 +113,7 @@ def log_figure(trainer: Trainer, name: str, figure: Figure) -> None:
 
 
 def rasterize(figure: Figure) -> np.ndarray:
-    """Pixels `[height, width, 3]` uint8."""
+    """Returns the pixels `[height, width, 3]` uint8 of a figure."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

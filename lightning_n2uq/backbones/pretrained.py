@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from lightning_n2uq.backbones.mobilenet_v2 import MobileNetV2
 from lightning_n2uq.layers import BiasedPReLU
 from lightning_n2uq.quantizers import Quantizer
-
-TORCHVISION = "torchvision/"
+from lightning_n2uq.utils.torchvision_models import TORCHVISION, default_weights, downloading
 
 _FIRST_BOTTLENECK = {"0.0": "conv2", "0.1": "bn2", "1": "conv3", "2": "bn3"}
 _BOTTLENECK = {"0.0": "conv1", "0.1": "bn1", "1.0": "conv2", "1.1": "bn2", "2": "conv3", "3": "bn3"}
@@ -24,16 +23,16 @@ _CONV_NORM = {"0": "conv1", "1": "bn1"}
 
 
 @dataclass
-class PretrainedReport:
+class LoadReport:
     """Names of the network's entries by what became of them, and of the source's entries left over.
 
     Attributes:
-        source: where the weights came from.
-        loaded: taken over.
-        added: parameters that no real-valued network has (quantizers, biases and slopes before them).
-        missing: not in the source; keep their initial values.
-        mismatched: in the source with another shape; keep their initial values.
-        unused: in the source only.
+        source: Where the weights came from.
+        loaded: Entries that were copied.
+        added: Parameters that no real-valued network has (quantizers, biases and slopes before them).
+        missing: Entries that are not in the source and keep their initial values.
+        mismatched: Entries that do not fit those of the source and keep their initial values.
+        unused: Entries of the source that the network does not have.
     """
 
     source: str
@@ -44,10 +43,10 @@ class PretrainedReport:
     unused: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
-        """Counts, then every name that was not taken over although a real-valued network has it."""
-        lines = [
-            f"{self.source}: {len(self.loaded)} entries loaded, {len(self.added)} are new in this network"
-        ]
+        """Returns counts, then every name that was not copied although the source should have it."""
+        total = sum(map(len, (self.loaded, self.added, self.missing, self.mismatched)))
+        new = f", {len(self.added)} are new in this network" if self.added else ""
+        lines = [f"{self.source}: {len(self.loaded)} of {total} entries loaded{new}"]
         for title, names in (
             ("not in the source, keep their initial values", self.missing),
             ("other shape, keep their initial values", self.mismatched),
@@ -58,49 +57,72 @@ class PretrainedReport:
         return "\n".join(lines)
 
 
+def copy_matching(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    report: LoadReport,
+    argument: str,
+    *,
+    added: Collection[str] = (),
+    refit: Collection[str] = (),
+) -> LoadReport:
+    """Copies every entry whose name and shape fit `model`, and fills the report, but for `unused`.
+
+    Args:
+        model: The network to change.
+        state: The source's entries under the network's names.
+        report: A report without entries; errors name its source.
+        argument: The user's name for the source, used in errors.
+        added: Names that are expected to be missing.
+        refit: Names that were fitted to another bit width and are not copied.
+
+    Raises:
+        ValueError: Nothing fits; `model` is unchanged then.
+    """
+    for name, value in model.state_dict().items():
+        if name not in state:
+            (report.added if name in added else report.missing).append(name)
+        elif state[name].shape != value.shape:
+            report.mismatched.append(f"{name} {tuple(state[name].shape)} -> {tuple(value.shape)}")
+        elif name in refit:
+            report.mismatched.append(f"{name} (fitted to another bit width)")
+        else:
+            report.loaded.append(name)
+    if not report.loaded:
+        raise ValueError(f"{argument}: nothing in {report.source!r} fits {type(model).__name__}")
+    model.load_state_dict({name: state[name] for name in report.loaded}, strict=False)  # see the report
+    return report
+
+
 @torch.no_grad()
-def load_pretrained(
-    model: nn.Module, source: str | os.PathLike[str] | Mapping[str, Tensor]
-) -> PretrainedReport:
+def load_pretrained(model: nn.Module, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> LoadReport:
     """Copies every entry of a real-valued network that fits `model`, and reports the rest.
 
     Understands torchvision's names (ResNets, MobileNetV2) and those of the published N2UQ starting points
     (`module.` in front, shortcuts counted from 1, `feature` for `features`).
 
     Args:
-        model: a network of `lightning_n2uq.backbones`.
+        model: A network of `lightning_n2uq.backbones`.
         source: `torchvision/<model>` (its default weights, from torch's cache or downloaded), a file with a
             state dict (bare or under `state_dict`, read with `weights_only=True`), or a state dict.
 
     Raises:
-        ValueError: the source cannot be read, or nothing in it fits; `model` is unchanged then.
+        ValueError: The source cannot be read, or nothing in it fits; `model` is unchanged then.
     """
     label = "state_dict" if isinstance(source, Mapping) else os.fspath(source)
     state = _read(source)
-    own = model.state_dict()
-    report = PretrainedReport(label)
-    fitting: dict[str, Tensor] = {}
+    own = model.state_dict().keys()
     named = {_our_name(key, state, model): key for key in state}
-    report.unused = sorted(key for name, key in named.items() if name not in own)
-    added = _added(model)
-    for name, value in own.items():
-        if name not in named:
-            (report.added if name in added else report.missing).append(name)
-        elif state[named[name]].shape != value.shape:
-            report.mismatched.append(f"{name} {tuple(state[named[name]].shape)} -> {tuple(value.shape)}")
-        else:
-            fitting[name] = state[named[name]]
-    if not fitting:
-        raise ValueError(f"source: nothing in {label!r} fits {type(model).__name__}")
-    report.loaded = list(fitting)
-    model.load_state_dict(fitting, strict=False)  # what is left out is in the report
-    return report
+    report = LoadReport(label, unused=sorted(key for name, key in named.items() if name not in own))
+    renamed = {name: state[key] for name, key in named.items()}
+    return copy_matching(model, renamed, report, "source", added=_added(model))
 
 
 def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Tensor]:
     content: object = source
     if isinstance(source, str) and source.startswith(TORCHVISION):
-        content = _from_torchvision(source.removeprefix(TORCHVISION))
+        with downloading(source, "source"):
+            content = default_weights(source, "source").get_state_dict(progress=False)
     elif isinstance(source, str | os.PathLike):
         if not Path(source).is_file():
             raise ValueError(f"source: no such file {os.fspath(source)!r}")
@@ -114,21 +136,6 @@ def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Tenso
     if not isinstance(content, Mapping) or not content or not all(map(torch.is_tensor, content.values())):
         raise ValueError("source: no state dict in it, allowed is one, bare or under 'state_dict'")
     return {str(key).removeprefix("module."): value for key, value in content.items()}
-
-
-def _from_torchvision(name: str) -> Mapping[str, Tensor]:
-    from torchvision import models  # only where its weights are asked for
-
-    if name not in models.list_models(models):
-        raise ValueError(f"source: torchvision has no classification model {name!r}")
-    try:
-        state: Mapping[str, Tensor] = models.get_model_weights(name).DEFAULT.get_state_dict(progress=False)
-    except OSError as error:  # urllib's errors are OSErrors
-        raise ValueError(
-            f"source: weights of torchvision's {name!r} are neither in {torch.hub.get_dir()!r} "
-            f"nor could be downloaded ({error})"
-        ) from error
-    return state
 
 
 def _our_name(key: str, state: Mapping[str, Tensor], model: nn.Module) -> str:

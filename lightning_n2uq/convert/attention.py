@@ -17,13 +17,13 @@ class QuantMultiheadAttention(nn.MultiheadAttention):
     of activations are computed in full precision.
 
     Args:
-        embed_dim: `E`.
-        num_heads: Divides `E`.
-        dropout: Of the attention weights, in training.
-        bias: Whether the projections have one.
-        batch_first: `[N, L, E]` instead of `[L, N, E]`.
-        weight_quantizer: Of `in_proj_weight`.
-        activation_quantizer: Of queries, keys and values.
+        embed_dim: The width `E` of the inputs.
+        num_heads: The number of heads, a divisor of `E`.
+        dropout: The dropout of the attention weights in training.
+        bias: Whether the projections have biases.
+        batch_first: Whether inputs are `[N, L, E]` instead of `[L, N, E]`.
+        weight_quantizer: The quantizer of `in_proj_weight`.
+        activation_quantizer: The quantizer of queries, keys and values.
         out_proj: The output projection, with quantizers of its own.
     """
 
@@ -54,7 +54,7 @@ class QuantMultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `torch.nn.MultiheadAttention.forward`; `is_causal` is a hint and needs `attn_mask` beside it."""
+        """Attends as `torch.nn.MultiheadAttention`; `is_causal` is a hint and needs `attn_mask` beside it."""
         if is_causal and attn_mask is None:
             raise ValueError("attn_mask: got None, is_causal=True needs the mask as well")
         batched = query.dim() == 3
@@ -83,7 +83,7 @@ class QuantMultiheadAttention(nn.MultiheadAttention):
         ]
 
     def _heads(self, x: Tensor, batched: bool) -> Tensor:
-        """`[N, L, E]` (or `[L, N, E]`, or `[L, E]`) to `[N, heads, L, E / heads]`."""
+        """Turns `[N, L, E]` (or `[L, N, E]`, or `[L, E]`) into `[N, heads, L, E / heads]`."""
         if not batched:
             x = x.unsqueeze(0)
         elif not self.batch_first:
@@ -93,7 +93,7 @@ class QuantMultiheadAttention(nn.MultiheadAttention):
     def _mask(
         self, attn_mask: Tensor | None, padding: Tensor | None, query: Tensor, batched: bool
     ) -> Tensor | None:
-        """One additive mask that broadcasts over `[N, heads, L, S]`."""
+        """Returns one additive mask that broadcasts over `[N, heads, L, S]`."""
         total = None if attn_mask is None else _additive(attn_mask, query.dtype)
         if total is not None and total.dim() == 3:  # [N heads, L, S]
             total = total.reshape(-1, self.num_heads, *total.shape[1:])

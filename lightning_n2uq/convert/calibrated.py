@@ -28,7 +28,7 @@ class CalibratedInput(DataInitializedQuantizer):
     `1 - inner'`; `scale` is for methods without one of their own and is fixed.
 
     Args:
-        inner: Activation quantizer of a method.
+        inner: The activation quantizer of a method.
     """
 
     scale: Tensor
@@ -75,7 +75,7 @@ class CalibratedInput(DataInitializedQuantizer):
         return y.to(x.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
-        """Level index of every value, uint8, shape of `x`."""
+        """Returns the level index of every value, uint8, in the shape of `x`."""
         offset = 0 if self.offset is None else self.offset.detach()
         return self.inner.codes((x.detach() - offset) / self.scale)
 
@@ -87,8 +87,8 @@ class RescaledWeight(Quantizer):
     is fixed at conversion: least squares between the weights and their levels. The gradient is `inner`'s.
 
     Args:
-        inner: Weight quantizer of a method.
-        weight: The layer's weights.
+        inner: The weight quantizer of a method.
+        weight: The layer's weights, of any shape.
     """
 
     scale: Tensor
@@ -110,7 +110,7 @@ class RescaledWeight(Quantizer):
         return y.to(weight.dtype)
 
     def codes(self, weight: Tensor) -> Tensor:
-        """Level index of every weight, uint8."""
+        """Returns the level index of every weight, uint8."""
         return self.inner.codes(weight)
 
 

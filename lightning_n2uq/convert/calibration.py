@@ -31,14 +31,14 @@ def calibrate(
 
     Args:
         model: A network after `quantize_model`; its training mode is restored.
-        batches: Inputs, alone or first in a tuple; moved to the model's device.
-        max_batches: How many to use at most.
+        batches: Inputs, alone or first in a tuple; they are moved to the model's device.
+        max_batches: The largest number of batches to use.
 
     Returns:
-        Range by name of the quantizer; a quantizer that no batch reached is left out.
+        Ranges by name of the quantizer, without those that no batch reached.
 
     Raises:
-        ValueError: No batch, or values that are not finite.
+        ValueError: There is no batch, or values are not finite.
     """
     names = {module: name for name, module in model.named_modules() if isinstance(module, CalibratedInput)}
     samples: dict[nn.Module, list[Tensor]] = defaultdict(list)

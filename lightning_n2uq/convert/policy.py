@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from lightning_n2uq.layers import QuantSpec
+from lightning_n2uq.utils.validation import check, check_choice
 
 TYPES = ("any", "conv", "pointwise", "depthwise", "linear", "attention")
 """`conv` covers `pointwise` (1x1) and `depthwise` (one input channel per group, more than one group)."""
@@ -21,10 +22,10 @@ class Layer:
     """A layer that could be quantized, as rules see it.
 
     Attributes:
-        name: Dotted module name.
-        types: What it is, the most general last; a part of `TYPES`.
-        index: Place among such layers, in the order in which the network registers its modules.
-        count: Number of such layers.
+        name: The dotted module name.
+        types: What it is, in words of `TYPES`, the most general last.
+        index: Its place among such layers, in the order in which the network registers its modules.
+        count: The number of such layers.
     """
 
     name: str
@@ -34,12 +35,12 @@ class Layer:
 
     @property
     def is_first(self) -> bool:
-        """Whether no such layer comes before."""
+        """Returns whether it is the first such layer."""
         return self.index == 0
 
     @property
     def is_last(self) -> bool:
-        """Whether no such layer comes after."""
+        """Returns whether it is the last such layer."""
         return self.index == self.count - 1
 
 
@@ -48,14 +49,14 @@ class Rule:
     """Applies to the layers that fit `name`, `type` and `position`; what is None comes from the policy.
 
     Attributes:
-        name: Shell pattern of the dotted module name, `features.*.conv`.
+        name: A shell pattern of the dotted module name, such as `features.*.conv`.
         type: One of `TYPES`.
         position: `any`, `first`, `last`, `inner` (neither), or `start:stop` over the layers' order.
         quantize: False leaves the layer in full precision.
-        weight_bits: 2 to 8.
-        activation_bits: 2 to 8.
-        weight_quantizer: Key of `quantizers.WEIGHT_QUANTIZERS`.
-        activation_quantizer: Key of `quantizers.ACTIVATION_QUANTIZERS`.
+        weight_bits: The bits of weights, 2 to 8.
+        activation_bits: The bits of activations, 2 to 8.
+        weight_quantizer: The method for weights, a key of `quantizers.WEIGHT_QUANTIZERS`.
+        activation_quantizer: The method for activations, a key of `quantizers.ACTIVATION_QUANTIZERS`.
     """
 
     name: str = "*"
@@ -68,20 +69,18 @@ class Rule:
     activation_quantizer: str | None = None
 
     def __post_init__(self) -> None:
-        if self.type not in TYPES:
-            raise ValueError(f"type: got {self.type!r}, allowed are {', '.join(TYPES)}")
+        check_choice("type", self.type, TYPES)
         if self.position not in POSITIONS:
             _slice(self.position)
 
     def matches(self, layer: Layer) -> bool:
-        """Whether the rule is about `layer`."""
+        """Returns whether the rule is about `layer`."""
         if not fnmatchcase(layer.name, self.name) or (self.type != "any" and self.type not in layer.types):
             return False
         if self.position in POSITIONS:
-            inner = not (layer.is_first or layer.is_last)
-            return {"any": True, "first": layer.is_first, "last": layer.is_last, "inner": inner}[
-                self.position
-            ]
+            first, last = layer.is_first, layer.is_last
+            places = {"any": True, "first": first, "last": last, "inner": not (first or last)}
+            return places[self.position]
         return layer.index in range(layer.count)[_slice(self.position)]
 
 
@@ -93,13 +92,13 @@ class Policy:
     their position (`position: first`) or `skip_first` or `skip_last` is off.
 
     Attributes:
-        weight_bits: 2 to 8; 32 with `float`.
-        activation_bits: 2 to 8; 32 with `float`.
-        weight_quantizer: Key of `quantizers.WEIGHT_QUANTIZERS`.
-        activation_quantizer: Key of `quantizers.ACTIVATION_QUANTIZERS`.
+        weight_bits: The bits of weights, 2 to 8; 32 with `float`.
+        activation_bits: The bits of activations, 2 to 8; 32 with `float`.
+        weight_quantizer: The method for weights, a key of `quantizers.WEIGHT_QUANTIZERS`.
+        activation_quantizer: The method for activations, a key of `quantizers.ACTIVATION_QUANTIZERS`.
         skip_first: Whether the first layer stays in full precision.
         skip_last: Whether the last layer stays in full precision.
-        rules: In order of precedence.
+        rules: The rules in order of precedence.
     """
 
     weight_bits: int = 4
@@ -116,10 +115,10 @@ class Policy:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Policy:
-        """A policy from plain values, such as a YAML file's; `rules` is a list of mappings.
+        """Returns a policy from plain values, such as a YAML file's; `rules` is a list of mappings.
 
         Raises:
-            ValueError: An unknown key or a value that is not allowed.
+            ValueError: A key is unknown or a value is not allowed.
         """
         values = dict(values)
         rules = tuple(_build(Rule, "rules", rule) for rule in values.pop("rules", None) or ())
@@ -127,13 +126,13 @@ class Policy:
         return policy
 
     def spec(self, rule: Rule | None = None) -> QuantSpec:
-        """Methods and bits under `rule`."""
+        """Returns the methods and bits under `rule`."""
         spec = QuantSpec(*(getattr(self, name) for name in _SPEC_FIELDS))
         own = {} if rule is None else {name: getattr(rule, name) for name in _SPEC_FIELDS}
         return replace(spec, **{name: value for name, value in own.items() if value is not None})
 
     def decide(self, layer: Layer) -> tuple[QuantSpec | None, str]:
-        """Methods and bits for `layer`, or None; and the reason in words."""
+        """Returns the methods and bits for `layer`, or None, and the reason in words."""
         number, rule = next(
             ((i, rule) for i, rule in enumerate(self.rules) if rule.matches(layer)), (None, None)
         )
@@ -165,8 +164,7 @@ def _build(kind: type, argument: str, values: Any) -> Any:  # noqa: ANN401 -- a 
     if isinstance(values, kind):
         return values
     allowed = [field.name for field in fields(kind)]
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{argument}: got {values!r}, allowed is a mapping with {', '.join(allowed)}")
+    check(isinstance(values, Mapping), argument, values, f"is a mapping with {', '.join(allowed)}")
     if unknown := sorted(set(values) - set(allowed)):
         raise ValueError(f"{argument}: got {', '.join(unknown)}, allowed are {', '.join(allowed)}")
     return kind(**values)

@@ -27,18 +27,17 @@ def quantize_model(
     the first batch in training.
 
     Args:
-        model: Any network; torchvision's and timm's classifiers are what it is tested with.
-        policy: Defaults and rules, or a mapping with the same keys; by default N2UQ with 4 bits, the first
-            and the last layer left out.
+        model: Any network; it is tested with torchvision's and timm's classifiers.
+        policy: Defaults and rules, or a mapping with the same keys; the default is N2UQ with 4 bits that
+            leaves out the first and the last layer.
         calibration: Batches for `calibrate`, inputs alone or first in a tuple.
-        max_batches: How many of them to use at most.
+        max_batches: The largest number of batches to use.
 
     Returns:
         What became of every layer with weights; `report.model` is `model`.
 
     Raises:
-        ValueError: A policy that is not allowed, a model that is itself a single layer, or data that cannot
-            be used.
+        ValueError: The policy is not allowed, the model is itself a single layer, or the data cannot be used.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 2))
@@ -56,7 +55,8 @@ def quantize_model(
     replacements: dict[nn.Module, nn.Module] = {}
     for name, module in _weighted_modules(model):
         if module not in layers:
-            report.layers.append(_unsupported(name, module, "its parameters belong to no convertible layer"))
+            reason = "its parameters belong to no convertible layer"
+            report.layers.append(_line(name, module, UNSUPPORTED, reason))
             continue
         line, new = _convert(layers[module], module, policy, model)
         report.layers.append(line)
@@ -70,7 +70,7 @@ def quantize_model(
 
 
 def _weighted_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    """Modules with a matrix-like parameter of their own, more than one dimension of which is above 1.
+    """Yields modules with a parameter of their own that has more than one dimension above 1.
 
     An attention layer stands for its output projection as well.
     """
@@ -95,31 +95,20 @@ def _convert(
 ) -> tuple[LayerReport, nn.Module | None]:
     spec, reason = policy.decide(layer)
     if spec is None:
-        return LayerReport(
-            layer.name, type(module).__name__, EXCLUDED, reason, parameters=_size(module)
-        ), None
+        return _line(layer.name, module, EXCLUDED, reason), None
     parent = model.get_submodule(layer.name.rpartition(".")[0])
     if (problem := obstacle(module, layer.name, parent)) is not None:
-        return _unsupported(layer.name, module, problem), None
-    line = LayerReport(
-        layer.name,
-        type(module).__name__,
-        QUANTIZED,
-        reason,
-        f"{spec.weight_quantizer} {spec.weight_bits}",
-        f"{spec.activation_quantizer} {spec.activation_bits}",
-        _size(module),
-    )
+        return _line(layer.name, module, UNSUPPORTED, problem), None
+    line = _line(layer.name, module, QUANTIZED, reason)
+    line.weight = f"{spec.weight_quantizer} {spec.weight_bits}"
+    line.activation = f"{spec.activation_quantizer} {spec.activation_bits}"
     return line, quantized(module, spec)
 
 
-def _unsupported(name: str, module: nn.Module, reason: str) -> LayerReport:
-    return LayerReport(name, type(module).__name__, UNSUPPORTED, reason, parameters=_size(module))
-
-
-def _size(module: nn.Module) -> int:
+def _line(name: str, module: nn.Module, status: str, reason: str) -> LayerReport:
     recurse = isinstance(module, nn.MultiheadAttention)
-    return sum(parameter.numel() for parameter in module.parameters(recurse=recurse))
+    size = sum(parameter.numel() for parameter in module.parameters(recurse=recurse))
+    return LayerReport(name, type(module).__name__, status, reason, parameters=size)
 
 
 def _swap(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
@@ -131,7 +120,7 @@ def _swap(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
 
 
 def _disable_fused_inference(model: nn.Module) -> None:
-    """`TransformerEncoderLayer` has a fused path in evaluation that reads raw weights past our layers."""
+    """Switches off `TransformerEncoderLayer`'s fused path in evaluation, which reads raw weights."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # the condition that switches it off

@@ -8,35 +8,35 @@ import torch
 from torch import Tensor
 
 SAMPLE = 16384
-"""Values looked at per tensor."""
+"""The number of values looked at per tensor."""
 
 _SHARES = 24
 
 
 def sample_values(x: Tensor, size: int = SAMPLE) -> Tensor:
-    """Up to `size` values of `x`, evenly spread, `[<= size]`, at least float32."""
+    """Returns up to `size` values of `x`, evenly spread, 1-D and at least float32."""
     flat = x.detach().reshape(-1)
     values = flat[:: max(1, flat.numel() // size)][:size]
     return values if values.dtype == torch.float64 else values.float()
 
 
 def quantize_uniformly(x: Tensor, low: Tensor, high: Tensor, levels: int) -> Tensor:
-    """Nearest of `levels` equidistant values from `low` to `high`; shape of `x`, no straight-through."""
+    """Returns the nearest of `levels` equidistant values from `low` to `high`, without a gradient."""
     step = (high - low) / (levels - 1)
     return torch.round((x.clamp(low, high) - low) / step) * step + low
 
 
 def best_range(sample: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Range whose `levels` equidistant values fit `sample` best, by shrinking one end after the other.
+    """Returns the range whose `levels` equidistant values fit `sample` best, shrinking one end at a time.
 
     A sample without negative values starts at 0, so that zero stays a level.
 
     Args:
-        sample: `[S]`, finite, at least one value.
-        levels: At least 2.
+        sample: At least one value, all finite, `[S]`.
+        levels: The number of levels, at least 2.
 
     Returns:
-        Lower and upper end, 0-d, the upper one strictly above.
+        The lower and the upper end, 0-d, the upper one strictly above.
 
     Raises:
         ValueError: The sample is empty or has values that are not finite.

@@ -19,7 +19,7 @@ from lightning_n2uq.utils import compat
 
 
 def layer_types(layer: nn.Module) -> tuple[str, ...]:
-    """What a layer is, in the words of `policy.TYPES`; empty for a module that is never converted."""
+    """Returns what a layer is, in the words of `policy.TYPES`; nothing for one that is never converted."""
     if isinstance(layer, nn.MultiheadAttention):
         return ("attention",)
     if isinstance(layer, nn.Linear):
@@ -32,7 +32,7 @@ def layer_types(layer: nn.Module) -> tuple[str, ...]:
 
 
 def obstacle(layer: nn.Module, name: str, parent: nn.Module) -> str | None:
-    """Why `layer` cannot be converted, in words, or None."""
+    """Returns why `layer` cannot be converted, in words, or None."""
     if isinstance(layer, QuantConv2d | QuantLinear | QuantMultiheadAttention):
         return "is quantized already"
     if isinstance(layer, nn.MultiheadAttention):
@@ -49,7 +49,7 @@ def obstacle(layer: nn.Module, name: str, parent: nn.Module) -> str | None:
 
 
 def quantized(layer: nn.Module, spec: QuantSpec) -> nn.Module:
-    """The quantized counterpart of a layer without `obstacle`; shares the layer's parameters."""
+    """Returns the quantized counterpart of a layer without `obstacle`; it shares the layer's parameters."""
     if isinstance(layer, nn.MultiheadAttention):
         new: nn.Module = _attention(layer, spec)
     elif isinstance(layer, nn.Conv2d):
@@ -60,7 +60,7 @@ def quantized(layer: nn.Module, spec: QuantSpec) -> nn.Module:
 
 
 def quantizers_for(weight: torch.Tensor, spec: QuantSpec) -> tuple[nn.Module, nn.Module]:
-    """Weight and activation quantizer, fitted to `weight` and to inputs of any range."""
+    """Returns a weight and an activation quantizer, fitted to `weight` and to inputs of any range."""
     on_weight, on_input = spec.build()
     if isinstance(on_weight, APoT | DoReFaWeight):
         on_weight = RescaledWeight(on_weight, weight)
@@ -132,13 +132,13 @@ def _overrides(layer: nn.Module, base: type[nn.Module], method: str) -> bool:
 
 
 def _used_from_outside(parent: nn.Module, child: str) -> bool:
-    """Whether the parent's forward pass mentions `self.<child>.weight`: a replacement would be bypassed."""
+    """Returns whether the parent's forward pass reads `self.<child>.weight`, past a replacement."""
     return re.search(rf"\bself\.{re.escape(child)}\.weight\b", _forward_source(type(parent))) is not None  # type: ignore[arg-type]
 
 
 @cache
 def _forward_source(kind: type[nn.Module]) -> str:
-    """Source of a class's own forward methods, as far as it can be had."""
+    """Returns the source of a class's own forward methods, as far as it can be had."""
     texts = []
     for name in dir(kind):
         method = getattr(kind, name)

@@ -14,14 +14,14 @@ class LayerReport:
     """One layer.
 
     Attributes:
-        name: Dotted module name.
-        type: Class of the float layer.
+        name: The dotted module name.
+        type: The class of the float layer.
         status: `quantized`, `excluded` (by the policy) or `unsupported`.
         reason: Which rule decided, or what stands in the way.
-        weight: Method and bits of the weights, `n2uq 4`, or an empty string.
-        activation: Method and bits of the inputs.
-        parameters: Number of values in the layer's own parameters.
-        input_range: Ends of the calibrated input range, or None.
+        weight: The method and bits of the weights, such as `n2uq 4`, or an empty string.
+        activation: The method and bits of the inputs, likewise.
+        parameters: The number of values in the layer's own parameters.
+        input_range: The ends of the calibrated input range, or None.
     """
 
     name: str
@@ -40,29 +40,29 @@ class ConversionReport:
 
     Attributes:
         model: The converted network (the one passed in, changed in place).
-        layers: One entry per layer; modules without matrix-like parameters (norms) are left out.
+        layers: An entry per layer; modules without matrix-like parameters (norms) are left out.
     """
 
     model: nn.Module = field(repr=False)
     layers: list[LayerReport]
 
     def of(self, status: str) -> list[LayerReport]:
-        """Layers with that status."""
+        """Returns the layers with that status."""
         return [layer for layer in self.layers if layer.status == status]
 
     @property
     def quantized(self) -> list[str]:
-        """Names of the layers that are quantized now."""
+        """Returns the names of the layers that are quantized now."""
         return [layer.name for layer in self.of(QUANTIZED)]
 
     @property
     def excluded(self) -> list[str]:
-        """Names of the layers that the policy leaves in full precision."""
+        """Returns the names of the layers that the policy leaves in full precision."""
         return [layer.name for layer in self.of(EXCLUDED)]
 
     @property
     def unsupported(self) -> list[str]:
-        """Names of the layers that stay in full precision because they cannot be converted."""
+        """Returns the names of the layers that cannot be converted and stay in full precision."""
         return [layer.name for layer in self.of(UNSUPPORTED)]
 
     def __str__(self) -> str:

@@ -9,8 +9,10 @@ from torch import nn
 
 from lightning_n2uq.convert.policy import Policy
 from lightning_n2uq.convert.quantize import quantize_model
+from lightning_n2uq.utils.torchvision_models import TORCHVISION, build_torchvision, downloading
+from lightning_n2uq.utils.validation import check
 
-PREFIXES = ("torchvision/", "timm/")
+TIMM = "timm/"
 _RULE_FOR_DOWNSAMPLING = {"name": "*downsample*", "quantize": False}
 
 
@@ -27,53 +29,46 @@ def build_converted(
     pretrained: bool = False,
     model_args: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """Builds `torchvision/<model>` or `timm/<model>` and quantizes it; the report is logged.
+    """Builds `torchvision/<model>` or `timm/<model>`, quantizes it and logs the report.
 
     The structure depends on the arguments only, so that a checkpoint loads into it again; input ranges are
     fitted to the first batch in training (or by `convert.calibrate`).
 
     Args:
-        name: `torchvision/resnet18`, `timm/mobilenetv3_small_100`.
-        policy: Keys of `convert.Policy`, above all `rules`; bits and methods default to the next four.
-        weight_bits: 2 to 8; 32 with `float`.
-        activation_bits: 2 to 8; 32 with `float`.
-        weight_quantizer: Key of `WEIGHT_QUANTIZERS`.
-        activation_quantizer: Key of `ACTIVATION_QUANTIZERS`.
-        quantize_downsample: False leaves layers with `downsample` in their name in full precision, after all
-            rules of the policy.
-        num_classes: Outputs.
-        in_channels: Channels of the image; torchvision's networks take 3 only.
-        pretrained: Whether to start from the library's default weights (downloaded or cached); its last
-            layer then has to fit `num_classes` (torchvision) or is replaced (timm).
+        name: The network, such as `torchvision/resnet18` or `timm/mobilenetv3_small_100`.
+        policy: The fields of `convert.Policy`, above all `rules`; bits and methods default to the next four.
+        weight_bits: The bits of weights, 2 to 8; 32 with `float`.
+        activation_bits: The bits of activations, 2 to 8; 32 with `float`.
+        weight_quantizer: The method for weights, a key of `WEIGHT_QUANTIZERS`.
+        activation_quantizer: The method for activations, a key of `ACTIVATION_QUANTIZERS`.
+        quantize_downsample: False leaves layers with `downsample` in their name in full precision, unless a
+            rule of the policy decides about them.
+        num_classes: The number of outputs.
+        in_channels: The channels of the image; torchvision's networks take 3 only.
+        pretrained: Whether to start from the library's default weights (downloaded or cached). Their number
+            of classes has to be `num_classes` (torchvision), or the last layer is replaced (timm).
         model_args: Further arguments of the library's constructor.
 
     Raises:
-        ValueError: An unknown network or argument, or weights that cannot be had.
+        ValueError: A network or argument is unknown, or weights cannot be had.
     """
-    defaults = {
+    values: dict[str, Any] = {
         "weight_bits": weight_bits,
         "activation_bits": activation_bits,
         "weight_quantizer": weight_quantizer,
         "activation_quantizer": activation_quantizer,
+        **(policy or {}),
     }
-    values = {**defaults, **(policy or {})}
     if not quantize_downsample:
         values["rules"] = [*(values.get("rules") or []), _RULE_FOR_DOWNSAMPLING]
     checked = Policy.from_mapping(values)  # before the network is built or downloaded
-    build = {"torchvision/": _torchvision, "timm/": _timm}
-    prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
-    if prefix is None:
-        raise ValueError(f"backbone: got {name!r}, allowed are names that start with {' or '.join(PREFIXES)}")
+    prefixes = (TORCHVISION, TIMM)
+    check(name.startswith(prefixes), "backbone", name, f"are names that start with {' or '.join(prefixes)}")
+    build = _torchvision if name.startswith(TORCHVISION) else _timm
     try:
-        model = build[prefix](
-            name.removeprefix(prefix), num_classes, in_channels, pretrained, dict(model_args or {})
-        )
+        model = build(name, num_classes, in_channels, pretrained, dict(model_args or {}))
     except TypeError as error:
         raise ValueError(f"model_args: got {dict(model_args or {})}, {name} refuses: {error}") from error
-    except OSError as error:  # urllib's and the hub's errors are OSErrors
-        raise ValueError(
-            f"pretrained: weights of {name!r} could not be read or downloaded ({error})"
-        ) from error
     # Lightning's, not that of its utilities: it knows the rank without a trainer, too.
     from lightning.fabric.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 
@@ -84,16 +79,10 @@ def build_converted(
 def _torchvision(
     name: str, num_classes: int, in_channels: int, pretrained: bool, args: dict[str, Any]
 ) -> nn.Module:
-    from torchvision import models  # only where one is asked for
-
-    if name not in models.list_models(models):
-        raise ValueError(f"backbone: torchvision has no classification model {name!r}")
-    if in_channels != 3:
-        raise ValueError(f"in_channels: got {in_channels}, torchvision's networks take 3; timm's take any")
+    check(in_channels == 3, "in_channels", in_channels, "is 3 with torchvision's networks; timm's take any")
     if not pretrained:
         args["num_classes"] = num_classes
-    model: nn.Module = models.get_model(name, weights="DEFAULT" if pretrained else None, **args)
-    classes = len(models.get_model_weights(name).DEFAULT.meta["categories"])
+    model, classes = build_torchvision(name, "backbone", pretrained=pretrained, **args)
     if pretrained and classes != num_classes:
         raise ValueError(
             f"pretrained: {name!r} has {classes} classes, num_classes is {num_classes}; timm's adapt"
@@ -106,11 +95,12 @@ def _timm(name: str, num_classes: int, in_channels: int, pretrained: bool, args:
         import timm  # an extra: pip install lightning_n2uq[timm]
     except ImportError as error:
         raise ValueError(
-            f"backbone: got 'timm/{name}', which needs timm: pip install 'lightning_n2uq[timm]'"
+            f"backbone: got {name!r}, which needs timm: pip install 'lightning_n2uq[timm]'"
         ) from error
-    if not timm.is_model(name):
-        raise ValueError(f"backbone: timm has no model {name!r}")
-    model: nn.Module = timm.create_model(
-        name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **args
-    )
+    own_name = name.removeprefix(TIMM)
+    if not timm.is_model(own_name):
+        raise ValueError(f"backbone: got {name!r}, timm has no model {own_name!r}")
+    args |= {"num_classes": num_classes, "in_chans": in_channels}
+    with downloading(name, "pretrained"):
+        model: nn.Module = timm.create_model(own_name, pretrained=pretrained, **args)
     return model

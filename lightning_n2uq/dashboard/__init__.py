@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+
+from lightning_n2uq.utils.atomic import replacing
 
 __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0. `ValueError` where wandb-workspaces or an account is missing."""
+    """Runs the command and returns 0; raises `ValueError` where wandb-workspaces or an account is missing."""
     parser = argparse.ArgumentParser(
         prog="n2uq dashboard",
         description="Build the W&B workspace of a project: accuracy, thresholds, entropy, traffic, speed.",
@@ -36,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.output is None:
         print(text)
     else:
-        path = Path(options.output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
+        with replacing(options.output) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
     return 0

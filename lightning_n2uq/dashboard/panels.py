@@ -10,8 +10,8 @@ class PanelSpec:
     """A line plot of all metrics whose whole name matches.
 
     Attributes:
-        title: Of the panel.
-        regex: Matched from the start to the end of a metric's name.
+        title: The panel's heading.
+        regex: A pattern of the whole name of a metric.
         log_y: Whether the vertical axis is logarithmic.
     """
 
@@ -25,9 +25,9 @@ class SectionSpec:
     """A section; the first of the workspace are open.
 
     Attributes:
-        title: Of the section.
-        panels: Line plots.
-        images: Names of images to browse beside them.
+        title: The section's heading.
+        panels: The line plots.
+        images: The names of images to browse beside them.
     """
 
     title: str

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_n2uq.dashboard.panels import SECTIONS, PanelSpec, SectionSpec
 from lightning_n2uq.utils.compat import workspace_model
+from lightning_n2uq.utils.validation import check
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -22,8 +23,7 @@ def build_workspace(entity: str, project: str, name: str) -> Workspace:
         ValueError: Wandb-workspaces is not installed, or a name is empty.
     """
     for argument, value in (("entity", entity), ("project", project), ("name", name)):
-        if not value.strip():
-            raise ValueError(f"{argument}: got {value!r}, allowed is a name")
+        check(bool(value.strip()), argument, value, "is a name")
     try:
         import wandb_workspaces.workspaces as ws
     except ImportError as error:
@@ -55,7 +55,7 @@ def _line_plot(panel: PanelSpec) -> Any:  # noqa: ANN401 -- a type of an optiona
 
 
 def to_json(workspace: Workspace) -> str:
-    """What would be sent: entity, project, name and the view's specification."""
+    """Returns what would be sent, as JSON: entity, project, name and the view's specification."""
     view = workspace_model(workspace)
     spec = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
     fields = {"entity": view.entity, "project": view.project, "displayName": view.display_name, "spec": spec}
@@ -63,7 +63,7 @@ def to_json(workspace: Workspace) -> str:
 
 
 def push(workspace: Workspace) -> str:
-    """Sends the workspace to W&B; returns its address.
+    """Sends the workspace to W&B and returns its address.
 
     Raises:
         ValueError: Nobody is logged in, or W&B refuses.

@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from typing_extensions import Self
 
 from lightning_n2uq import backbones
-from lightning_n2uq.backbones.pretrained import TORCHVISION, load_pretrained
+from lightning_n2uq.backbones.pretrained import load_pretrained
 from lightning_n2uq.checkpointing.identity import other_version
 from lightning_n2uq.modules.checkpoints import load_matching, read_checkpoint
 from lightning_n2uq.modules.distillation import load_teacher, soft_cross_entropy
@@ -25,8 +25,9 @@ from lightning_n2uq.modules.published import (
     set_numerics,
 )
 from lightning_n2uq.modules.schedules import SCHEDULES, schedule_factor
-from lightning_n2uq.modules.validation import check_choice, check_integer, check_number
 from lightning_n2uq.modules.void_choices import void_choices
+from lightning_n2uq.utils.torchvision_models import TORCHVISION
+from lightning_n2uq.utils.validation import check, check_choice, check_integer, check_number
 
 Stage = Literal["train", "val", "test"]
 
@@ -45,41 +46,43 @@ class QuantizedClassifier(LightningModule):
     epoch's confusion matrix (`.compute()`: `(num_classes, num_classes)`, rows are true classes).
 
     Args:
-        backbone: Name in `lightning_n2uq.backbones`.
-        num_classes: Classes; the command line takes it from the data.
-        in_channels: Image channels; from the data likewise.
-        image_size: Height and width of the images, for `example_input_array`; from the data likewise.
-        weight_bits: Bits of quantized weights, 2 to 8; 32 with the quantizer `float`.
-        activation_bits: Bits of quantized activations, likewise.
-        weight_quantizer: Method for weights, a name in `lightning_n2uq.quantizers.WEIGHT_QUANTIZERS`.
-        activation_quantizer: Method for activations, a name in `ACTIVATION_QUANTIZERS`.
+        backbone: The network: a name in `lightning_n2uq.backbones`, `torchvision/<model>` or `timm/<model>`.
+        num_classes: The number of classes; the command line takes it from the data.
+        in_channels: The channels of an image; the command line takes them from the data.
+        image_size: The height and width of the images, for `example_input_array`; also from the data.
+        weight_bits: The bits of quantized weights, 2 to 8; 32 with the quantizer `float`.
+        activation_bits: The bits of quantized activations, 2 to 8; 32 with the quantizer `float`.
+        weight_quantizer: The method for weights, a name in `lightning_n2uq.quantizers.WEIGHT_QUANTIZERS`.
+        activation_quantizer: The method for activations, a name in `ACTIVATION_QUANTIZERS`.
         quantize_downsample: Whether 1x1 convolutions in shortcuts are quantized too.
         backbone_args: Further keywords of the backbone, for example `{"width": 32}`.
-        label_smoothing: Of the cross-entropy on labels while training, 0 to 1.
-        teacher: `torchvision/<model>` or the path of a checkpoint of ours; the loss is then cross-entropy
-            against its probabilities. The teacher is neither trained nor saved.
-        temperature: Of both softmaxes in distillation.
-        hard_label_weight: Share of the label loss when there is a teacher, 0 (the paper's recipe) to 1.
+        label_smoothing: The smoothing of the cross-entropy on labels while training, 0 to 1.
+        teacher: `torchvision/<model>` or the path of a checkpoint of this package; the loss is then the
+            cross-entropy against its probabilities. The teacher is neither trained nor saved.
+        temperature: The temperature of both softmaxes in distillation.
+        hard_label_weight: The share of the label loss beside a teacher, 0 (the paper's recipe) to 1.
         optimizer: `adam`, `adamw` or `sgd` (Nesterov momentum).
-        lr: Learning rate at the start.
-        weight_decay: For weights with two or more dimensions; quantizers, biases, norms never decay.
-        momentum: For sgd.
-        betas: For adam and adamw.
+        lr: The learning rate at the start.
+        weight_decay: The decay of weights with two or more dimensions; quantizers, biases and norms never
+            decay.
+        momentum: The momentum of sgd.
+        betas: The decay rates of adam's and adamw's averages.
         schedule: `linear` (to 0 after the last step), `cosine` or `constant`, per optimizer step;
             `published` (as the published N2UQ code: linear per epoch, the last epoch at 0; no warm-up).
         warmup_steps: Optimizer steps of linear warm-up.
-        quantizer_lr_multiplier: Factor on `lr` for quantizer parameters.
+        quantizer_lr_multiplier: The factor on `lr` for quantizer parameters.
         parameter_groups: `all` (every quantizer parameter has that factor) or `published`: a tenth for
             those that the published N2UQ code finds by name; the paper's networks only.
         threshold_comparison: `>` (the published code) or `>=`, where an input at a threshold gets the
             upper code.
-        weight_gradient: Of N2UQ's weights: `scaled` (the published code's `1/S`) or `straight_through`.
-        pact_gradient: Of PACT's clip: `paper`, or `published` as in the published code's MobileNetV2.
-        init_from: `torchvision/<model>` (its real-valued weights) or a checkpoint of ours, whose fitting
-            weights a new run starts from, whatever its bit widths; what fits and what does not is reported.
+        weight_gradient: The gradient of N2UQ's weights: `scaled` (the published code's `1/S`) or
+            `straight_through`.
+        pact_gradient: The gradient of PACT's clip: `paper`, or `published` as in the published MobileNetV2.
+        init_from: `torchvision/<model>` (its real-valued weights) or a checkpoint of this package. A new run
+            starts from those of its weights that fit, whatever its bit widths, and reports the rest.
 
     Raises:
-        ValueError: If a value is impossible; the message names the argument, the value and what is allowed.
+        ValueError: A value is impossible; the message names the argument, the value and what is allowed.
     """
 
     def __init__(
@@ -134,14 +137,14 @@ class QuantizedClassifier(LightningModule):
         check_choice("schedule", hp.schedule, (*SCHEDULES, "published"))
         check_choice("parameter_groups", hp.parameter_groups, ("all", "published"))
         check_integer("warmup_steps", hp.warmup_steps, 0)
-        check_number("lr", hp.lr, 0.0, open_low=True)
-        check_number("temperature", hp.temperature, 0.0, open_low=True)
+        check_number("lr", hp.lr, 0.0, above=True)
+        check_number("temperature", hp.temperature, 0.0, above=True)
         for name in ("weight_decay", "quantizer_lr_multiplier"):
             check_number(name, hp[name], 0.0)
         for name in ("label_smoothing", "hard_label_weight", "momentum"):
             check_number(name, hp[name], 0.0, 1.0)
-        if len(hp.betas) != 2 or not all(0 <= beta < 1 for beta in hp.betas):
-            raise ValueError(f"betas: got {hp.betas}, allowed two numbers >= 0 and < 1")
+        fits = len(hp.betas) == 2 and all(0 <= beta < 1 for beta in hp.betas)
+        check(fits, "betas", hp.betas, "are two numbers from 0 to below 1")
 
     def _build_backbone(self) -> nn.Module:
         shared = (
@@ -162,7 +165,7 @@ class QuantizedClassifier(LightningModule):
         return backbones.build(hp.backbone, **{name: hp[name] for name in shared}, **extra)
 
     def _build_metrics(self) -> nn.ModuleDict:
-        """`<stage>_scores` for every stage, `val_confusion` and `test_confusion`."""
+        """Returns `<stage>_scores` for every stage, `val_confusion` and `test_confusion`."""
         # Labels are checked by the loss; torchmetrics' own checks cost more than the update.
         options: dict[str, Any] = {"num_classes": self.num_classes, "validate_args": False}
         metrics = nn.ModuleDict()
@@ -180,10 +183,10 @@ class QuantizedClassifier(LightningModule):
 
     @classmethod
     def from_checkpoint(cls, path: str, argument: str = "path") -> Self:
-        """Rebuild a trained model on the CPU, without running any code from the file.
+        """Returns a trained model on the CPU, without running any code from the file.
 
         Raises:
-            ValueError: If the file is missing, damaged or of another kind; `argument` is the name to blame.
+            ValueError: The file is missing, damaged or of another kind; the message begins with `argument`.
         """
         checkpoint = read_checkpoint(path, argument)
         try:
@@ -197,35 +200,35 @@ class QuantizedClassifier(LightningModule):
         return model
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, `(batch, num_classes)`, of images `(batch, in_channels, height, width)`."""
+        """Returns logits `(batch, num_classes)` of images `(batch, in_channels, height, width)`."""
         return cast(Tensor, self.backbone(images))
 
     def setup(self, stage: str) -> None:
-        """Before a fit: load the teacher, and take initial weights over unless the run is resumed."""
+        """Loads the teacher before a fit, and initial weights unless the run is resumed."""
         if stage != "fit":
             return
         hp: Any = self.hparams
         for line in void_choices(QuantizedClassifier, hp):
             rank_zero_warn(line)
         if hp.teacher is not None:
-            self._teacher = (load_teacher(hp.teacher, self.num_classes),)
+            self._teacher = (load_teacher(hp.teacher, self.num_classes, QuantizedClassifier.from_checkpoint),)
         # A second fit of the same object continues; it must not fall back to the initial weights.
         if hp.init_from is not None and self.trainer.ckpt_path is None and not self._initialised:
             rank_zero_info(self._load_initial_weights(hp.init_from))
         self._initialised = True
 
     def _load_initial_weights(self, source: str) -> str:
-        if source.startswith(TORCHVISION):
-            return load_pretrained(self.backbone, source).summary()
-        return load_matching(self, source).summary()
+        published = source.startswith(TORCHVISION)
+        report = load_pretrained(self.backbone, source) if published else load_matching(self, source)
+        return f"init_from {report.summary()}"
 
     def on_fit_start(self) -> None:
-        """Move the teacher along: Lightning does not see it."""
+        """Moves the teacher to the device: Lightning does not see it."""
         for teacher in self._teacher:
             teacher.to(self.device)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Training loss of one batch."""
+        """Returns the training loss of one batch."""
         return self._shared_step(batch, "train")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -237,17 +240,17 @@ class QuantizedClassifier(LightningModule):
         self._shared_step(batch, "test")
 
     def predict_step(self, batch: Tensor | tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor]:
-        """`probabilities` `(batch, num_classes)` and `labels` `(batch,)`; true labels are ignored."""
+        """Returns `probabilities` `(batch, num_classes)` and predicted `labels` `(batch,)`."""
         images = batch if isinstance(batch, Tensor) else batch[0]
         probabilities = self(images).softmax(dim=-1)
         return {"probabilities": probabilities, "labels": probabilities.argmax(dim=-1)}
 
     def on_validation_epoch_start(self) -> None:
-        """Start a new confusion matrix (the last one stays readable until here)."""
+        """Starts a new confusion matrix; the last one stays readable until here."""
         cast(Metric, self.metrics["val_confusion"]).reset()
 
     def on_test_epoch_start(self) -> None:
-        """Start a new confusion matrix."""
+        """Starts a new confusion matrix."""
         cast(Metric, self.metrics["test_confusion"]).reset()
 
     def _shared_step(self, batch: tuple[Tensor, Tensor], stage: Stage) -> Tensor:
@@ -279,7 +282,7 @@ class QuantizedClassifier(LightningModule):
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimizer over the parameter groups, and a schedule stepped with every optimizer step."""
+        """Returns an optimizer over the parameter groups, and a schedule per optimizer step."""
         hp: Any = self.hparams
         if hp.parameter_groups == "published":
             groups = published_parameter_groups(self.backbone, hp.lr, hp.weight_decay)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lightning_n2uq.quantizers import quantizer_parameters
+from lightning_n2uq.utils.validation import check_choice
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 
@@ -13,7 +14,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 def parameter_groups(
     model: nn.Module, lr: float, weight_decay: float, quantizer_lr_multiplier: float
 ) -> list[dict[str, Any]]:
-    """Splits trainable parameters into `quantizer`, `weights` and `rest`; empty groups are left out.
+    """Returns trainable parameters as `quantizer`, `weights` and `rest`; empty groups are left out.
 
     Thresholds and scales live on another scale than weights: they learn at `lr * quantizer_lr_multiplier`
     (one tenth in the paper's recipe) and never decay, since decay would pull widths below their floor.
@@ -45,15 +46,14 @@ def parameter_groups(
 def build_optimizer(
     name: str, groups: list[dict[str, Any]], *, lr: float, momentum: float, betas: tuple[float, float]
 ) -> torch.optim.Optimizer:
-    """Creates the optimizer; `momentum` is for sgd only, `betas` for adam and adamw only.
+    """Returns the optimizer; `momentum` is for sgd only, `betas` for adam and adamw only.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: The name is unknown.
     """
+    check_choice("optimizer", name, OPTIMIZERS)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
     if name == "adam":
         return torch.optim.Adam(groups, lr=lr, betas=betas)
-    if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=betas)
-    raise ValueError(f"optimizer: got {name!r}, allowed {', '.join(OPTIMIZERS)}")
+    return torch.optim.AdamW(groups, lr=lr, betas=betas)

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable
 
+from lightning_n2uq.utils.validation import check, check_choice
+
 SCHEDULES = ("linear", "cosine", "constant")
 
 
 def schedule_factor(name: str, total_steps: float, warmup_steps: int = 0) -> Callable[[int], float]:
-    """Returns `factor(step)`, what the base learning rate is multiplied by at optimizer step `step`.
+    """Returns `factor(step)`, which multiplies the base learning rate at optimizer step `step`.
 
     `linear` is `1 - step/total` and so reaches 0 after the last step, not at it: every step learns
     something. `cosine` is the half period of a cosine over the same range. Warm-up rises linearly from
@@ -18,18 +20,15 @@ def schedule_factor(name: str, total_steps: float, warmup_steps: int = 0) -> Cal
 
     Args:
         name: One of `SCHEDULES`.
-        total_steps: Optimizer steps in the whole run.
-        warmup_steps: Steps of warm-up at the start, fewer than `total_steps`.
+        total_steps: The number of optimizer steps in the whole run.
+        warmup_steps: The number of warm-up steps at the start, below `total_steps`.
 
     Raises:
-        ValueError: If the name is unknown, or the length does not fit the schedule.
+        ValueError: The name is unknown, or the length does not fit the schedule.
     """
-    if name not in SCHEDULES:
-        raise ValueError(f"schedule: got {name!r}, allowed {', '.join(SCHEDULES)}")
-    if warmup_steps < 0 or warmup_steps >= max(total_steps, 1):
-        raise ValueError(
-            f"warmup_steps: got {warmup_steps}, allowed 0..{total_steps - 1} (steps of the run - 1)"
-        )
+    check_choice("schedule", name, SCHEDULES)
+    fits = 0 <= warmup_steps < max(total_steps, 1)
+    check(fits, "warmup_steps", warmup_steps, f"is 0 to {total_steps - 1} (steps of the run - 1)")
     if name != "constant" and not math.isfinite(total_steps):
         raise ValueError(
             f"schedule: got {name!r}, which needs trainer.max_epochs or trainer.max_steps to be set"

@@ -1,4 +1,4 @@
-"""Choices that another choice makes void: whoever sets one learns that nothing comes of it."""
+"""Warnings of arguments that have no effect beside the others."""
 
 import inspect
 from collections.abc import Mapping
@@ -6,10 +6,10 @@ from typing import Any
 
 
 def void_choices(constructor: Any, chosen: Mapping[str, Any]) -> list[str]:  # noqa: ANN401
-    """One line for each argument that differs from its default and has no effect beside the others.
+    """Returns one line for each argument that differs from its default and has no effect beside the others.
 
     Args:
-        constructor: Class or function whose signature holds the defaults.
+        constructor: The class or function whose signature holds the defaults.
         chosen: Its arguments, by name.
     """
     reasons = {name: reason for reason, names in _reasons(chosen).items() for name in names}
@@ -22,7 +22,7 @@ def void_choices(constructor: Any, chosen: Mapping[str, Any]) -> list[str]:  # n
 
 
 def _reasons(chosen: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Arguments without effect, by the reason."""
+    """Returns arguments without effect, by the reason."""
     found: dict[str, tuple[str, ...]] = {}
     if chosen["teacher"] is None:
         found["without a teacher"] = ("temperature", "hard_label_weight")

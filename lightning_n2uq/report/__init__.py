@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_n2uq.utils.atomic import replacing
+
 __all__ = ["main", "write_report"]
 
 
@@ -14,10 +16,11 @@ def write_report(run_dirs: Sequence[str | Path], output: str | Path | None = Non
 
     Args:
         run_dirs: Folders of runs, as `n2uq fit` leaves them.
-        output: The page; None: `report.html`, in the run's folder if there is one run, else here.
+        output: The file to write; None writes `report.html`, in the run's folder if there is one run, else in
+            the working directory.
 
     Returns:
-        Path of the page, which needs no other file and no network.
+        The path of the page, which needs no other file and no network.
 
     Raises:
         ValueError: A folder does not exist or holds nothing of a run; plotly is not installed.
@@ -36,13 +39,13 @@ def write_report(run_dirs: Sequence[str | Path], output: str | Path | None = Non
             f"run_dir: the files of {folders} hold something else than a run writes "
             f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
         ) from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
     return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0. `ValueError` for a user's mistake, as `write_report` says."""
+    """Runs the command and returns 0; raises `ValueError` for a user's mistake, as `write_report` does."""
     parser = argparse.ArgumentParser(
         prog="n2uq report",
         description="Write one HTML page about a run, or several side by side; it needs no network.",

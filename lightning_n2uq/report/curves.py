@@ -15,7 +15,7 @@ TRAFFIC = ("comm/*",)
 
 
 def curves(runs: Sequence[Run], patterns: Sequence[str]) -> list[Figure]:
-    """A plot for each metric that matches, all runs in it; metrics in the order of the patterns."""
+    """Returns a plot of all runs for each metric that matches, in the order of the patterns."""
     names = dict.fromkeys(name for run in runs for name in sorted(run.metrics))
     chosen = dict.fromkeys(n for pattern in patterns for n in names if fnmatchcase(n, pattern))
     return [_curve(runs, name) for name in chosen]

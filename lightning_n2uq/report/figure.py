@@ -18,12 +18,12 @@ class Figure:
     """One plot.
 
     Attributes:
-        key: Identifier, unique on the page.
-        title: Heading of the plot.
-        summary: What it shows, in words and numbers: caption, and text for screen readers.
-        traces: Plotly traces.
-        layout: Plotly layout; colours of the theme are added by the page.
-        layer: Name of the layer it belongs to, or empty for the whole network.
+        key: An identifier that is unique on the page.
+        title: The heading of the plot.
+        summary: What it shows, in words and numbers: the caption, and the text for screen readers.
+        traces: Plotly's traces.
+        layout: Plotly's layout; the page adds the colours of the theme.
+        layer: The name of the layer it belongs to; empty for the whole network.
     """
 
     key: str
@@ -34,22 +34,22 @@ class Figure:
     layer: str = ""
 
     def spec(self) -> dict[str, Any]:
-        """What the page's script draws; NaN becomes null."""
+        """Returns what the page's script draws; NaN becomes null."""
         return {"data": plain(self.traces), "layout": plain(self.layout)}
 
 
 def style(index: int) -> dict[str, Any]:
-    """Line of the `index`-th run."""
+    """Returns the line style of the `index`-th run."""
     return {"color": COLORS[index % len(COLORS)], "dash": DASHES[index % len(DASHES)], "width": 2}
 
 
 def axes(x: str, y: str) -> dict[str, Any]:
-    """Layout with titled axes."""
+    """Returns a layout with titled axes."""
     return {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 -- any plain value
-    """The value with floats rounded to six significant digits and NaN as None, fit for JSON."""
+    """Returns a value fit for JSON: floats with six significant digits, NaN as None."""
     if isinstance(value, dict):
         return {key: plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -12,22 +12,29 @@ MAX_SERIES = 16
 
 
 def entropy(counts: Sequence[float]) -> float:
-    """Entropy in bits of counts; 0 where there are none."""
+    """Returns the entropy of counts in bits; 0 where there are none."""
     total = sum(counts)
     return -sum(c / total * math.log2(c / total) for c in counts if c > 0) if total else 0.0
 
 
 def shares(counts: Sequence[float]) -> list[float]:
-    """Counts over their sum; zeros where there are none."""
+    """Returns counts over their sum; zeros where there are none."""
     total = sum(counts)
     return [c / total if total else 0.0 for c in counts]
 
 
 @dataclass
 class WeightRecord:
-    """A layer's weights: bits, number of weights, uses per level, share clipped, share that changed level
-    since the last record (None at the first), mean scale `S` (None where the method has none).
-    """  # noqa: D205
+    """A layer's weights.
+
+    Attributes:
+        bits: The bit width.
+        count: The number of weights.
+        usage: The number of weights on each level.
+        clipped: The share of weights at the ends of the range.
+        changed: The share of weights that changed level since the last record; None at the first.
+        scale: The mean scale `S`; None where the method has none.
+    """
 
     bits: int
     count: int
@@ -37,7 +44,7 @@ class WeightRecord:
     scale: float | None
 
     def metrics(self) -> dict[str, float]:
-        """Scalars by name."""
+        """Returns scalars by name."""
         values = {
             "weight_entropy": entropy(self.usage),
             "weight_dead_levels": float(sum(c == 0 for c in self.usage)),
@@ -50,10 +57,24 @@ class WeightRecord:
 
 @dataclass
 class ActivationRecord:
-    """A layer's input, sampled: bits, uses per level, shares clipped below and above, histogram over
-    `low .. high`; and of learned thresholds the scales, the widths, the thresholds, and how many widths
-    are at the floor. Other methods have `curve`, the quantizer's value on an even grid from low to high.
-    """  # noqa: D205
+    """A layer's input, sampled; the last fields but one are of learned thresholds only.
+
+    Attributes:
+        bits: The bit width.
+        usage: The number of values on each level.
+        clipped_low: The share of values at or below the lower end of the range.
+        clipped_high: The share of values at or above the upper end of the range.
+        low: The lower end of the axis of histogram and curve.
+        high: The upper end of that axis.
+        histogram: Counts over equal bins from `low` to `high`.
+        start: The first knot.
+        scale_in: The scale of the input.
+        scale_out: The scale of the output.
+        widths: The widths as learned, also those below the floor.
+        thresholds: The thresholds in the scaled input.
+        widths_at_floor: The number of widths at the floor, where no gradient moves them.
+        curve: Other methods' values on an even grid from `low` to `high`.
+    """
 
     bits: int
     usage: list[float]
@@ -71,7 +92,7 @@ class ActivationRecord:
     curve: list[float] = field(default_factory=list)
 
     def metrics(self) -> dict[str, float]:
-        """Scalars by name."""
+        """Returns scalars by name."""
         values = {
             "activation_entropy": entropy(self.usage),
             "activation_dead_levels": float(sum(c == 0 for c in self.usage)),
@@ -96,7 +117,7 @@ class LayerRecord:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LayerRecord:
-        """The record that `dataclasses.asdict` made into plain values."""
+        """Returns the record of what `as_dict` or `dataclasses.asdict` returned."""
         weight, activation = values["weight"], values["activation"]
         return cls(
             values["name"],
@@ -104,22 +125,26 @@ class LayerRecord:
             None if activation is None else ActivationRecord(**activation),
         )
 
-    def metrics(self) -> dict[str, float]:
-        """Scalars by full name, `quant/<layer>/<what>`."""
+    def scalars(self) -> dict[str, float]:
+        """Returns scalars by name."""
         parts = [part.metrics() for part in (self.weight, self.activation) if part is not None]
-        return {f"quant/{self.name}/{key}": value for part in parts for key, value in part.items()}
+        return {key: value for part in parts for key, value in part.items()}
+
+    def metrics(self) -> dict[str, float]:
+        """Returns scalars by full name, `quant/<layer>/<what>`."""
+        return {f"quant/{self.name}/{key}": value for key, value in self.scalars().items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, four significant digits, for a file."""
+        """Returns plain values with four significant digits, for a file."""
         return {key: _rounded(value) for key, value in asdict(self).items()}
 
 
 def mean_metrics(records: Sequence[LayerRecord]) -> dict[str, float]:
-    """Over layers: mean entropies and clipping, total dead levels and widths at the floor."""
+    """Returns means over layers of entropies and changed weights, and totals of dead levels and widths."""
     totals = ("weight_dead_levels", "activation_dead_levels", "widths_at_floor")
     means = ("weight_entropy", "activation_entropy", "weight_changed")
     metrics: dict[str, float] = {}
-    each = [{key.rpartition("/")[2]: v for key, v in record.metrics().items()} for record in records]
+    each = [record.scalars() for record in records]
     for name in (*means, *totals):
         values = [values[name] for values in each if name in values]
         if values and name in means:

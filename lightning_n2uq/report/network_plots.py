@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from lightning_n2uq.report.figure import Figure, axes
-from lightning_n2uq.report.layer_record import entropy
+from lightning_n2uq.report.layer_record import LayerRecord, entropy
+from lightning_n2uq.report.plot_data import entropy_range
 from lightning_n2uq.report.run_data import Run
+
+Kind = Literal["weight", "activation"]
+_KINDS: tuple[Kind, ...] = ("weight", "activation")
 
 
 def entropy_maps(runs: Sequence[Run]) -> list[Figure]:
-    """Entropy by layer and step, for weights and activations of every run."""
+    """Returns the entropy by layer and step, for weights and activations of every run."""
     figures = []
-    for kind in ("weight", "activation"):
+    for kind in _KINDS:
         found = [_entropy_map(i, run, kind) for i, run in enumerate(runs) if run.snapshots]
-        figures += _common_colors([figure for figure in found if figure is not None])
+        figures += _with_common_colors([figure for figure in found if figure is not None])
     return figures
 
 
-def _common_colors(figures: list[Figure]) -> list[Figure]:
-    """Gives heat maps one scale, at least its upper tenth wide, so that runs can be compared by eye."""
+def _with_common_colors(figures: list[Figure]) -> list[Figure]:
+    """Gives heat maps one scale, so that runs can be compared by eye."""
     values = [v for figure in figures for row in figure.traces[0]["z"] for v in row if v is not None]
     if values:
-        scale = {"zmin": min(*values, 0.9 * max(values)), "zmax": max(*values, 1e-3)}
+        low, high = entropy_range(values)
         for figure in figures:
-            figure.traces[0].update(scale)
+            figure.traces[0].update(zmin=low, zmax=high)
     return figures
 
 
-def _entropy_map(index: int, run: Run, kind: str) -> Figure | None:
+def _entropy_map(index: int, run: Run, kind: Kind) -> Figure | None:
     rows: dict[str, list[float | None]] = {
-        layer["name"]: [] for layer in run.snapshots[-1]["layers"] if layer[kind] is not None
+        name: [_entropy(snapshot.layers.get(name), kind) for snapshot in run.snapshots]
+        for name, layer in run.layers.items()
+        if _entropy(layer, kind) is not None
     }
-    for snapshot in run.snapshots:
-        parts = {layer["name"]: layer[kind] for layer in snapshot["layers"]}
-        for name, row in rows.items():
-            part = parts.get(name)
-            row.append(entropy(part["usage"]) if part else None)
     if not rows:
         return None
     last = {name: row[-1] for name, row in rows.items() if row[-1] is not None}
@@ -46,7 +47,7 @@ def _entropy_map(index: int, run: Run, kind: str) -> Figure | None:
         f"{run.name}: mean {sum(last.values()) / len(last):.3g} bits at the end, "
         f"lowest {last[lowest]:.3g} in {lowest}"
     )
-    steps = [str(snapshot["step"]) for snapshot in run.snapshots]
+    steps = [str(snapshot.step) for snapshot in run.snapshots]
     trace = {
         "type": "heatmap",
         "x": steps,
@@ -60,8 +61,13 @@ def _entropy_map(index: int, run: Run, kind: str) -> Figure | None:
     return Figure(f"entropy-{kind}-{index}", title, words, [trace], layout)
 
 
+def _entropy(layer: LayerRecord | None, kind: Kind) -> float | None:
+    part = None if layer is None else layer.weight if kind == "weight" else layer.activation
+    return None if part is None else entropy(part.usage)
+
+
 def confusion_matrices(runs: Sequence[Run]) -> list[Figure]:
-    """The confusion matrices of every run, rows are true classes."""
+    """Returns the confusion matrices of every run; their rows are true classes."""
     return [
         _confusion(i, run, stage, matrix)
         for i, run in enumerate(runs)

@@ -21,10 +21,10 @@ _NO_SNAPSHOTS = (
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The page's text.
+    """Returns the page's text.
 
     Raises:
-        ValueError: Plotly, whose script goes into the page, is not installed.
+        ValueError: plotly, whose script goes into the page, is not installed.
     """
     figures: list[Figure] = []
     sections = [
@@ -67,7 +67,7 @@ def _link(section: Section) -> str:
 
 
 def _plots(key: str, title: str, found: Sequence[Figure], figures: list[Figure]) -> Section | None:
-    """A section of plots, or nothing where the runs have no data for it."""
+    """Returns a section of plots, or None where the runs have no data for it."""
     figures.extend(found)
     return _section(key, title, f'<div class="grid">{"".join(map(_plot, found))}</div>') if found else None
 
@@ -136,6 +136,6 @@ def _asset(name: str) -> str:
 
 
 def _fill(template: str, values: dict[str, str]) -> str:
-    """Puts values in one pass, so that none is searched for the next one's mark."""
+    """Fills in all values in one pass, so that none is searched for another's mark."""
     parts = template.split("@@")
     return "".join(values[part] if i % 2 else part for i, part in enumerate(parts))

@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-METRICS, SNAPSHOTS, CONFUSION, CONFIG = "metrics.csv", "quantization.jsonl", "confusion.json", "config.yaml"
+from lightning_n2uq.report.layer_record import LayerRecord
+
+METRICS, CONFIG = "metrics.csv", "config.yaml"
+
+SNAPSHOTS = "quantization.jsonl"
+"""One line per epoch: `{"step", "epoch", "layers": [LayerRecord, ..]}`."""
+
+CONFUSION = "confusion.json"
+"""`{"val": matrix, "test": matrix}`, rows are true classes; the last evaluation of each."""
+
 _STEP_COLUMNS = ("step", "epoch")
 
 
@@ -19,8 +28,8 @@ class Series:
     """One metric over optimizer steps.
 
     Attributes:
-        steps: Increasing.
-        values: Finite or NaN.
+        steps: Increasing optimizer steps.
+        values: The metric at each step, finite or NaN.
     """
 
     steps: list[int]
@@ -28,11 +37,11 @@ class Series:
 
     @property
     def last(self) -> float:
-        """The last value."""
+        """Returns the last value."""
         return self.values[-1]
 
     def thinned(self, most: int = 2000) -> Series:
-        """At most `most` points and the last one, evenly spaced."""
+        """Returns at most `most` evenly spaced points, and the last one."""
         stride = -(-len(self.steps) // most)
         if stride <= 1:
             return self
@@ -40,34 +49,38 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Snapshot:
+    """All quantized layers by name, at one optimizer step."""
+
+    step: int
+    epoch: int
+    layers: dict[str, LayerRecord]
+
+
+@dataclass(frozen=True)
 class Run:
     """What is known of a run; what its folder does not hold is empty.
 
     Attributes:
-        folder: Of the run.
-        name: Unique among the runs of a page.
+        folder: The run's folder.
+        name: A name that is unique among the runs of a page.
         metrics: Series by metric name.
-        snapshots: `{"step", "epoch", "layers": [..]}` in order, as `QuantizationMonitor` writes them.
-        confusion: Matrices by stage.
-        config: Text of the YAML.
+        snapshots: What `QuantizationMonitor` wrote, in order.
+        confusion: Confusion matrices by stage.
+        config: The text of the run's YAML.
     """
 
     folder: Path
     name: str
     metrics: dict[str, Series] = field(default_factory=dict)
-    snapshots: list[dict[str, Any]] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
     confusion: dict[str, list[list[float]]] = field(default_factory=dict)
     config: str = ""
 
     @property
-    def layers(self) -> list[str]:
-        """Names of the layers in the last snapshot."""
-        return [layer["name"] for layer in self.snapshots[-1]["layers"]] if self.snapshots else []
-
-    def layer(self, name: str) -> dict[str, Any] | None:
-        """A layer's last record, or None where the run has no such layer."""
-        layers = self.snapshots[-1]["layers"] if self.snapshots else []
-        return next((layer for layer in layers if layer["name"] == name), None)
+    def layers(self) -> dict[str, LayerRecord]:
+        """Returns the layers of the last snapshot."""
+        return self.snapshots[-1].layers if self.snapshots else {}
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -80,7 +93,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def unique_names(folders: Sequence[Path]) -> list[str]:
-    """The shortest tails of the paths that differ from each other; equal paths get a number.
+    """Returns the shortest tails of the paths that differ from each other; equal paths get a number.
 
     They have two parts at least: the config's name and the time, as `n2uq fit` names its folders.
     """
@@ -119,7 +132,7 @@ def _text(path: Path) -> str:
 
 
 def _read_metrics(path: Path) -> dict[str, Series]:
-    """Columns of the CSV logger's file; a cell is empty where a metric was not logged."""
+    """Returns the columns of the CSV logger's file, whose cells are empty where a metric was not logged."""
     if not path.is_file():
         return {}
     points: dict[str, dict[int, float]] = {}
@@ -137,8 +150,8 @@ def _number(text: str) -> float:
     return value if math.isfinite(value) else math.nan
 
 
-def _read_snapshots(path: Path) -> list[dict[str, Any]]:
-    """Snapshots in order; of a resumed run's repeated steps the later one; a cut last line is left out."""
+def _read_snapshots(path: Path) -> list[Snapshot]:
+    """Returns snapshots in order: of repeated steps the later one, without a last line that was cut short."""
     by_step: dict[int, dict[str, Any]] = {}
     lines = _text(path).splitlines()
     for i, line in enumerate(lines):
@@ -149,4 +162,9 @@ def _read_snapshots(path: Path) -> list[dict[str, Any]]:
                 break
             raise
         by_step[snapshot["step"]] = snapshot
-    return [by_step[step] for step in sorted(by_step)]
+    return [_snapshot(by_step[step]) for step in sorted(by_step)]
+
+
+def _snapshot(values: dict[str, Any]) -> Snapshot:
+    layers = map(LayerRecord.from_dict, values["layers"])
+    return Snapshot(values["step"], values["epoch"], {layer.name: layer for layer in layers})

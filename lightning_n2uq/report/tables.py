@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from lightning_n2uq.report.layer_record import ActivationRecord, LayerRecord, WeightRecord
 from lightning_n2uq.report.run_data import Run
 
 _RUN_METRICS = ("val/acc", "val/loss", "test/acc", "train/loss", "quant/mean_weight_entropy")
@@ -25,7 +24,7 @@ _ALARMING = ("weight_dead_levels", "activation_dead_levels", "widths_at_floor") 
 
 
 def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """HTML table whose cells are escaped already; the first cell of each row is its header."""
+    """Returns an HTML table of escaped cells; the first cell of each row is its header."""
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     body = "".join(
         f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>'
@@ -39,7 +38,7 @@ def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 
 def runs_table(runs: Sequence[Run]) -> str:
-    """One row per run: last values of what matters most, and the highest validation accuracy."""
+    """Returns a row per run: last values of what matters most, and the highest validation accuracy."""
     names = [name for name in _RUN_METRICS if any(name in run.metrics for run in runs)]
     rows = []
     for run in runs:
@@ -51,20 +50,19 @@ def runs_table(runs: Sequence[Run]) -> str:
 
 
 def layers_table(run: Run) -> str:
-    """One row per layer, from the last snapshot; what needs a look is marked in colour and in words."""
+    """Returns a row per layer of the last snapshot; what needs a look is marked in colour and in words."""
     rows = []
-    for layer in run.snapshots[-1]["layers"]:
-        metrics = _metrics(layer)
-        cells = [_cell(name, metrics.get(name)) for name in _LAYER_COLUMNS]
-        bits = "/".join(str(layer[kind]["bits"]) if layer[kind] else "-" for kind in ("weight", "activation"))
-        rows.append([escape(layer["name"]), bits, *cells])
-    step = run.snapshots[-1]["step"]
+    for layer in run.layers.values():
+        scalars = layer.scalars()
+        cells = [_cell(name, scalars.get(name)) for name in _LAYER_COLUMNS]
+        bits = "/".join(str(part.bits) if part else "-" for part in (layer.weight, layer.activation))
+        rows.append([escape(layer.name), bits, *cells])
     columns = ["layer", "bits (W/A)", *_LAYER_COLUMNS.values()]
-    return table(f"Layers of {run.name} at step {step}", columns, rows)
+    return table(f"Layers of {run.name} at step {run.snapshots[-1].step}", columns, rows)
 
 
 def config_table(runs: Sequence[Run]) -> str:
-    """Settings in which the runs differ."""
+    """Returns the settings in which the runs differ."""
     flat = [flatten(_yaml(run.config)) for run in runs]
     keys = sorted({key for settings in flat for key in settings})
     differing = [key for key in keys if len({repr(settings.get(key)) for settings in flat}) > 1]
@@ -75,7 +73,7 @@ def config_table(runs: Sequence[Run]) -> str:
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 -- parsed YAML
-    """Nested mappings and lists as one, with dotted keys."""
+    """Returns nested mappings and lists as one mapping with dotted keys."""
     if isinstance(value, list):
         value = dict(enumerate(value))
     if not isinstance(value, dict):
@@ -84,13 +82,6 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 -- 
     for key, part in value.items():
         flat |= flatten(part, f"{prefix}.{key}" if prefix else str(key))
     return flat
-
-
-def _metrics(layer: dict[str, Any]) -> dict[str, float]:
-    weight = WeightRecord(**layer["weight"]) if layer["weight"] else None
-    activation = ActivationRecord(**layer["activation"]) if layer["activation"] else None
-    named = LayerRecord(layer["name"], weight, activation).metrics()
-    return {key.rpartition("/")[2]: value for key, value in named.items()}
 
 
 def _yaml(text: str) -> Any:  # noqa: ANN401 -- parsed YAML

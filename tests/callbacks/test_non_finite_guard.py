@@ -220,8 +220,8 @@ def test_scaler_owns_gradients(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ({"loss": "ignore"}, "loss: got 'ignore', allowed stop, skip, warn, off"),
-        ({"floor": "skip"}, "floor: got 'skip', allowed stop, warn, off"),
+        ({"loss": "ignore"}, "loss: got 'ignore', allowed are stop, skip, warn, off"),
+        ({"floor": "skip"}, "floor: got 'skip', allowed are stop, warn, off"),
         ({"max_skips": 0}, "max_skips: got 0"),
         ({"every_n_steps": True}, "every_n_steps: got True"),
     ],

@@ -16,6 +16,9 @@ FLOAT = {
 }
 
 
+from_checkpoint = QuantizedClassifier.from_checkpoint
+
+
 @pytest.fixture(scope="module")
 def teacher_path(tmp_path_factory):
     torch.manual_seed(1)
@@ -68,11 +71,11 @@ def test_teacher_guides_and_is_neither_trained_nor_saved(teacher_path, tmp_path)
 
 def test_teachers_that_do_not_fit(teacher_path, monkeypatch):
     with pytest.raises(ValueError, match=r"teacher: .* has 10 classes, the student has 7"):
-        load_teacher(teacher_path, 7)
+        load_teacher(teacher_path, 7, from_checkpoint)
     with pytest.raises(ValueError, match=r"teacher: no such file 'nowhere\.ckpt'"):
-        load_teacher("nowhere.ckpt", 10)
+        load_teacher("nowhere.ckpt", 10, from_checkpoint)
     with pytest.raises(ValueError, match="teacher: got 'torchvision/resnet0'"):
-        load_teacher("torchvision/resnet0", 1000)
+        load_teacher("torchvision/resnet0", 1000, from_checkpoint)
 
 
 def test_torchvision_teacher_without_network_is_explained(monkeypatch):
@@ -82,4 +85,4 @@ def test_torchvision_teacher_without_network_is_explained(monkeypatch):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
     with pytest.raises(ValueError, match=r"teacher: weights of 'torchvision/resnet18' .*no route to host"):
-        load_teacher("torchvision/resnet18", 1000)
+        load_teacher("torchvision/resnet18", 1000, from_checkpoint)

@@ -9,7 +9,6 @@ from lightning_n2uq import backbones
 from lightning_n2uq.interop import load_official_checkpoint
 from lightning_n2uq.modules.published import (
     published_parameter_groups,
-    published_schedule,
     published_schedule_factor,
     set_numerics,
 )
@@ -88,16 +87,11 @@ def test_groups_of_mobilenet_take_the_third_widths_too():
 
 
 def test_schedule_steps_before_each_epoch():
-    factor = published_schedule(4)
-    assert [factor(epoch) for epoch in range(5)] == [0.75, 0.5, 0.25, 0.0, 0.0]
-    by_step = published_schedule_factor(total_steps=8, epochs=4)
-    assert [by_step(step) for step in range(8)] == [0.75, 0.75, 0.5, 0.5, 0.25, 0.25, 0.0, 0.0]
-    with pytest.raises(ValueError, match="epochs: got 0"):
-        published_schedule(0)
-    with pytest.raises(ValueError, match="max_epochs"):
-        published_schedule_factor(float("inf"), 3)
-    with pytest.raises(ValueError, match="max_epochs"):
-        published_schedule_factor(10, None)
+    factor = published_schedule_factor(total_steps=8, epochs=4)
+    assert [factor(step) for step in range(9)] == [0.75, 0.75, 0.5, 0.5, 0.25, 0.25, 0.0, 0.0, 0.0]
+    for total_steps, epochs in ((float("inf"), 3), (10, None), (10, 0)):
+        with pytest.raises(ValueError, match="max_epochs"):
+            published_schedule_factor(total_steps, epochs)
 
 
 def test_comparison_switch_moves_ties_only():

@@ -24,9 +24,9 @@ def test_warm_up_comes_before_the_schedule():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("step", 10), "schedule: got 'step', allowed linear, cosine, constant"),
+        (("step", 10), "schedule: got 'step', allowed are linear, cosine, constant"),
         (("linear", math.inf), "needs trainer.max_epochs or trainer.max_steps"),
-        (("linear", 10, 10), "warmup_steps: got 10, allowed 0..9"),
+        (("linear", 10, 10), "warmup_steps: got 10, allowed is 0 to 9"),
         (("linear", 10, -1), "warmup_steps: got -1"),
     ],
 )

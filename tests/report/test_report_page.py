@@ -10,8 +10,8 @@ from lightning_n2uq.report import main, write_report
 from lightning_n2uq.report.figure import plain
 from lightning_n2uq.report.layer_plots import layer_plots
 from lightning_n2uq.report.layer_record import ActivationRecord
+from lightning_n2uq.report.plot_data import staircase_points, surrogate_points
 from lightning_n2uq.report.run_data import Series, read_runs, unique_names
-from lightning_n2uq.report.staircase_points import staircase_points, surrogate_points
 from lightning_n2uq.report.tables import flatten
 
 pytest.importorskip("plotly", reason="plotly (extra `report`) is not installed: the page embeds its script")
@@ -142,7 +142,7 @@ def test_a_last_line_cut_short_is_left_out_and_repeated_steps_take_the_later(tmp
     path = folder / "quantization.jsonl"
     path.write_text(path.read_text() + json.dumps({"step": 99, "epoch": 7, "layers": []}) + '\n{"step": 1')
     (run,) = read_runs([folder])
-    assert [(s["step"], s["epoch"]) for s in run.snapshots] == [(49, 0), (99, 7)]
+    assert [(s.step, s.epoch) for s in run.snapshots] == [(49, 0), (99, 7)]
 
 
 def test_small_helpers(tmp_path):
