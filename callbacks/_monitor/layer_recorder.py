@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_n2uq.callbacks._common.quantized_layers import QuantizedLayer
 from lightning_n2uq.callbacks._monitor.layer_statistics import (
-    ActivationCounts,
+    BINS,
     at_floor,
     axis_range,
     count_activations,
@@ -56,7 +56,7 @@ class LayerRecorder:
             total: A function that sums a vector over ranks; None for one process.
         """
         sampled = [x for x in self.layers if x.name in inputs and x.activation_quantizer is not None]
-        counts = [count_activations(x.activation_quantizer, inputs[x.name]).vector() for x in sampled]  # type: ignore[arg-type]
+        counts = [count_activations(x.activation_quantizer, inputs[x.name]) for x in sampled]  # type: ignore[arg-type]
         if counts and total is not None:
             counts = list(total(torch.cat(counts)).split([part.numel() for part in counts]))
         fixed = [self._fixed(layer) for layer in self.layers]
@@ -120,13 +120,10 @@ def _weight_record(layer: QuantizedLayer, values: list[float]) -> WeightRecord:
 
 
 def _activation_record(quantizer: Quantizer, fixed: list[float], counts: list[float]) -> ActivationRecord:
-    parts = ActivationCounts.from_vector(torch.tensor(counts, dtype=torch.float64))
-    usage = parts.usage.tolist()
-    clipped_low, clipped_high = (parts.clipped / max(sum(usage), 1)).tolist()
+    usage, (below, above), histogram = counts[: -2 - BINS], counts[-2 - BINS : -BINS], counts[-BINS:]
+    total = max(sum(usage), 1)
     low, high, *rest = fixed
-    record = ActivationRecord(
-        quantizer.bits, usage, clipped_low, clipped_high, low, high, parts.histogram.tolist()
-    )
+    record = ActivationRecord(quantizer.bits, usage, below / total, above / total, low, high, histogram)
     if not isinstance(quantizer, LearnableThresholdQuantizer):
         record.curve = rest
         return record

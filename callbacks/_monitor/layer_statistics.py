@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -17,32 +15,6 @@ BINS = 64
 
 _MARGIN = 0.25  # of the quantizer's range, shown left and right of it
 _FAR = 1e4  # an input that saturates every quantizer
-
-
-@dataclass
-class ActivationCounts:
-    """Counts over the inputs of one layer, float64, still on the device.
-
-    Attributes:
-        usage: Uses of each level, `[levels]`.
-        clipped: Values at or below the lower end of the range, and at or above its upper end, `[2]`.
-        histogram: Values in each bin of the histogram's axis, those beyond its ends included, `[BINS]`.
-    """
-
-    usage: Tensor
-    clipped: Tensor
-    histogram: Tensor
-
-    def vector(self) -> Tensor:
-        """Returns all counts, 1-D."""
-        return torch.cat([self.usage, self.clipped, self.histogram])
-
-    @classmethod
-    def from_vector(cls, vector: Tensor) -> ActivationCounts:
-        """Inverts `vector`."""
-        levels = vector.numel() - 2 - BINS
-        usage, clipped, histogram = vector.split([levels, 2, BINS])
-        return cls(usage, clipped, histogram)
 
 
 def count_levels(position: Tensor, num_levels: int) -> Tensor:
@@ -66,8 +38,12 @@ def axis_range(quantizer: Quantizer, device: torch.device) -> Tensor:
     return torch.stack([ends[0] - margin, ends[1] + margin]).detach().double()
 
 
-def count_activations(quantizer: Quantizer, x: Tensor) -> ActivationCounts:
-    """Returns counts over a sample `x` of a layer's inputs."""
+def count_activations(quantizer: Quantizer, x: Tensor) -> Tensor:
+    """Returns counts over a sample `x` of a layer's inputs, `[levels + 2 + BINS]` float64 on its device.
+
+    They are the uses of each level; the values at or below the lower end of the range, and at or above its
+    upper end; the values in each bin of the histogram's axis, those beyond its ends included.
+    """
     position = level_position(quantizer, x)
     top = quantizer.num_levels - 1
     clipped = torch.stack([(position <= 0).sum(), (position >= top).sum()]).double()
@@ -75,7 +51,7 @@ def count_activations(quantizer: Quantizer, x: Tensor) -> ActivationCounts:
     low, high = axis_range(quantizer, x.device)
     share = (scaled.double() - low) / (high - low)
     histogram = count_levels(share.clamp(0, 1) * BINS - 0.5, BINS)
-    return ActivationCounts(count_levels(position, quantizer.num_levels), clipped, histogram)
+    return torch.cat([count_levels(position, quantizer.num_levels), clipped, histogram])
 
 
 def count_weights(layer: QuantizedLayer, before: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,8 @@ from lightning_n2uq.quantizers import (
 )
 from lightning_n2uq.quantizers.base import DataInitializedQuantizer
 
+_METHODS = ("LearnableThresholdQuantizer", "PACT", "APoT", "DoReFa", "LSQ")
+
 
 class CalibratedInput(DataInitializedQuantizer):
     """`scale * inner((x - offset) / scale) + offset`: an activation quantizer fitted to its layer's inputs.
@@ -54,10 +56,24 @@ class CalibratedInput(DataInitializedQuantizer):
     @torch.no_grad()
     def set_range(self, low: Tensor, high: Tensor) -> None:
         """Makes the levels go from about `low` to about `high` (0-d, `low < high`)."""
-        span = high - low
+        inner, span = self.inner, high - low
         if self.offset is not None:
             self.offset.fill_(low)
-        _SETTERS[_method(self.inner)](self, low, span)
+        if isinstance(inner, LearnableThresholdQuantizer):
+            _fill(inner, "scale_in", 2.0 / span)
+            _fill(inner, "scale_out", span / 2.0)
+        elif isinstance(inner, PACT | APoT):
+            _fill(inner, "clip", span)
+        elif isinstance(inner, DoReFa):
+            self.scale.fill_(span)
+        elif isinstance(inner, LSQ):
+            _fill(inner, "step", span / (self.num_levels - 1))
+            if isinstance(inner, LSQPlus):
+                _fill(inner, "offset", low)
+            inner.initialized.fill_(True)
+            inner._pending = False
+        else:
+            raise ValueError(f"inner: got {type(inner).__name__}, allowed are {', '.join(_METHODS)}")
         self.initialized.fill_(True)
         self._pending = False
 
@@ -114,46 +130,5 @@ class RescaledWeight(Quantizer):
         return self.inner.codes(weight)
 
 
-def _set_thresholds(owner: CalibratedInput, low: Tensor, span: Tensor) -> None:
-    _fill(owner.inner, "scale_in", 2.0 / span)
-    _fill(owner.inner, "scale_out", span / 2.0)
-
-
-def _set_clip(owner: CalibratedInput, low: Tensor, span: Tensor) -> None:
-    _fill(owner.inner, "clip", span)
-
-
-def _set_scale(owner: CalibratedInput, low: Tensor, span: Tensor) -> None:
-    owner.scale.fill_(span)
-
-
-def _set_step(owner: CalibratedInput, low: Tensor, span: Tensor) -> None:
-    inner = owner.inner
-    _fill(inner, "step", span / (owner.num_levels - 1))
-    if isinstance(inner, LSQPlus):
-        _fill(inner, "offset", low)
-    if isinstance(inner, DataInitializedQuantizer):
-        inner.initialized.fill_(True)
-        inner._pending = False
-
-
 def _fill(inner: nn.Module, name: str, value: Tensor) -> None:
     inner.get_parameter(name).fill_(value)
-
-
-_SETTERS = {
-    LearnableThresholdQuantizer: _set_thresholds,
-    PACT: _set_clip,
-    APoT: _set_clip,
-    DoReFa: _set_scale,
-    LSQ: _set_step,
-}
-
-
-def _method(inner: nn.Module) -> type[Quantizer]:
-    for method in _SETTERS:
-        if isinstance(inner, method):
-            return method
-    raise ValueError(
-        f"inner: got {type(inner).__name__}, allowed are {', '.join(m.__name__ for m in _SETTERS)}"
-    )

@@ -1,3 +1,4 @@
+import re
 import warnings
 
 import pytest
@@ -178,8 +179,8 @@ def test_state_is_judged_and_named(tmp_path, what, kind, place):
         fit(tmp_path, broken_module(what), quiet(**{kind: "stop"}))
     guard = quiet(**{kind: "warn"})
     _, messages = fit(tmp_path, broken_module(what), guard)
-    assert guard.counts[kind]
-    assert messages
+    assert guard.counts[kind] > 0
+    assert re.search(f"step 0: .*{place}", messages[0])
 
 
 def test_a_step_that_breaks_the_weights_last_is_found(tmp_path):

@@ -101,10 +101,11 @@ def test_every_method_can_be_watched(weights, activations):
 
 
 def test_thinning_keeps_what_fits_and_bounds_what_does_not():
-    x = torch.arange(1000.0)
-    assert thin(x, 1000) is not None
-    assert torch.equal(thin(x, 1000), x)
-    assert 0 < thin(x, 100).numel() <= 100
+    x = torch.arange(1000.0).view(10, 100)
+    assert torch.equal(thin(x, 1000), x.flatten())
+    assert torch.equal(thin(x, 999), x.flatten()[::3])  # an odd step: 2 would meet even columns only
+    assert torch.equal(thin(x, 100), x.flatten()[::11])
+    assert thin(x, 1).tolist() == [0.0]
 
 
 def read_csv(path):

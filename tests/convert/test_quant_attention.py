@@ -74,7 +74,7 @@ def test_all_projections_are_quantized_and_keys_stay():
     ):
         assert isinstance(quantizer, Quantizer)
         assert len(quantizer(weight).unique()) <= 4
-        assert weight.grad is not None
+        assert float(weight.grad.abs().sum()) > 0
     assert not isinstance(ours.activation_quantizer, FullPrecision)
 
 

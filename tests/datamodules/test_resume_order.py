@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.nn.functional import cross_entropy
 
 from lightning_n2uq.datamodules import DigitsDataModule, SyntheticDataModule
+from lightning_n2uq.datamodules._data.counter_rng import random_integers
 from lightning_n2uq.datamodules._data.sampler import SampleIdSampler
 
 QUIET = {
@@ -155,6 +156,13 @@ def test_every_epoch_and_seed_has_its_own_order():
         orders.add(tuple(sampler.order()))
 
     assert len(orders | {tuple(range(100))}) == 4
+
+
+def test_orders_and_augmentation_are_those_of_older_checkpoints():
+    sampler = SampleIdSampler(12, batch_size=4, shuffle=True, seed=7)
+    sampler.set_epoch(2)
+    assert list(sampler) == [29, 25, 28, 34, 26, 35, 27, 24, 33, 31, 32, 30]
+    assert random_integers(7, [0, 5, 10**6], (9, 9, 2)).tolist() == [[7, 4, 1], [5, 8, 1], [6, 5, 0]]
 
 
 def test_without_shuffling_sample_ids_are_indices_in_every_epoch():
