@@ -43,7 +43,7 @@ def test_entries_of_one_side_only_are_named(four_bits):
     report = load_matching(QuantizedClassifier(**SMALL, **bits), four_bits)
     assert report.missing == []
     assert any(name.endswith("widths") for name in report.unused)
-    assert "in the file only, not used" in report.summary()
+    assert "in the source only, not used" in report.summary()
 
 
 def fit(model, folder, **options):

@@ -50,5 +50,5 @@ def test_optimizers_by_name():
     adamw = build_optimizer("adamw", groups, **options)
     assert type(adamw) is torch.optim.AdamW
     assert adamw.defaults["betas"] == (0.7, 0.9)
-    with pytest.raises(ValueError, match="optimizer: got 'rmsprop', allowed adam, adamw, sgd"):
+    with pytest.raises(ValueError, match="optimizer: got 'rmsprop', allowed are adam, adamw, sgd"):
         build_optimizer("rmsprop", groups, **options)
