@@ -3,7 +3,7 @@
 # No `from __future__ import annotations` here: DDP compares the annotation objects of hooks.
 
 import torch
-from torch._C._distributed_c10d import GradBucket  # `torch.distributed.GradBucket`, known to type checkers
+from torch.distributed import GradBucket  # type: ignore[attr-defined]  # public, not in the stubs
 
 from lightning_n2uq.distributed.refuse import refuse_bucket
 from lightning_n2uq.distributed.state import NUQSGDState

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import GradBucket
+from torch.distributed import GradBucket  # type: ignore[attr-defined]  # public, not in the stubs
 
 from lightning_n2uq.compression import Codec, codec_at_step
 from lightning_n2uq.distributed.config import ExchangeConfig

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Literal
 
-from lightning.fabric.utilities.distributed import _init_dist_connection
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.constants import default_pg_timeout
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from lightning_n2uq.strategies.rendezvous import own_store
+from lightning_n2uq.utils import compat
+
+compat.require(DDPStrategy, "_register_ddp_hooks")  # unless Lightning calls it, no hook would ever run
 
 
 class HookedDDPStrategy(DDPStrategy):
@@ -41,6 +43,7 @@ class HookedDDPStrategy(DDPStrategy):
         timeout: timedelta | None = default_pg_timeout,
         start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
     ) -> None:
+        more: dict[str, Any] = {} if bucket_cap_mb is None else {"bucket_cap_mb": bucket_cap_mb}
         super().__init__(
             find_unused_parameters=find_unused_parameters,
             static_graph=static_graph,
@@ -48,9 +51,9 @@ class HookedDDPStrategy(DDPStrategy):
             process_group_backend=process_group_backend,
             timeout=timeout,
             start_method=start_method,
+            **more,
         )
-        if bucket_cap_mb is not None:
-            self._ddp_kwargs["bucket_cap_mb"] = bucket_cap_mb
+        self.timeout = timeout
 
     def make_hook(self, model: DistributedDataParallel) -> tuple[object, Callable[..., Any]]:
         """Return the state and the hook to register on the wrapped model."""
@@ -62,10 +65,11 @@ class HookedDDPStrategy(DDPStrategy):
         environment = self.cluster_environment
         if environment is not None:
             self.set_world_ranks()
-            store = own_store(environment, self._timeout)
+            store = own_store(environment, self.timeout)
             if store is not None:
-                backend = self._get_process_group_backend()
-                _init_dist_connection(environment, backend, store=store, timeout=self._timeout)
+                compat.init_process_group(
+                    environment, compat.process_group_backend(self), store, self.timeout
+                )
         super().setup_distributed()
 
     @override

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
-from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
@@ -20,6 +20,7 @@ from lightning_n2uq.distributed.config import ExchangeConfig
 from lightning_n2uq.distributed.hook import nuqsgd_hook
 from lightning_n2uq.distributed.state import NUQSGDState
 from lightning_n2uq.strategies.base import HookedDDPStrategy
+from lightning_n2uq.utils.compat import rebuild_buckets
 
 
 class NUQSGDStrategy(HookedDDPStrategy):
@@ -123,7 +124,7 @@ class NUQSGDStrategy(HookedDDPStrategy):
         config = self.config
         if config.hierarchical and config.ranks_per_node is None:
             config = replace(config, ranks_per_node=self.num_processes)
-        self.state = NUQSGDState(module=model.module, timeout=self._timeout, config=config)
+        self.state = NUQSGDState(module=model.module, timeout=self.timeout, config=config)
         if self._restored is not None:
             self.state.load_state_dict(state_for_rank(self._restored, self.global_rank, self.world_size))
             self._restored = None
@@ -134,7 +135,7 @@ class NUQSGDStrategy(HookedDDPStrategy):
     def save_checkpoint(
         self,
         checkpoint: dict[str, Any],
-        filepath: _PATH,
+        filepath: str | Path,
         storage_options: Any | None = None,
     ) -> None:
         """Add every rank's step counter and residuals, unless only weights are saved."""
@@ -145,12 +146,15 @@ class NUQSGDStrategy(HookedDDPStrategy):
 
     def _rebuild_buckets(self, state: NUQSGDState) -> None:
         """Do what DDP would do before the next step, so that a resumed run begins with the same buckets."""
-        if isinstance(self.model, DistributedDataParallel) and self.model.reducer._rebuild_buckets():
-            self.model._has_rebuilt_buckets = True
-            state.rebuilt(self.model.reducer._get_zeros_like_grad_buckets())
+        if isinstance(self.model, DistributedDataParallel):
+            buckets = rebuild_buckets(self.model)
+            if buckets is not None:
+                state.rebuilt(buckets)
 
     @override
-    def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Keep the saved state until the model is wrapped; a checkpoint of another strategy has none."""
         checkpoint = super().load_checkpoint(checkpoint_path, weights_only=weights_only)
         module = self.lightning_module

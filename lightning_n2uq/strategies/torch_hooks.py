@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import GradBucket
+from torch.distributed import GradBucket  # type: ignore[attr-defined]  # public, not in the stubs
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.distributed.constants import default_pg_timeout
@@ -87,7 +87,7 @@ class TorchHookStrategy(HookedDDPStrategy):
         """Return torch's hook and its state."""
         if self.hook != "powersgd":
             return dist.group.WORLD, half_hook if self.hook == "fp16" else bfloat16_hook
-        self._ordered = powersgd_state(self.powersgd_rank, self.powersgd_start, self._timeout)
+        self._ordered = powersgd_state(self.powersgd_rank, self.powersgd_start, self.timeout)
         return self._ordered, ordered_hook
 
     @override
