@@ -114,6 +114,16 @@ def test_incomplete_commands(arguments, capsys, in_empty_folder):
     error_line(capsys, arguments)
 
 
+def test_a_release_without_a_private_name_is_one_line(capsys, in_empty_folder, monkeypatch):
+    from lightning_n2uq.cli import training
+    from lightning_n2uq.utils import compat
+
+    monkeypatch.setattr(training, "quiet_lightning", lambda: compat.require(training.LightningCLI, "_gone"))
+    line = error_line(capsys, BASE)
+    assert "lightning: got 2." in line
+    assert "LightningCLI._gone; allowed is lightning>=2.5.5,<2.7" in line
+
+
 def test_debug_keeps_the_traceback(in_empty_folder, monkeypatch):
     with pytest.raises(ValueError, match="weight_bits"):
         main([*BASE, "--model.weight_bits", "9", "--debug"])
