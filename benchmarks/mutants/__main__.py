@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -25,8 +26,11 @@ from benchmarks.mutants.mutations import Mutation, mutations, sample
 from benchmarks.mutants.trials import Workspace, preload
 
 HERE = Path(__file__).parent
+Trial = dict[str, Any]
+Key = tuple[str, str, str]
+OUTCOMES = {"passed": "survived", "failed": "killed", "timeout": "timeout"}
 RESULTS = HERE.parent / "results" / "mutants.json"
-SLOWEST = 4.0  # times the unchanged code's seconds, after which a mutant hangs
+SLOWEST, START = 4.0, 90.0  # a mutant hangs after so many times the unchanged code's seconds and the start's
 
 
 def arguments() -> argparse.Namespace:
@@ -41,6 +45,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--root", type=Path, default=HERE.parents[1], help="checkout whose code is mutated")
     parser.add_argument("--table", type=Path, default=HERE / "parts.yaml", help="modules and tests")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--resume", action="store_true", help="keep results of the same mutants"
+    )
     return parser.parse_args()
 
 
@@ -56,7 +63,8 @@ def main() -> None:
         chosen = candidates if options.all else sample(candidates, options.sample, options.seed)
         print(f"{name}: {len(chosen)} of {len(candidates)} mutants", flush=True)
         record = {"candidates": len(candidates), **table[name], "seed": options.seed}
-        for found in run_part(root, table[name], chosen, 60 * options.minutes):
+        known = recorded(options.results, options.label, name) if options.resume else {}
+        for found in run_part(root, table[name], chosen, 60 * options.minutes, known):
             save(options.results, options.label, name, record | found)
 
 
@@ -72,9 +80,9 @@ def modules(root: Path, patterns: list[str]) -> list[str]:
 
 
 def run_part(
-    root: Path, part: dict[str, list[str]], chosen: list[Mutation], limit: float
+    root: Path, part: dict[str, list[str]], chosen: list[Mutation], limit: float, known: dict[Key, Trial]
 ) -> Iterator[dict[str, object]]:
-    """Yields what is known after every mutant."""
+    """Yields what is found after every mutant; what is `known` need not be tried."""
     with tempfile.TemporaryDirectory() as folder:
         space, log = Workspace(root, Path(folder, "code")), Path(folder, "log")
         seconds, found = {}, CoverageMap()
@@ -92,42 +100,44 @@ def run_part(
             if time.monotonic() - begin > limit:
                 break
             tests = found.tests_of(mutation.module, (root / mutation.module).read_text(), mutation.start[0])
-            rounds = [tests, part.get("jobs", [])]
-            trials.append(
-                trial(root, space, mutation, rounds, max(60.0, SLOWEST * sum(seconds.values())), log)
-            )
+            rounds = [(tests, START + SLOWEST * sum(found.seconds[test] for test in tests))]
+            rounds.append((part.get("jobs", []), START + SLOWEST * seconds.get("jobs", 0.0)))
+            trials.append(trial(root, space, mutation, rounds, log, known))
             print(f"  {trials[-1]['outcome']:8} {trials[-1]['place']}  {trials[-1]['becomes']}", flush=True)
             yield {"seconds_unchanged": seconds, "trials": trials}
 
 
 def trial(
-    root: Path, space: Workspace, mutation: Mutation, rounds: list[list[str]], limit: float, log: Path
-) -> dict[str, object]:
-    """Runs the tests on one mutant, a round only where those before it have noticed nothing."""
+    root: Path,
+    space: Workspace,
+    mutation: Mutation,
+    rounds: list[tuple[list[str], float]],
+    log: Path,
+    known: dict[Key, Trial],
+) -> Trial:
+    """Shows one mutant to rounds of tests with their time limits, until one notices it."""
     source = (root / mutation.module).read_text()
     mutated = mutation.apply(source)
+    found: Trial = {
+        "place": f"{mutation.module}:{mutation.start[0]}",
+        "operator": mutation.operator.removeprefix("core/"),
+        "line": source.splitlines()[mutation.start[0] - 1].strip(),
+        "becomes": "\n".join(_changed(source, mutated)),
+        "tests": len(rounds[0][0]),
+    }
+    if _key(found) in known:
+        return known[_key(found)]
     space.write(mutation.module, mutated)
     outcome, seconds = "passed", 0.0
     try:
-        for tests in filter(None, rounds):
-            outcome, more = space.run(tests, limit, log)
-            seconds += more
-            if outcome != "passed":
-                break
+        for tests, limit in rounds:
+            if tests and outcome == "passed":
+                outcome, more = space.run(tests, limit, log)
+                seconds += more
     finally:
         space.write(mutation.module, source)
-    names = {"passed": "survived", "failed": "killed", "timeout": "timeout"}
-    line = mutation.start[0] - 1
-    return {
-        "place": f"{mutation.module}:{mutation.start[0]}",
-        "operator": mutation.operator.removeprefix("core/"),
-        "line": source.splitlines()[line].strip(),
-        "becomes": "\n".join(_changed(source, mutated)),
-        "outcome": names[outcome],
-        "tests": len(rounds[0]),
-        "by": _killer(log.read_text()) if outcome == "failed" else None,
-        "seconds": round(seconds, 1),
-    }
+    by = _killer(log.read_text()) if outcome == "failed" else None
+    return found | {"outcome": OUTCOMES[outcome], "by": by, "seconds": round(seconds, 1)}
 
 
 def _changed(source: str, mutated: str) -> list[str]:
@@ -142,12 +152,18 @@ def _killer(log: str) -> str | None:
     return found[0].split(" - ")[0] if found else log.strip().splitlines()[-1][:200] if log.strip() else None
 
 
+def recorded(path: Path, label: str, part: str) -> dict[Key, Trial]:
+    """Returns the trials that the results file has."""
+    results = json.loads(path.read_text()) if path.exists() else {}
+    return {_key(found): found for found in results.get(label, {}).get(part, {}).get("trials", ())}
+
+
 def save(path: Path, label: str, part: str, record: dict[str, object]) -> None:
     """Adds one part to the results, with the reasons that survivors had."""
     results = json.loads(path.read_text()) if path.exists() else {}
-    run = results.setdefault(label, {})
-    old = {_key(t): t["reason"] for t in run.get(part, {}).get("trials", ()) if "reason" in t}
-    trials = [t | ({"reason": old[_key(t)]} if _key(t) in old else {}) for t in record["trials"]]
+    run, old = results.setdefault(label, {}), recorded(path, label, part)
+    reasons = {key: {"reason": found["reason"]} for key, found in old.items() if "reason" in found}
+    trials = [found | reasons.get(_key(found), {}) for found in record["trials"]]
     survived = sum(t["outcome"] == "survived" for t in trials)
     score = {"mutants": len(trials), "survived": survived, "score": round(1 - survived / len(trials), 3)}
     run["machine"] = description(torch.device("cpu"))
@@ -155,8 +171,8 @@ def save(path: Path, label: str, part: str, record: dict[str, object]) -> None:
     path.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def _key(trial: dict[str, str]) -> tuple[str, str, str]:
-    return trial["place"].partition(":")[0], trial["line"], trial["becomes"]
+def _key(found: Trial) -> Key:
+    return found["place"].partition(":")[0], found["line"], found["becomes"]
 
 
 if __name__ == "__main__":
