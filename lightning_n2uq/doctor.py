@@ -99,7 +99,7 @@ def _kernels() -> list[str]:
 
 
 def _cache_folder() -> str:
-    """Where numba keeps compiled kernels: beside the sources, or in the user's cache folder."""
+    """Returns where numba keeps compiled kernels: beside the sources, or in the user's cache folder."""
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     if chosen:
         return chosen

@@ -27,15 +27,15 @@ class LayerCost:
     """Cost of one layer with weights, for one input.
 
     Attributes:
-        name: dotted module name.
-        weight_method: quantizer's name, `float` if there is none.
-        weight_bits: 32 without a quantizer.
-        activation_method: of the layer's input.
-        activation_bits: of the layer's input.
-        weights: number of weights.
-        scales: numbers beside the packed codes that give them their size.
-        biases: number of biases, kept in full precision.
-        macs: multiply-accumulates; those of norms, activations and attention products are not counted.
+        name: Dotted name of the module.
+        weight_method: Name of the weights' quantizer, `float` if there is none.
+        weight_bits: Bits of a weight, 32 without a quantizer.
+        activation_method: Name of the input's quantizer, `float` if there is none.
+        activation_bits: Bits of an input, 32 without a quantizer.
+        weights: Number of weights.
+        scales: Number of factors that give the packed codes their size.
+        biases: Number of biases, which stay in full precision.
+        macs: Multiply-accumulates; those of norms, activations and attention products are not counted.
     """
 
     name: str
@@ -55,17 +55,17 @@ class LayerCost:
 
     @property
     def float_bit_operations(self) -> int:
-        """The same in full precision."""
+        """`bit_operations` in full precision."""
         return self.macs * FLOAT_BITS * FLOAT_BITS
 
     @property
     def weight_bytes(self) -> int:
-        """Packed codes, scales and biases."""
+        """Bytes of the packed codes, scales and biases."""
         return ceil(self.weights * self.weight_bits / 8) + 4 * (self.scales + self.biases)
 
     @property
     def float_weight_bytes(self) -> int:
-        """Weights and biases in float32."""
+        """Bytes of weights and biases in float32."""
         return 4 * (self.weights + self.biases)
 
 
@@ -74,15 +74,15 @@ class ModelSummary:
     """Costs of all layers, and what is not in any of them.
 
     Attributes:
-        layers: in the order of the network's modules.
-        other_parameters: norms, slopes, thresholds: kept in float32.
+        layers: The layers in the order of the network's modules.
+        other_parameters: Number of norms' parameters, slopes and thresholds, kept in float32.
     """
 
     layers: list[LayerCost]
     other_parameters: int
 
     def total(self, what: str) -> int:
-        """Sum of a numeric attribute of `LayerCost`."""
+        """Returns the sum of a numeric attribute of `LayerCost`."""
         return sum(getattr(layer, what) for layer in self.layers)
 
     def __str__(self) -> str:
@@ -129,11 +129,11 @@ def summarize(model: nn.Module, input_shape: Sequence[int]) -> ModelSummary:
     """Counts the costs of `model` for one input, by running it once on zeros.
 
     Args:
-        model: network with `Conv2d`, `Linear`, `MultiheadAttention` layers, quantized or not; unchanged.
-        input_shape: shape of one input, `[C, H, W]` for images.
+        model: A network with `Conv2d`, `Linear`, `MultiheadAttention` layers, quantized or not; unchanged.
+        input_shape: The shape of one input, `[C, H, W]` for images.
 
     Raises:
-        ValueError: the network does not take such an input.
+        ValueError: The network does not take such an input.
     """
     costs = {module: _layer_cost(name, module) for name, module in _layers(model)}
     first = next(model.parameters())
@@ -179,7 +179,7 @@ def _method(quantizer: nn.Module | None) -> tuple[str, int]:
 
 @contextmanager
 def _counting(model: nn.Module, costs: dict[nn.Module, LayerCost]) -> Iterator[None]:
-    """Evaluation mode with a hook on every layer that adds its multiplications to its cost."""
+    """Sets evaluation mode, with a hook on every layer that adds its multiplications to its cost."""
     modes = [(module, module.training) for module in model.modules()]
     with ExitStack() as stack:
         for module, cost in costs.items():

@@ -1,4 +1,4 @@
-"""Writing: a checkpoint is there as a whole under its name, or the one before it still is."""
+"""Writes checkpoints: one is there as a whole under its name, or the one before it still is."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def write_atomically(checkpoint: dict[str, Any], path: str) -> None:
 
 
 def disk_error(error: BaseException) -> str | None:
-    """The system's words for a failed write; torch's writer hides them behind a RuntimeError."""
+    """Returns the system's words for a failed write; torch's writer hides them behind a RuntimeError."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError):

@@ -40,8 +40,9 @@ class ExactResume(Checkpoint):
     another number of ranks a warning says what differs.
 
     Args:
-        dirpath: Folder of `interrupted.ckpt`; None: that of the first `ModelCheckpoint`, else of the Trainer.
-        hint: Ends the line that says where the checkpoint is: how to go on.
+        dirpath: The folder of `interrupted.ckpt`; None takes that of the first `ModelCheckpoint`, else the
+            Trainer's.
+        hint: The end of the line that says where the checkpoint is: how to go on.
     """
 
     def __init__(self, dirpath: str | None = None, hint: str = "resume with ckpt_path={path}") -> None:
@@ -163,7 +164,7 @@ class ExactResume(Checkpoint):
 
 
 def _agree(received: int, trainer: Trainer) -> int:
-    """The largest of all ranks' signal numbers, 0 if there was none. A collective call."""
+    """Returns the largest of all ranks' signal numbers, 0 if there was none. A collective call."""
     if trainer.world_size == 1:
         return received
     number = torch.tensor(float(received), device=trainer.strategy.root_device)
@@ -171,7 +172,7 @@ def _agree(received: int, trainer: Trainer) -> int:
 
 
 def _gather(own: dict[str, Any], trainer: Trainer) -> list[dict[str, Any]]:
-    """All ranks' states on rank 0, nothing of use elsewhere."""
+    """Returns all ranks' states on rank 0, nothing of use elsewhere."""
     if trainer.world_size == 1 or not torch.distributed.is_initialized():
         return [own]
     out: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
@@ -191,7 +192,7 @@ def _restore_rank(trainer: Trainer, ranks: list[dict[str, Any]]) -> None:
 
 
 def _batches_done(checkpoint: dict[str, Any]) -> int:
-    """Batches of an epoch that the checkpoint was written in the middle of, else 0."""
+    """Returns the batches done of an epoch that the checkpoint was written in the middle of, else 0."""
     loop = checkpoint["loops"]["fit_loop"]
     epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
     ended = epochs["processed"] > epochs["completed"] or batches["is_last_batch"]

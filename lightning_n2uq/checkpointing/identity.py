@@ -18,7 +18,7 @@ def stamp(checkpoint: MutableMapping[str, Any]) -> None:
 
 
 def other_version(checkpoint: Mapping[str, Any]) -> str | None:
-    """`written by version .., this is ..` where the two differ; None for ours and for unstamped files."""
+    """Returns `written by version .., this is ..` where they differ; None for ours and unstamped files."""
     written = checkpoint.get(VERSION_KEY)
     if written is None or written == __version__:
         return None

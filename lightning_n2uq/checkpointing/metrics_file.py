@@ -21,7 +21,7 @@ _ASIDE = "metrics.csv.resuming"
 
 
 def count_rows(loggers: Sequence[Logger]) -> list[int]:
-    """Rows in the files of the CSV loggers, those still in memory written first."""
+    """Returns the numbers of rows in the CSV loggers' files, those still in memory written first."""
     counts = []
     for logger in _csv_loggers(loggers):
         logger.save()
@@ -31,7 +31,10 @@ def count_rows(loggers: Sequence[Logger]) -> list[int]:
 
 
 def put_aside(loggers: Sequence[Logger]) -> None:
-    """Before the loggers open their files; a file put aside by a run that died since stays the valid one."""
+    """Puts the files aside before the loggers open them.
+
+    A file that a run put aside and died since stays the valid one.
+    """
     for logger in _csv_loggers(loggers):
         path = Path(logger.log_dir, _NAME)
         aside = path.with_name(_ASIDE)
@@ -67,7 +70,7 @@ def _csv_loggers(loggers: Sequence[Logger]) -> list[Any]:
 
 
 def _of_training(header: list[str], row: list[str], step: int) -> bool:
-    """Whether a row is of a step before `step` and not of a validation, which is repeated."""
+    """Returns whether a row is of a step before `step` and not of a validation, which is repeated."""
     values = {name: value for name, value in zip(header, row, strict=False) if value}
     return int(values.get("step", step)) < step and not any(name.startswith("val") for name in values)
 

@@ -10,7 +10,7 @@ import torch
 
 
 def capture() -> dict[str, Any]:
-    """States of torch (CPU and, where in use, this process's CUDA device), numpy and Python."""
+    """Returns the states of torch (CPU and, where in use, this process's CUDA device), numpy and Python."""
     _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002  # the global one is the point
     version, words, next_gauss = random.getstate()
     state: dict[str, Any] = {
@@ -29,7 +29,7 @@ def capture() -> dict[str, Any]:
 
 
 def restore(state: dict[str, Any]) -> None:
-    """Continue where `capture` left off."""
+    """Goes on where `capture` left off."""
     torch.set_rng_state(state["torch"].cpu())
     keys, position, has_gauss, gauss = state["numpy"]
     words = keys.cpu().numpy().astype(np.uint32)

@@ -1,4 +1,4 @@
-"""Read a checkpoint file: whole or not at all, and never running code from it."""
+"""Reads a checkpoint file: whole or not at all, and never running code from it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def read_file(
     map_location: Any = "cpu",  # noqa: ANN401  # torch's type
     mmap: bool = False,
 ) -> Any:  # noqa: ANN401
-    """Tensors and plain values of a file whose digest fits (or that has none: files of older versions).
+    """Returns the tensors and plain values of a file whose digest fits, or that has none (older files).
 
     Args:
         path: A local file.

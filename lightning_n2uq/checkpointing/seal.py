@@ -36,7 +36,7 @@ def seal(file: BinaryIO) -> None:
 
 
 def is_intact(path: str | Path) -> bool | None:
-    """Whether the bytes are those that were sealed; None for a whole archive that never was (older files)."""
+    """Returns whether the bytes are those that were sealed; None for a whole archive that never was."""
     with open(path, "rb") as file:
         size = file.seek(0, 2)
         file.seek(max(size - _COMMENT_LENGTH - _END_LENGTH, 0))
@@ -54,7 +54,7 @@ def _is_plain_archive(tail: bytes) -> bool:
 
 
 def _digest(file: BinaryIO, size: int) -> str:
-    """SHA-256 of the first `size` bytes with the last two, the comment's length, read as zero."""
+    """Returns the SHA-256 of the first `size` bytes with the last two, the comment's length, read as zero."""
     digest = hashlib.sha256()
     file.seek(0)
     left = size - 2

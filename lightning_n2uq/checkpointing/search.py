@@ -1,4 +1,4 @@
-"""Find the checkpoint that an interrupted run goes on from."""
+"""Finds the checkpoint that an interrupted run goes on from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Found:
 
 
 def newest_checkpoint(folder: str | Path, own: str | Path | None = None) -> Found:
-    """The newest whole training checkpoint in the runs below a folder (`folder/<run>/*.ckpt`) and in `own`.
+    """Returns the newest whole training checkpoint in a folder's runs (`folder/<run>/*.ckpt`) and in `own`.
 
     Newest is by the time of writing. Files that are damaged, refused, or hold weights only are passed over.
     """

@@ -22,7 +22,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def watch(self) -> None:
-        """Take the handlers' place; does nothing outside of the main thread, where Python allows none."""
+        """Takes the handlers' place; does nothing outside of the main thread, where Python allows none."""
         if self._before or threading.current_thread() is not threading.main_thread():
             return
         names = ("SIGTERM", "SIGINT", "SIGUSR1")
@@ -30,7 +30,7 @@ class StopSignals:
             self._before[number] = signal.signal(number, self._note)
 
     def release(self) -> None:
-        """Give the handlers back."""
+        """Gives the handlers back."""
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}
@@ -42,5 +42,5 @@ class StopSignals:
 
 
 def name_of(number: int) -> str:
-    """`SIGTERM` for 15."""
+    """Returns `SIGTERM` for 15."""
     return signal.Signals(number).name

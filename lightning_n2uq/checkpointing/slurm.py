@@ -1,4 +1,4 @@
-"""Put a SLURM job back into the queue after its out-of-time signal."""
+"""Puts a SLURM job back into the queue after its out-of-time signal."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command.
+    """Runs one sub-command.
 
     Args:
         argv: Arguments after the program's name; those of the process if None.

@@ -16,7 +16,7 @@ class Command:
     help: str
 
     def run(self, arguments: list[str]) -> int:
-        """Import the target and call it with the arguments after the sub-command's name."""
+        """Imports the target and calls it with the arguments after the sub-command's name."""
         module, _, function = self.target.partition(":")
         return int(getattr(importlib.import_module(module), function)(arguments) or 0)
 
@@ -42,7 +42,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def usage() -> str:
-    """Text of `n2uq --help`."""
+    """Returns the text of `n2uq --help`."""
     texts = {**TRAINING_COMMANDS, **{name: command.help for name, command in COMMANDS.items()}}
     width = max(map(len, texts))
     listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in texts.items())

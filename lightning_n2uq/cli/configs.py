@@ -12,19 +12,19 @@ MAX_BYTES, MAX_ENTRIES, MAX_DEPTH = 2**20, 100_000, 100  # of a config; the larg
 
 
 def packaged_configs() -> dict[str, Path]:
-    """Packaged configs by name, for example `digits/n2uq_w2a2`."""
+    """Returns the packaged configs by name, for example `digits/n2uq_w2a2`."""
     root = Path(importlib.import_module("lightning_n2uq.configs").__path__[0])
     return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
 
 
 def find_config(name: str) -> str:
-    """Path of the config called `name`: an existing file or URL as it is, else the packaged one.
+    """Returns the path of the config called `name`: an existing file or URL as it is, else the packaged one.
 
     `digits/n2uq_w2a2`, `digits/n2uq_w2a2.yaml` and `configs/digits/n2uq_w2a2.yaml` all name the same
     packaged file.
 
     Raises:
-        ValueError: If there is no such file and no such packaged config.
+        ValueError: There is no such file and no such packaged config.
     """
     if "://" in name or Path(name).is_file():
         return name
@@ -64,7 +64,7 @@ def check_config(path: str) -> None:
 
 
 def _unfolded(node: yaml.Node, known: dict[int, int], depth: int) -> int:
-    """Number of entries below a node, aliases counted as often as they are used."""
+    """Returns the number of entries below a node, aliases counted as often as they are used."""
     if depth > MAX_DEPTH:
         raise RecursionError(f"nested more than {MAX_DEPTH} deep, or holds itself")
     if id(node) not in known:
@@ -75,7 +75,7 @@ def _unfolded(node: yaml.Node, known: dict[int, int], depth: int) -> int:
 
 
 def run_name(paths: list[str]) -> str:
-    """Name for a run's folder: `digits/n2uq_w2a2`, further configs appended with `+`."""
+    """Returns the name of a run's folder: `digits/n2uq_w2a2`, further configs appended with `+`."""
     names = [_name(path) for path in paths]
     return "+".join(names[:1] + [name.rpartition("/")[2] for name in names[1:]]) or "default"
 
@@ -92,7 +92,7 @@ def _name(path: str) -> str:
 
 
 def list_configs(arguments: list[str]) -> int:
-    """`n2uq configs [TEXT]`: print names of packaged configs (that contain the text)."""
+    """`n2uq configs [TEXT]`: prints the names of the packaged configs (that contain the text)."""
     for name in packaged_configs():
         if all(text in name for text in arguments):
             print(name)

@@ -1,4 +1,4 @@
-"""Turn an exception into one line that names the key, the value and what is allowed.
+"""Turns an exception into one line that names the key, the value and what is allowed.
 
 Constructors of this package already raise such lines. The parser (jsonargparse) reports trees of attempts
 instead; their leaves are found here by the parser's fixed phrases. An unknown phrase is shown as it is,
@@ -29,7 +29,7 @@ _TYPE_NAMES = {"NoneType": "null", "dict": "a mapping", "list": "a list"}
 
 
 def is_user_error(error: BaseException) -> bool:
-    """Whether the error is a mistake in the command, the config or a file, not in the code."""
+    """Returns whether the error is a mistake in the command, the config or a file, not in the code."""
     if isinstance(error, pickle.UnpicklingError):  # a checkpoint with more than tensors and plain values
         return True
     if isinstance(error, RuntimeError) and "Error(s) in loading state_dict" in str(error):
@@ -43,7 +43,7 @@ def is_user_error(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory of a device or of the machine ran out."""
+    """Returns whether memory of a device or of the machine ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     phrases = ("can't allocate memory", "not enough memory", "out of memory")
@@ -51,7 +51,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The message to show for an error of the user's."""
+    """Returns the message to show for an error of the user's."""
     text = error.message if isinstance(error, argparse.ArgumentError) else str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         text = f"{error.filename}: {error.strerror}"
@@ -79,7 +79,7 @@ def _key(text: str) -> str:
 
 
 def _given(text: str) -> Any:  # noqa: ANN401
-    """The value that the parser shows, as an object where it is a literal."""
+    """Returns the value that the parser shows, as an object where it is a literal."""
     found = re.search(r"Given value: (.*)", text, re.DOTALL)
     value = found.group(1).strip() if found else ""
     if nested := re.match(r"NestedArg\(key='([^']*)', val='?(.*?)'?\)$", value):
@@ -91,7 +91,7 @@ def _given(text: str) -> Any:  # noqa: ANN401
 
 
 def _find(tree: Any, key: str) -> str:  # noqa: ANN401
-    """`got <value>` of the first entry called `key` in nested dictionaries and lists, or nothing."""
+    """Returns `got <value>` of the first entry called `key` in nested dictionaries and lists, or nothing."""
     if isinstance(tree, str):  # beside classes that the parser has found already, it shows no literal
         shown = re.search(rf"'{re.escape(key)}': ('[^']*'|[^,}}\])]+)", tree)
         return f"got {shown.group(1)}, " if shown else ""
@@ -108,7 +108,7 @@ def _allowed(names: list[str], wrong: str) -> str:
 
 
 def _unknown_option(text: str) -> str | None:
-    """A key that the class does not take."""
+    """Explains a key that the class does not take."""
     found = re.search(r"Problem with given class_path '([^']+)':\s*Option '([^']+)' is not accepted", text)
     if not found:
         return None
@@ -122,7 +122,7 @@ def _unknown_option(text: str) -> str | None:
 
 
 def _wrong_class(text: str) -> str | None:
-    """A class name that nobody knows, or a class of another kind."""
+    """Explains a class name that nobody knows, or a class of another kind."""
     found = re.search(r"Expected a dot import path string: (\S+)|Expected a path but (\S+) either not", text)
     if not found:
         found = re.search(r"Given value: '?\"?([\w.]+)", text) if "Not a valid subclass of" in text else None
@@ -137,7 +137,7 @@ def _wrong_class(text: str) -> str | None:
 
 
 def _class_names(text: str) -> list[str]:
-    """Short names of imported classes of the wanted kind: ours first, then Lightning's."""
+    """Returns the short names of imported classes of the wanted kind: ours first, then Lightning's."""
     names: dict[str, None] = {}
     for path in re.findall(r"<class '([\w.]+)'>", text.partition("Errors:")[0]):
         module, _, name = path.rpartition(".")
@@ -159,7 +159,7 @@ def _subclasses(base: type) -> list[str]:
 
 
 def _wrong_value(text: str) -> str | None:
-    """A value of another type, or not among the choices."""
+    """Explains a value of another type, or not among the choices."""
     expected = re.findall(r"Expected an? (.+?)(?:\. Got value: (.*))?$", text, re.MULTILINE)
     key = _key(text)
     if not expected or not key:
@@ -181,7 +181,7 @@ def _type_name(kind: str) -> str:
 
 
 def _constructor_lines(text: str) -> list[str]:
-    """Attempts in the parser's tree that failed with an error of the class itself."""
+    """Returns the attempts in the parser's tree that failed with an error of the class itself."""
     tree = text.partition("Errors:\n")[2].partition("Given value type:")[0]
     attempts = re.split(r"\n\s*- ", "\n" + tree)
     # The last two: what the parser lists below "Not a valid subclass", for a class that it did find.

@@ -1,4 +1,4 @@
-"""Silence messages of Lightning that tell a user of this command nothing, each for a stated reason."""
+"""Silences messages of Lightning that tell a user of this command nothing, each for a stated reason."""
 
 import logging
 import os
@@ -39,7 +39,7 @@ def _wanted(record: logging.LogRecord) -> bool:
 
 
 def quiet_lightning() -> None:
-    """Install the filters; calling it again changes nothing."""
+    """Installs the filters; calling it again changes nothing."""
     # Lightning calls its parser's methods by their older names.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     for name in _LOGGERS:

@@ -17,7 +17,7 @@ def check_mode(mode: str | None, ckpt_path: str | None) -> None:
     """Refuses other values than `auto`, and two sources at once.
 
     Raises:
-        ValueError: With one line.
+        ValueError: The mode or the pair is not allowed; one line.
     """
     if mode is None:
         return
@@ -31,9 +31,9 @@ def find_checkpoint(root: str, name: str, chosen: str | None = None) -> str | No
     """Returns the newest whole checkpoint of the runs in `root/name`; says what was found and what was not.
 
     Args:
-        root: Where runs lie.
-        name: Of the config.
-        chosen: Folder that the config gives to checkpoints (`checkpoint.dirpath`), searched as well; what
+        root: The folder that runs lie in.
+        name: The config's name.
+        chosen: The folder that the config gives to checkpoints (`checkpoint.dirpath`), searched as well; what
             an interruption saves is in the run's folder all the same.
     """
     rank = getattr(rank_zero_only, "rank", 0)

@@ -21,7 +21,7 @@ _SHARED_VARIABLE = "N2UQ_RUN_DIR"
 
 
 def create_run_dir(root: str, name: str, command: str) -> str:
-    """Create `root/name/<time>`, with `-<command>` behind it for other commands than fit.
+    """Creates `root/name/<time>`, with `-<command>` behind it for other commands than fit.
 
     Only rank 0 chooses. Ranks that Lightning starts inherit its choice through the environment; those of
     torchrun and SLURM get another name, which stays unused since writers and checkpoints are rank 0's.
@@ -41,7 +41,7 @@ def create_run_dir(root: str, name: str, command: str) -> str:
 
 
 def remove_if_empty(run_dir: str, root: str) -> None:
-    """Remove the folder of a run that wrote nothing, for example because of an error in its config."""
+    """Removes the folder of a run that wrote nothing, for example because of an error in its config."""
     path = Path(run_dir)
     with contextlib.suppress(OSError):  # not empty, or gone
         path.rmdir()
@@ -52,14 +52,14 @@ def remove_if_empty(run_dir: str, root: str) -> None:
 
 
 def finish_wandb(failed: bool) -> None:
-    """Close W&B's run, if there is one, so that its files are whole and a next run in this process is new."""
+    """Closes W&B's run, if there is one: its files are then whole, and a next run in this process is new."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish(exit_code=int(failed))
 
 
 def place_files(config: Namespace, run_dir: str, name: str, wandb: str | None) -> None:
-    """Point checkpoints and loggers at `run_dir` (where the user set no folder) and choose W&B's mode.
+    """Points checkpoints and loggers at `run_dir` (where the user set no folder) and chooses W&B's mode.
 
     Args:
         config: Parsed config of one sub-command; changed in place.
@@ -91,7 +91,7 @@ def place_files(config: Namespace, run_dir: str, name: str, wandb: str | None) -
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Write `config.yaml` into the run's folder and beside the checkpoints, and tell it to every logger.
+    """Writes `config.yaml` into the run's folder and beside the checkpoints, and tells it to every logger.
 
     The file holds what every sub-command accepts, and no path of this run, so that `--config config.yaml`
     repeats the training and evaluates the checkpoint as well.
@@ -113,7 +113,7 @@ class SaveRunConfig(SaveConfigCallback):
         self._text = f"{NAME_HEADER}{name}\n" + parser.dump(given, skip_none=False, skip_validation=True)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Called by Lightning once, on rank 0."""
+        """Writes the file; Lightning calls this once, on rank 0."""
         import yaml  # type: ignore[import-untyped]  # Lightning depends on it
 
         checkpoint = trainer.checkpoint_callback
@@ -128,7 +128,7 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 def write_predictions(batches: list[dict[str, Tensor]], path: str) -> None:
-    """Write one line per image: its index, the predicted label, one probability per class."""
+    """Writes one line per image: its index, the predicted label, one probability per class."""
     labels = torch.cat([batch["labels"] for batch in batches]).tolist()
     probabilities = torch.cat([batch["probabilities"] for batch in batches]).float().tolist()
     with open(path, "w", newline="", encoding="utf-8") as file:
