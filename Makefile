@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test compiled soak mutants fuzz audit lint types bench gpu clean
+.PHONY: demo test compiled soak mutants docs-check fuzz audit lint types bench gpu clean
 
 # torch and torchvision are resolved together (one command), since only releases of the same day fit.
 $(STAMP): pyproject.toml
@@ -33,6 +33,10 @@ soak: $(STAMP)
 mutants: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable '.[mutants]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants
+
+# README and docs: links, paths, flags, snippets, and the commands that take less than a minute.
+docs-check: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "slow or not slow" tests/docs
 
 # Coverage-guided, every reader of files for FUZZ_SECONDS.
 fuzz: $(STAMP)
