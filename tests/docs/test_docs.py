@@ -18,8 +18,15 @@ from docs_pages import ROOT, Piece
 from lightning_n2uq.cli.commands import COMMANDS, TRAINING_COMMANDS
 from lightning_n2uq.modules import QuantizedClassifier
 
-IDS = str
-PACKAGE = ("", "lightning_n2uq", "benchmarks", "tests")  # where a path of the docs may begin
+PACKAGE = (
+    "",
+    "lightning_n2uq",
+    "lightning_n2uq/ops",
+    "lightning_n2uq/ops/backends",
+    "lightning_n2uq/export",
+    "benchmarks",
+    "tests",
+)
 PATH = re.compile(r"(?:[\w.-]+/)+[\w-]+\.(?:py|md|json|jsonl|yaml|svg|png)|(?:[a-z]\w*/)+")
 NO_PATHS = ("runs/", "comm/", "quant/")  # made by runs; families of metrics
 
