@@ -17,6 +17,7 @@ from lightning_n2uq.interop.official import (
     read_state_dict,
     save_official_checkpoint,
 )
+from lightning_n2uq.utils.atomic import replacing
 
 _OURS = {"state_dict", "hyper_parameters"}
 
@@ -93,7 +94,7 @@ def _export(source: str, target: str) -> None:
 
 
 def _save(model: nn.Module, path: str) -> None:
-    """A checkpoint as Lightning reads it for evaluation and as a starting point, without a training state."""
+    """Writes what Lightning reads for evaluation and as a starting point, without a training state."""
     import lightning
 
     checkpoint = {
@@ -104,4 +105,5 @@ def _save(model: nn.Module, path: str) -> None:
         "hparams_name": "kwargs",
         "hyper_parameters": dict(model.hparams),  # type: ignore[arg-type]
     }
-    torch.save(checkpoint, path)
+    with replacing(path) as partial:
+        torch.save(checkpoint, partial)

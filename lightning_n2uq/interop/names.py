@@ -34,8 +34,8 @@ class OfficialName:
     """Where one entry of our state dict lives in the published format.
 
     Attributes:
-        key: published key.
-        channel_shaped: stored as `[1, C, 1, 1]` there and `[C]` here.
+        key: Published key.
+        channel_shaped: Whether it is stored as `[1, C, 1, 1]` there and `[C]` here.
     """
 
     key: str
@@ -43,17 +43,17 @@ class OfficialName:
 
 
 def official_names(model: nn.Module) -> dict[str, OfficialName]:
-    """Published name of every entry of `model.state_dict()`.
+    """Returns the published name of every entry of `model.state_dict()`.
 
     Raises:
-        ValueError: `model` is none of the paper's networks with N2UQ's quantizers.
+        ValueError: The model is none of the paper's networks with N2UQ's quantizers.
     """
     rename = _renamer(model)
     return {key: rename(key) for key in model.state_dict()}
 
 
 def official_constants(model: nn.Module) -> dict[str, float]:
-    """Published key and value of every constant that the format stores, each of shape `[1]`."""
+    """Returns the published key and value of every constant that the format stores, each of shape `[1]`."""
     constants: dict[str, float] = {}
     rename = _renamer(model)
     for name, module in model.named_modules():

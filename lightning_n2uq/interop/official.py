@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_n2uq.interop.names import OfficialName, official_constants, official_names
+from lightning_n2uq.utils.atomic import replacing
 
 _WRAPPER = "module."
 
@@ -24,10 +25,10 @@ class ImportReport:
     """What an import took over; anything else would have been an error.
 
     Attributes:
-        source: file, or `state_dict`.
-        loaded: our names of the entries taken over.
-        constants: published names of the constants, checked and dropped.
-        counters: our names of batch-norm counters that the file lacks and that were set to 0.
+        source: The file, or `state_dict`.
+        loaded: Our names of the entries taken over.
+        constants: Published names of the constants, checked and dropped.
+        counters: Our names of batch-norm counters that the file lacks and that were set to 0.
     """
 
     source: str
@@ -36,19 +37,19 @@ class ImportReport:
     counters: tuple[str, ...]
 
     def summary(self) -> str:
-        """One line."""
+        """Returns one line."""
         text = f"{self.source}: {len(self.loaded)} entries loaded, {len(self.constants)} constants checked"
         return text + (f", {len(self.counters)} batch-norm counters set to 0" if self.counters else "")
 
 
 def read_state_dict(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict in `source`, without `module.` and on the CPU; code in a file is never run.
+    """Returns the state dict in `source`, without `module.` and on the CPU; code in a file is never run.
 
     Args:
-        source: path, or a mapping: bare or with the state dict under `state_dict`.
+        source: A path, or a mapping: the state dict itself, or one that holds it under `state_dict`.
 
     Raises:
-        ValueError: missing or unreadable file, or no state dict in it.
+        ValueError: The file is missing or unreadable, or holds no state dict.
     """
     content: object = source
     if isinstance(source, str | os.PathLike):
@@ -84,15 +85,15 @@ def load_official_checkpoint(
     known; constants have to hold the values that the method fixes. Values are cast to the model's dtype.
 
     Args:
-        path_or_state_dict: file (read with `weights_only=True`) or mapping.
-        model: `resnet18`, `resnet34`, `resnet50`, `mobilenet_v2` (or `resnet20`) of
+        path_or_state_dict: A file (read with `weights_only=True`) or a mapping.
+        model: One of `resnet18`, `resnet34`, `resnet50`, `mobilenet_v2` (or `resnet20`) of
             `lightning_n2uq.backbones` with the checkpoint's bits and `quantize_downsample`.
 
     Returns:
         What was loaded.
 
     Raises:
-        ValueError: names every missing, unknown or misfitting entry; the model is unchanged.
+        ValueError: An entry is missing, unknown or misfitting; all are named, the model is unchanged.
     """
     source = read_state_dict(path_or_state_dict)
     names, constants = official_names(model), official_constants(model)
@@ -109,11 +110,11 @@ def load_official_checkpoint(
 
 
 def official_state_dict(model: nn.Module, wrapper: bool = False) -> dict[str, Tensor]:
-    """State dict of `model` in the published format, constants included, in the model's dtype.
+    """Returns the state dict of `model` in the published format, constants included, in the model's dtype.
 
     Args:
-        model: as for `load_official_checkpoint`.
-        wrapper: puts `module.` in front of every key, as the published training script writes them.
+        model: A network as for `load_official_checkpoint`.
+        wrapper: Whether `module.` is put in front of every key, as the published training script does.
     """
     own = model.state_dict()
     state: dict[str, Tensor] = {}
@@ -132,13 +133,14 @@ def save_official_checkpoint(
     """Writes `model` as a published N2UQ checkpoint: `{"state_dict": .., **extra}`.
 
     Args:
-        model: as for `load_official_checkpoint`.
-        path: file to write.
-        wrapper: `module.` in front of every key; the published code expects it.
-        extra: plain values to store beside it, such as `epoch`, which the published code reads on resuming.
+        model: A network as for `load_official_checkpoint`.
+        path: The file to write.
+        wrapper: Whether `module.` is put in front of every key; the published code expects it.
+        extra: Plain values to store beside it, such as `epoch`, which the published code reads on resuming.
     """
     state = {key: value.cpu() for key, value in official_state_dict(model, wrapper).items()}
-    torch.save({"state_dict": state, **extra}, path)
+    with replacing(Path(path)) as partial:
+        torch.save({"state_dict": state, **extra}, partial)
 
 
 def _check_entries(

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from lightning_n2uq.convert import quantize_model
 from lightning_n2uq.export import ExactNetwork, describe, run_numpy
 from lightning_n2uq.export.verify.parity import compare, float_engine
+from lightning_n2uq.layers import QuantConv2d, QuantSpec
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra 'export')")
 
@@ -84,6 +85,13 @@ class Odd(nn.Module):
         return self.layer(x) + 1
 
 
+class Doubled(nn.Conv2d):
+    """Does something else than the layer it is made of."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
 class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
@@ -98,12 +106,41 @@ class Branching(nn.Module):
         (Odd(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")), "padding_mode 'reflect'"),
         (Odd(nn.Conv2d(2, 4, 3)), r"layer: its input is \[3, 8, 8\], allowed is \[2, H, W\]"),
         (Odd(nn.BatchNorm2d(3, track_running_stats=False)), "without running statistics"),
+        (nn.Sequential(Doubled(3, 4, 3)), "0: Doubled has no deployed form"),
+        (
+            Odd(nn.Sequential(nn.MaxPool2d((2, 1)), nn.AdaptiveAvgPool2d(4))),
+            "averaging to 4 has no deployed form",
+        ),
         (Branching(), "Branching cannot be traced"),
     ],
 )
 def test_what_cannot_be_deployed_is_named(model, message):
     with pytest.raises(ValueError, match=message):
         describe(model, (3, 8, 8))
+
+
+def test_an_activation_inside_a_norm_is_exported():
+    norms = pytest.importorskip("timm.layers", reason="timm is not installed (extra 'timm')")
+    norm = norms.BatchNormAct2d(4, act_layer=nn.ReLU)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Flatten()).eval()
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        expected = model(x)
+    assert (expected == 0).any()
+    torch.testing.assert_close(ExactNetwork(describe(model, (3, 8, 8)))(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_layers_with_equal_weights_share_a_stored_constant(bits):
+    spec = QuantSpec(bits, bits)
+    layers = [QuantConv2d(2, 2, 3, bias=False, spec=spec) for _ in range(2)]
+    layers[1].weight = layers[0].weight
+    description = describe(nn.Sequential(*layers, nn.Flatten()).eval(), (2, 8, 8))
+    engines = {name: ENGINES[name](description) for name in ("torch", "onnxruntime")}
+    x = np.random.default_rng(0).standard_normal((2, 2, 8, 8)).astype(np.float32)
+    report = compare(engines, [(x, None)])
+    assert report.ok, report.table()
+    assert report.engines["onnxruntime"].logits == 0
 
 
 def test_quantizers_without_a_range_and_broken_numbers_are_named(small_network):

@@ -20,7 +20,7 @@ _RUNTIME_OF_25 = (1, 24)  # the first onnxruntime that reads opset 25
 
 
 def newest_opset() -> int:
-    """The newest of `OPSETS` that the installed onnx writes and the installed onnxruntime, if any, reads."""
+    """Returns the newest of `OPSETS` that the installed onnx writes and onnxruntime, if installed, reads."""
     try:
         runtime = tuple(int(part) for part in version("onnxruntime").split(".")[:2])
     except (PackageNotFoundError, ValueError):
@@ -38,18 +38,19 @@ def to_onnx(
     opset: int | None = None,
     code_outputs: Iterable[str] = (),
 ) -> onnx.ModelProto:
-    """The network as an ONNX model with a dynamic batch size.
+    """Returns the network as an ONNX model with a dynamic batch size.
 
     Args:
-        description: the network.
-        convolution: `matmul`: integer convolutions as `MatMulInteger` over gathered windows; `conv`: as
-            `ConvInteger`.
-        opset: 21, or 25, which stores 2-bit weights in 2 bits instead of 4; `newest_opset` if None.
-        code_outputs: quantizers whose codes are further outputs, for comparison; `NHWC` or `NCHW`, as
+        description: The network to write.
+        convolution: How integer convolutions are written: `matmul`, as `MatMulInteger` over gathered
+            windows, or `conv`, as `ConvInteger`.
+        opset: Version of the operators: 21, or 25, which stores 2-bit weights in 2 bits instead of 4; None
+            is `newest_opset`.
+        code_outputs: Quantizers whose codes are further outputs, for comparison; `NHWC` or `NCHW`, as
             they lie in the graph.
 
     Raises:
-        ValueError: an argument is out of range, or the installed onnx does not know the opset.
+        ValueError: An argument is out of range, or the installed onnx does not know the opset.
     """
     writer = write_graph(description, convolution, opset)
     names = dict.fromkeys((description.output, *code_outputs))
@@ -63,7 +64,7 @@ def to_onnx(
 def write_graph(
     description: Description, convolution: str = "matmul", opset: int | None = None
 ) -> GraphWriter:
-    """All nodes of `to_onnx`'s model; arguments and errors as there."""
+    """Writes all nodes of `to_onnx`'s model; arguments and errors as there."""
     opset = newest_opset() if opset is None else opset
     if opset not in OPSETS:
         raise ValueError(f"opset: got {opset}, allowed are {', '.join(map(str, OPSETS))}")
@@ -77,7 +78,7 @@ def write_graph(
 
 
 def _check_onnx(opset: int) -> None:
-    """One line instead of an error from deep inside, where the installed onnx is older than the opset."""
+    """Raises one line, not an error from deep inside, where the installed onnx is older than the opset."""
     if _writes(opset):
         return
     newest = onnx.defs.onnx_opset_version()

@@ -24,7 +24,7 @@ def _(step: s.Input, writer: GraphWriter) -> TensorLayout:
 
 
 def _sources(step: s.Step, writer: GraphWriter) -> tuple[list[str], TensorLayout]:
-    """The inputs in one layout: that of the first."""
+    """Returns the inputs in one layout: that of the first."""
     layout = writer.layouts[step.inputs[0]]
     return [writer.in_layout(name, layout) for name in step.inputs], layout
 

@@ -84,7 +84,7 @@ def _compare_each(step: s.Codes, x: str, layout: TensorLayout, writer: GraphWrit
 
 
 def _search(step: s.Codes, x: str, layout: TensorLayout, writer: GraphWriter) -> None:
-    """Binary search over `2^b - 1` thresholds, one bit of the code after the other."""
+    """Adds a binary search over `2^b - 1` thresholds, one bit of the code after the other."""
     rows, levels = step.thresholds.shape
     table = writer.const(step.thresholds.reshape(-1))
     codes = writer.op("Mul", [writer.cast(x, TensorProto.INT32), writer.const(np.int32(0))])
@@ -170,7 +170,7 @@ def _accumulate(
 def _stored_weight(
     step: s.IntConv, weight: NDArray[Any], writer: GraphWriter, point: int
 ) -> tuple[str, np.generic]:
-    """The weight as bytes with their zero point; up to 4 bits stored packed and looked up when loaded."""
+    """Returns the weight as bytes and their zero point; up to 4 bits are stored packed."""
     dtype = np.uint8 if point else np.int8
     if step.bits > 4:
         return writer.const((weight + point).astype(dtype)), dtype(point)
@@ -182,14 +182,14 @@ def _stored_weight(
 
 
 def _takes_qdq(step: s.IntConv, writer: GraphWriter) -> bool:
-    """Behind a uniform quantizer, with weights that are bytes and sums that float32 holds."""
+    """Returns whether a uniform quantizer is in front, weights are bytes and float32 holds the sums."""
     source = next(other for other in writer.description.steps if other.name == step.inputs[0])
     fits = not (step.odd and step.bits == 8) and not step.needs_float64
     return isinstance(source, s.UniformCodes) and fits
 
 
 def _write_qdq(step: s.IntConv, writer: GraphWriter, layout: TensorLayout) -> TensorLayout:
-    """Quantize-dequantize form. Both scales are 1, so that sums stay integers; the real scales come after."""
+    """Adds quantize-dequantize nodes. Both scales are 1: sums stay integers, the real scales come after."""
     one = writer.const(np.float32(1))
     codes = writer.in_layout(step.inputs[0], layout)
     x = writer.op("DequantizeLinear", [codes, one, writer.const(np.uint8(0))])

@@ -42,10 +42,10 @@ class Buckets:
 
 
 def find_buckets(thresholds: NDArray[np.generic]) -> Buckets | None:
-    """The coarsest buckets with at most one threshold each, or None where there are none.
+    """Returns the coarsest buckets with at most one threshold each, or None where there are none.
 
     Args:
-        thresholds: `[C, n]`, non-decreasing along `n`; int32 or float32.
+        thresholds: Thresholds `[C, n]`, non-decreasing along `n`; int32 or float32.
     """
     find = _of_integers if thresholds.dtype == np.int32 else _of_floats
     return next((found for count in BUCKETS if (found := find(thresholds, count)) is not None), None)

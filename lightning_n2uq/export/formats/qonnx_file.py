@@ -7,7 +7,6 @@ Pappalardo et al., QONNX, 2022, arXiv 2206.07527.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
@@ -27,25 +26,21 @@ DOMAIN = "qonnx.custom_op.general"
 OPSET = 21
 
 
-def to_qonnx(
-    description: Description, batch: int | None = None, code_outputs: Iterable[str] = ()
-) -> onnx.ModelProto:
-    """The network as a QONNX model.
+def to_qonnx(description: Description, batch: int | None = None) -> onnx.ModelProto:
+    """Returns the network as a QONNX model.
 
     Args:
-        description: the network.
-        batch: size of the batch; None leaves it open (FINN wants it fixed).
-        code_outputs: quantizers whose codes are further outputs, `[N, C, H, W]` or `[N, C]` float32.
+        description: The network to write.
+        batch: Size of the batch; None leaves it open (FINN wants it fixed).
 
     Raises:
-        ValueError: a sum can pass 2^24.
+        ValueError: A sum can pass 2^24.
     """
     writer = GraphWriter(description, "NCHW", OPSET)
     annotations: dict[str, str] = {}
     for step in description.steps:
         writer.layouts[step.name] = write_quantized(step, writer, annotations)
-    outputs = dict.fromkeys((description.output, *code_outputs), TensorProto.FLOAT)
-    model = writer.file(outputs, {"": OPSET, DOMAIN: 1}, batch)
+    model = writer.file({description.output: TensorProto.FLOAT}, {"": OPSET, DOMAIN: 1}, batch)
     for tensor, datatype in annotations.items():
         entry = StringStringEntryProto(key="finn_datatype", value=datatype)
         model.graph.quantization_annotation.append(

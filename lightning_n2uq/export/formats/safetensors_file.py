@@ -47,7 +47,7 @@ def load_safetensors(path: str | Path) -> Description:
     """Reads a network that `save_safetensors` wrote; no code in a file is ever run.
 
     Raises:
-        ValueError: the file is missing, damaged, of another kind or version.
+        ValueError: The file is missing, damaged, of another kind or version.
     """
     from safetensors import SafetensorError, safe_open
 

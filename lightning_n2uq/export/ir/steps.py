@@ -22,6 +22,9 @@ EXACT_FLOAT32 = 2**24
 TINY = 2.0**-100
 """Lower limit of a sample's largest magnitude: an all-zero sample must not be divided by zero."""
 
+STEPS: dict[str, type[Step]] = {}
+"""Kinds of steps by `op`; a subclass that names its own enters itself."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -36,6 +39,11 @@ class Step:
     op: ClassVar[str] = ""
     name: str
     inputs: tuple[str, ...]
+
+    def __init_subclass__(cls, op: str = "") -> None:
+        if op:
+            cls.op = op
+            STEPS[op] = cls
 
     def arrays(self) -> dict[str, Array]:
         """Returns the numpy fields by name."""
@@ -71,32 +79,29 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Input(Step):
+class Input(Step, op="input"):
     """The images: float32, or uint8 where the network begins with `Normalize`. `shape` is `(C, H, W)`."""
 
-    op: ClassVar[str] = "input"
     shape: tuple[int, ...] = ()
     dtype: str = "float32"
 
 
 @dataclass(frozen=True)
-class Normalize(Step):
+class Normalize(Step, op="normalize"):
     """`(float32(pixel) - offset) / divisor` per channel, both float32 `[C]`."""
 
-    op: ClassVar[str] = "normalize"
     offset: Array
     divisor: Array
 
 
 @dataclass(frozen=True)
-class Codes(Step):
+class Codes(Step, op="codes"):
     """`q = #{k : sign * x > thresholds_k}`, uint8.
 
     `thresholds` is `[1, n]` or `[C, n]`, non-decreasing along `k`; int32 where `x` is an accumulator, else
     float32. `sign` is `[C]` of -1 and 1 in the same dtype (a decreasing map in front), or None.
     """
 
-    op: ClassVar[str] = "codes"
     thresholds: Array
     sign: Array | None = None
 
@@ -107,24 +112,22 @@ class Codes(Step):
 
 
 @dataclass(frozen=True)
-class UniformCodes(Step):
+class UniformCodes(Step, op="uniform_codes"):
     """`q = clip(round_half_even((x - offset) / step), 0, levels)`, uint8: the baselines' quantizer."""
 
-    op: ClassVar[str] = "uniform_codes"
     step: float = 1.0
     levels: int = 3
     offset: float = 0.0
 
 
 @dataclass(frozen=True)
-class IntConv(Step):
+class IntConv(Step, op="int_conv"):
     """Convolution of uint8 codes with integer weights `[O, I / groups, kh, kw]` (int16) into int32.
 
     `bits` is the weights' code width and `odd` tells levels `2 q - (2^bits - 1)` from `q - 2^(bits - 1)`;
     `levels` is the largest code of the input.
     """
 
-    op: ClassVar[str] = "int_conv"
     weight: Array
     bits: int = 2
     odd: bool = True
@@ -143,43 +146,38 @@ class IntConv(Step):
         return bool(self.bound().max(initial=0) > EXACT_FLOAT32)
 
 
-@dataclass(frozen=True)
-class IntLinear(IntConv):
+class IntLinear(IntConv, op="int_linear"):
     """`IntConv` for features: weights `[O, I]`, input `[N, I]`."""
 
-    op: ClassVar[str] = "int_linear"
-
 
 @dataclass(frozen=True)
-class BorderSums(Step):
+class BorderSums(Step, op="border_sums"):
     """Sums of the weights that fall inside an image of height and width `size`, `[1, O, H', W']` float32.
 
     Needed where codes carry an offset: the zeros around an image have none. `weight` is `[O, 1, kh, kw]`
     float32 integers, already summed over the input channels; nothing is read.
     """
 
-    op: ClassVar[str] = "border_sums"
     weight: Array
     size: tuple[int, int] = (1, 1)
     window: Window = Window()
 
 
 @dataclass(frozen=True)
-class FixedLinear(Step):
+class FixedLinear(Step, op="fixed_linear"):
     """A full-precision layer without kernel window, as exact sums: `[N, I]`, or `[N, I, H, W]` with stride.
 
     `s = max(max|x|, TINY) * 2^-bits` over each sample, `x_int = round_half_even(x / s)`, then
     `float32(sum w_int x_int) * s`. `weight` is `[O, I]` int32; every sum stays below 2^53.
     """
 
-    op: ClassVar[str] = "fixed_linear"
     weight: Array
     bits: int = 24
     stride: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True)
-class SplitConv(Step):
+class SplitConv(Step, op="split_conv"):
     """A full-precision convolution as three exact float32 ones.
 
     `s = max(max|x|, TINY) * 2^-high_bits` over each sample, `u = x / s`, `h = round(u)`,
@@ -188,7 +186,6 @@ class SplitConv(Step):
     power of two below one, both float32 `[O, I / groups, kh, kw]`; every sum has at most 24 significant bits.
     """
 
-    op: ClassVar[str] = "split_conv"
     high: Array
     low: Array
     high_bits: int = 8
@@ -197,13 +194,12 @@ class SplitConv(Step):
 
 
 @dataclass(frozen=True)
-class MeanPool(Step):
+class MeanPool(Step, op="mean_pool"):
     """Mean over height and width, `[N, C, H, W]` to `[N, C, 1, 1]`: `float32(sum x_int / (H W)) * s`.
 
     `s` and `x_int` are those of `FixedLinear`; the sum and the quotient are float64.
     """
 
-    op: ClassVar[str] = "mean_pool"
     bits: int = 24
 
 
@@ -230,10 +226,9 @@ def channelwise(array: Any, x: Any) -> Any:  # noqa: ANN401 -- arrays or tensors
 
 
 @dataclass(frozen=True)
-class Affine(ChannelStep):
+class Affine(ChannelStep, op="affine"):
     """`x * scale + shift` per channel; either may be None. Accumulators become float32. Two roundings."""
 
-    op: ClassVar[str] = "affine"
     scale: Array | None = None
     shift: Array | None = None
 
@@ -249,10 +244,9 @@ class Affine(ChannelStep):
 
 
 @dataclass(frozen=True)
-class PReLU(ChannelStep):
+class PReLU(ChannelStep, op="prelu"):
     """`x` where `x > 0`, else `slope * x`; `[C]`. A slope of zero is a ReLU."""
 
-    op: ClassVar[str] = "prelu"
     slope: Array
 
     def evaluate(self, x: Array) -> Array:
@@ -265,10 +259,9 @@ class PReLU(ChannelStep):
 
 
 @dataclass(frozen=True)
-class Clamp(ChannelStep):
+class Clamp(ChannelStep, op="clamp"):
     """`min(max(x, low), high)`; an infinite bound is none."""
 
-    op: ClassVar[str] = "clamp"
     low: float = 0.0
     high: float = float("inf")
 
@@ -278,48 +271,25 @@ class Clamp(ChannelStep):
         return clamped
 
 
-@dataclass(frozen=True)
-class Add(Step):
+class Add(Step, op="add"):
     """Sum of two tensors of one shape."""
 
-    op: ClassVar[str] = "add"
 
-
-@dataclass(frozen=True)
-class Mul(Step):
+class Mul(Step, op="mul"):
     """Product of two tensors, one of which may be `[N, C, 1, 1]`."""
 
-    op: ClassVar[str] = "mul"
-
 
 @dataclass(frozen=True)
-class MaxPool(Step):
+class MaxPool(Step, op="max_pool"):
     """Largest value under a `kernel`; the surroundings count as minus infinity."""
 
-    op: ClassVar[str] = "max_pool"
     kernel: tuple[int, int] = (2, 2)
     window: Window = Window()
 
 
-@dataclass(frozen=True)
-class Concat(Step):
+class Concat(Step, op="concat"):
     """Channels of several tensors, one after the other."""
 
-    op: ClassVar[str] = "concat"
 
-
-@dataclass(frozen=True)
-class Flatten(Step):
+class Flatten(Step, op="flatten"):
     """`[N, C, H, W]` to `[N, C H W]`."""
-
-    op: ClassVar[str] = "flatten"
-
-
-STEPS: dict[str, type[Step]] = {
-    kind.op: kind
-    for kind in (
-        Input, Normalize, Codes, UniformCodes, IntConv, IntLinear, BorderSums, FixedLinear, SplitConv,
-        MeanPool, Affine, PReLU, Clamp, Add, Mul, MaxPool, Concat, Flatten,
-    )
-}  # fmt: skip
-"""Kinds of steps by `op`."""

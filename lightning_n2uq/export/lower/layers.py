@@ -6,6 +6,7 @@ with `lower`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import singledispatch
 from typing import Any
 
@@ -68,24 +69,18 @@ def conv_window(conv: nn.Conv2d, name: str) -> s.Window:
     return s.Window(pair(conv.stride), (*before, *after), dilation, conv.groups)
 
 
-@lower.register
-def _(layer: QuantConv2d, builder: Builder, value: Deferred, name: str) -> Deferred:
-    return quantized_layer(builder, value, layer, name, conv_window(layer, name))
+@lower.register(QuantConv2d)
+@lower.register(QuantLinear)
+def _(layer: QuantConv2d | QuantLinear, builder: Builder, value: Deferred, name: str) -> Deferred:
+    window = conv_window(layer, name) if isinstance(layer, QuantConv2d) else None
+    return quantized_layer(builder, value, layer, name, window)
 
 
-@lower.register
-def _(layer: QuantLinear, builder: Builder, value: Deferred, name: str) -> Deferred:
-    return quantized_layer(builder, value, layer, name, None)
-
-
-@lower.register
-def _(layer: nn.Conv2d, builder: Builder, value: Deferred, name: str) -> Deferred:
-    return float_layer(builder, value, layer.weight, layer.bias, name, conv_window(layer, name))
-
-
-@lower.register
-def _(layer: nn.Linear, builder: Builder, value: Deferred, name: str) -> Deferred:
-    return float_layer(builder, value, layer.weight, layer.bias, name, None)
+@lower.register(nn.Conv2d)
+@lower.register(nn.Linear)
+def _(layer: nn.Conv2d | nn.Linear, builder: Builder, value: Deferred, name: str) -> Deferred:
+    window = conv_window(layer, name) if isinstance(layer, nn.Conv2d) else None
+    return float_layer(builder, value, layer.weight, layer.bias, name, window)
 
 
 @lower.register(BatchNorm)
@@ -114,41 +109,27 @@ def _(layer: BiasedPReLU, builder: Builder, value: Deferred, name: str) -> Defer
 
 
 @lower.register
-def _(layer: nn.PReLU, builder: Builder, value: Deferred, name: str) -> Deferred:
-    return value.prelu(to_float64(layer.weight))
+def _(layer: nn.Hardswish, builder: Builder, value: Deferred, name: str) -> Deferred:
+    return builder.multiply(value, _hard_sigmoid(value), name)
 
 
-@lower.register
-def _(layer: nn.LeakyReLU, builder: Builder, value: Deferred, name: str) -> Deferred:
-    return value.prelu(float(layer.negative_slope))
-
-
-@lower.register
-def _(layer: nn.ReLU, builder: Builder, value: Deferred, name: str) -> Deferred:
-    return value.clamp(0.0, float("inf"))
-
-
-@lower.register
-def _(layer: nn.Hardtanh, builder: Builder, value: Deferred, name: str) -> Deferred:  # also ReLU6
-    return value.clamp(float(layer.min_val), float(layer.max_val))
-
-
-@lower.register
-def _(layer: nn.Hardsigmoid, builder: Builder, value: Deferred, name: str) -> Deferred:
+def _hard_sigmoid(value: Deferred) -> Deferred:
     return value.affine(1.0 / 6.0, 0.5).clamp(0.0, 1.0)
 
 
-@lower.register
-def _(layer: nn.Hardswish, builder: Builder, value: Deferred, name: str) -> Deferred:
-    gate = value.affine(1.0 / 6.0, 0.5).clamp(0.0, 1.0)
-    return builder.multiply(value, gate, name)
+def _register_map(kind: type[nn.Module], change: Callable[[Any, Deferred], Deferred]) -> None:
+    """Registers a layer that works value by value."""
+    lower.register(kind, lambda layer, builder, value, name: change(layer, value))
 
 
-@lower.register(nn.Identity)
-@lower.register(nn.Dropout)
-@lower.register(nn.Dropout2d)
-def _(layer: nn.Module, builder: Builder, value: Deferred, name: str) -> Deferred:
-    return value
+_register_map(nn.PReLU, lambda layer, value: value.prelu(to_float64(layer.weight)))
+_register_map(nn.LeakyReLU, lambda layer, value: value.prelu(float(layer.negative_slope)))
+_register_map(nn.ReLU, lambda layer, value: value.clamp(0.0, float("inf")))
+# Also ReLU6.
+_register_map(nn.Hardtanh, lambda layer, value: value.clamp(float(layer.min_val), float(layer.max_val)))
+_register_map(nn.Hardsigmoid, lambda layer, value: _hard_sigmoid(value))
+for identity in (nn.Identity, nn.Dropout, nn.Dropout2d):
+    _register_map(identity, lambda layer, value: value)
 
 
 @lower.register

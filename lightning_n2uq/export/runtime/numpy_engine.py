@@ -139,25 +139,11 @@ def _(step: s.ChannelStep, x: Tensor) -> Tensor:
 
 
 @run_step.register
-def _(step: s.Add, left: Tensor, right: Tensor) -> Tensor:
-    return left + right
-
-
-@run_step.register
-def _(step: s.Mul, left: Tensor, right: Tensor) -> Tensor:
-    return left * right
-
-
-@run_step.register
 def _(step: s.MaxPool, x: Tensor) -> Tensor:
     return _windows(x, step.kernel, step.window, -np.inf).max(axis=(-2, -1))
 
 
-@run_step.register
-def _(step: s.Concat, *inputs: Tensor) -> Tensor:
-    return np.concatenate(inputs, axis=1)
-
-
-@run_step.register
-def _(step: s.Flatten, x: Tensor) -> Tensor:
-    return x.reshape(len(x), -1)
+run_step.register(s.Add, lambda step, left, right: left + right)
+run_step.register(s.Mul, lambda step, left, right: left * right)
+run_step.register(s.Concat, lambda step, *inputs: np.concatenate(inputs, axis=1))
+run_step.register(s.Flatten, lambda step, x: x.reshape(len(x), -1))

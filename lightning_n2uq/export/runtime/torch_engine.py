@@ -176,32 +176,14 @@ def _(step: s.PReLU, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
 
 
 @run_step.register
-def _(step: s.Clamp, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
-    return x.clamp(step.low, step.high)
-
-
-@run_step.register
-def _(step: s.Add, arrays: Arrays, wide: bool, left: Tensor, right: Tensor) -> Tensor:
-    return left + right
-
-
-@run_step.register
-def _(step: s.Mul, arrays: Arrays, wide: bool, left: Tensor, right: Tensor) -> Tensor:
-    return left * right
-
-
-@run_step.register
 def _(step: s.MaxPool, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
     top, left, bottom, right = step.window.pads
     x = F.pad(x, (left, right, top, bottom), value=float("-inf"))
     return F.max_pool2d(x, step.kernel, step.window.stride, 0, step.window.dilation)
 
 
-@run_step.register
-def _(step: s.Concat, arrays: Arrays, wide: bool, *inputs: Tensor) -> Tensor:
-    return torch.cat(inputs, 1)
-
-
-@run_step.register
-def _(step: s.Flatten, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
-    return x.flatten(1)
+run_step.register(s.Clamp, lambda step, arrays, wide, x: x.clamp(step.low, step.high))
+run_step.register(s.Add, lambda step, arrays, wide, left, right: left + right)
+run_step.register(s.Mul, lambda step, arrays, wide, left, right: left * right)
+run_step.register(s.Concat, lambda step, arrays, wide, *inputs: torch.cat(inputs, 1))
+run_step.register(s.Flatten, lambda step, arrays, wide, x: x.flatten(1))
