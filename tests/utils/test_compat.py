@@ -1,5 +1,6 @@
 """One test for every private name: what it does today, and in which releases it was seen to do it."""
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
@@ -172,3 +173,87 @@ def test_a_workspace_shows_what_it_would_send():  # wandb_workspaces 0.1.12
     workspaces = pytest.importorskip("wandb_workspaces.workspaces")
     workspace = workspaces.Workspace(entity="e", project="p", sections=[])
     assert compat.workspace_model(workspace).entity == "e"
+
+
+class StatefulLoader(torch.utils.data.DataLoader):
+    """Four batches; remembers what state it was given."""
+
+    given = None
+
+    def __init__(self):
+        super().__init__(torch.rand(4, 2))
+
+    def state_dict(self):
+        return {"batches": 2}
+
+    def load_state_dict(self, state):
+        self.given = state
+
+
+class Worse(pl.LightningModule):
+    """Its first epoch is its best."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("score", -float(self.current_epoch))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer_of(folder, **options):
+    switches = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+        "devices": 1,
+    }
+    return pl.Trainer(default_root_dir=folder, logger=False, limit_val_batches=1, **switches, **options)
+
+
+def test_a_trainer_says_whether_validation_follows_a_batch(tmp_path):  # lightning 2.5.5, 2.6.6
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            seen.append(compat.validation_follows(trainer))
+
+    options = {"max_epochs": 1, "val_check_interval": 2, "enable_checkpointing": False}
+    trainer_of(tmp_path, callbacks=[Watch()], **options).fit(Worse(), StatefulLoader(), StatefulLoader())
+    assert seen == [False, True, False, True]
+
+
+def test_loaders_are_told_where_they_stopped(tmp_path):  # lightning 2.5.5, 2.6.6
+    loader, trainer = StatefulLoader(), trainer_of(tmp_path, max_epochs=1, enable_checkpointing=False)
+    trainer.fit(Worse(), loader, StatefulLoader())
+    compat.place_loaders(trainer)
+    assert loader.given is None
+    trainer.fit_loop._combined_loader_states_to_load = [{"batches": 3}]
+    compat.place_loaders(trainer)
+    compat.place_loaders(trainer)
+    assert loader.given == {"batches": 3}
+    assert trainer.fit_loop._combined_loader_states_to_load == []
+
+
+def test_a_trainer_of_one_device_knows_what_started_it(tmp_path):  # lightning 2.5.5, 2.6.6
+    from lightning.fabric.plugins.environments import LightningEnvironment
+
+    assert isinstance(compat.cluster_environment(trainer_of(tmp_path)), LightningEnvironment)
+
+
+def test_the_last_checkpoint_is_renewed_after_the_best_epoch(tmp_path):  # lightning 2.5.5, 2.6.6
+    from lightning_n2uq.checkpointing import BestAndLastModelCheckpoint
+
+    saver = BestAndLastModelCheckpoint(tmp_path, monitor="score", mode="max", save_last=True)
+    trainer_of(tmp_path, max_epochs=3, callbacks=[saver]).fit(Worse(), StatefulLoader(), StatefulLoader())
+    epochs = [
+        torch.load(path, weights_only=True)["epoch"]
+        for path in (saver.best_model_path, saver.last_model_path)
+    ]
+    assert epochs == [0, 2]
