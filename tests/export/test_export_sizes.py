@@ -13,7 +13,7 @@ from lightning_n2uq.export.ir.sizes import float_bytes, size_report
 def test_resnet18_takes_its_share_of_the_float_file(bits, share):
     torch.manual_seed(0)
     model = backbones.build("resnet18", weight_bits=bits, activation_bits=bits)
-    float_file = 4 * sum(p.numel() for p in backbones.build("resnet18").parameters())
+    float_file = 4 * sum(p.numel() for p in model.parameters())
     description = describe(model, (3, 224, 224))
     size = len(to_onnx(description).SerializeToString())
     assert size <= share * 46_700_000
