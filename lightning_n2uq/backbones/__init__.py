@@ -24,7 +24,7 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
 
 
 def names() -> list[str]:
-    """Names that `build` takes."""
+    """Returns the names that `build` takes."""
     return list(BACKBONES)
 
 
@@ -32,7 +32,7 @@ def build(name: str, **arguments: Any) -> nn.Module:  # noqa: ANN401 -- each net
     """Builds the network `name`, or the network of another library that a prefix in `CONVERTED` names.
 
     Raises:
-        ValueError: an unknown name, an unknown argument, or a value that the network refuses.
+        ValueError: The name or an argument is unknown, or the network refuses a value.
     """
     if name.startswith(CONVERTED):
         from lightning_n2uq.convert import build_converted  # only where one is asked for

@@ -12,12 +12,12 @@ from lightning_n2uq.utils.compat import has_hooks
 
 
 def quant_conv(spec: QuantSpec, inputs: int, outputs: int, kernel: int, stride: int = 1) -> QuantConv2d:
-    """A quantized convolution without bias, padded to keep the size at stride 1."""
+    """Returns a quantized convolution without bias, padded to keep the size at stride 1."""
     return QuantConv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False, spec=spec)
 
 
 def shortcut(spec: QuantSpec, inputs: int, outputs: int, stride: int, quantize: bool) -> nn.Module | None:
-    """1x1 convolution and norm where the shape changes, else None; it takes the raw block input."""
+    """Returns 1x1 convolution and norm where the shape changes, else None; it takes the raw block input."""
     if stride == 1 and inputs == outputs:
         return None
     if quantize:
@@ -28,7 +28,7 @@ def shortcut(spec: QuantSpec, inputs: int, outputs: int, stride: int, quantize: 
 
 
 def shortcut_branch(x: Tensor, downsample: nn.Module | None) -> tuple[Tensor, nn.Module | None]:
-    """The shortcut up to its norm, and that norm, which the sum behind can take in."""
+    """Returns the shortcut up to its norm, and that norm, which the sum behind it can take in."""
     if downsample is None:
         return x, None
     if type(downsample) is nn.Sequential and len(downsample) == 2 and not has_hooks(downsample):

@@ -70,10 +70,10 @@ class MobileNetV2(nn.Module):
     `[N, C, H, W]` to `[N, num_classes]`; images from 32x32 up. Convolutions start by Kaiming's rule.
 
     Args:
-        spec: methods and bits of the inverted residuals.
-        last_spec: methods and bits of the last 1x1 convolution.
-        num_classes: outputs.
-        in_channels: channels of the image.
+        spec: Methods and bits of the inverted residuals.
+        last_spec: Methods and bits of the last 1x1 convolution.
+        num_classes: Number of outputs.
+        in_channels: Number of channels of the image.
     """
 
     def __init__(self, spec: QuantSpec, last_spec: QuantSpec, num_classes: int, in_channels: int) -> None:
@@ -99,7 +99,7 @@ class MobileNetV2(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits `[N, num_classes]` of images `[N, C, H, W]`."""
+        """Returns logits `[N, num_classes]` of images `[N, C, H, W]`."""
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"x: got shape {tuple(x.shape)}, allowed is [N, {self.in_channels}, H, W]")
         return self.fc(torch.flatten(self.avgpool(self.features(x)), 1))  # type: ignore[no-any-return]
@@ -120,13 +120,13 @@ def mobilenet_v2(
     Args:
         weight_bits: 2 to 8; 32 with `float`.
         activation_bits: 2 to 8; 32 with `float`.
-        weight_quantizer: key of `WEIGHT_QUANTIZERS`.
-        activation_quantizer: key of `ACTIVATION_QUANTIZERS`.
-        quantize_downsample: both values give the same network: its shortcuts have no convolution.
-        num_classes: outputs.
-        in_channels: channels of the image.
-        last_activation_quantizer: in front of the last 1x1 convolution; by default `pact`, as in the paper,
-            where the others are N2UQ's, else `activation_quantizer`.
+        weight_quantizer: A key of `WEIGHT_QUANTIZERS`.
+        activation_quantizer: A key of `ACTIVATION_QUANTIZERS`.
+        quantize_downsample: Has no effect, since the shortcuts have no convolution.
+        num_classes: Number of outputs.
+        in_channels: Number of channels of the image.
+        last_activation_quantizer: The quantizer in front of the last 1x1 convolution; by default `pact`, as
+            in the paper, where the others are N2UQ's, else `activation_quantizer`.
     """
     spec = QuantSpec(weight_bits, activation_bits, weight_quantizer, activation_quantizer)
     if last_activation_quantizer is None:

@@ -1,4 +1,4 @@
-"""Start a network of the paper from a real-valued one, by name, and say what was and was not taken over."""
+"""Starts a network of the paper from a real-valued one, by name, and reports what was taken over."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CONV_NORM = {"0": "conv1", "1": "bn1"}
 
 @dataclass
 class LoadReport:
-    """Names of the network's entries by what became of them, and of the source's entries left over.
+    """Names of the network's entries by what became of them, and names that only the source has.
 
     Attributes:
         source: Where the weights came from.
@@ -103,8 +103,8 @@ def load_pretrained(model: nn.Module, source: str | os.PathLike[str] | Mapping[s
 
     Args:
         model: A network of `lightning_n2uq.backbones`.
-        source: `torchvision/<model>` (its default weights, from torch's cache or downloaded), a file with a
-            state dict (bare or under `state_dict`, read with `weights_only=True`), or a state dict.
+        source: The weights: `torchvision/<model>` (its default weights, from torch's cache or downloaded), a
+            file with a state dict (bare or under `state_dict`, read with `weights_only=True`), or a state dict.
 
     Raises:
         ValueError: The source cannot be read, or nothing in it fits; `model` is unchanged then.
@@ -161,7 +161,7 @@ def _mobilenet_name(key: str) -> str:
 
 
 def _added(model: nn.Module) -> set[str]:
-    """Entries of modules that a real-valued network does not have."""
+    """Returns entries of modules that a real-valued network does not have."""
     return {
         f"{name}.{entry}"
         for name, module in model.named_modules()

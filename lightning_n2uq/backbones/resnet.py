@@ -20,14 +20,14 @@ class ResNet(nn.Module):
     Convolutions start by Kaiming's rule. Child names are torchvision's, so that its weights load by name.
 
     Args:
-        spec: methods and bits of every block.
-        block: `BasicBlock` or `Bottleneck`.
-        blocks: number of blocks in each stage.
-        width: channels of the first stage; each later stage doubles them and halves the size.
-        num_classes: outputs.
-        in_channels: channels of the image.
-        quantize_downsample: whether the shortcuts' 1x1 convolutions are quantized.
-        imagenet_stem: 7x7 stride 2 and max pooling; else 3x3 stride 1.
+        spec: Methods and bits of every block.
+        block: The class of the blocks, `BasicBlock` or `Bottleneck`.
+        blocks: Number of blocks in each stage.
+        width: Number of channels of the first stage; each later stage doubles it and halves the size.
+        num_classes: Number of outputs.
+        in_channels: Number of channels of the image.
+        quantize_downsample: Whether the shortcuts' 1x1 convolutions are quantized.
+        imagenet_stem: Whether the stem is 7x7 with stride 2 and max pooling, or else 3x3 with stride 1.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits `[N, num_classes]` of images `[N, C, H, W]`."""
+        """Returns logits `[N, num_classes]` of images `[N, C, H, W]`."""
         if x.dim() != 4 or x.shape[1] != self.conv1.in_channels:
             raise ValueError(f"x: got shape {tuple(x.shape)}, allowed is [N, {self.conv1.in_channels}, H, W]")
         x = norm_act_pool(self.conv1(x), self.bn1, self.relu, self.maxpool)
@@ -96,12 +96,12 @@ def resnet20(
     Args:
         weight_bits: 2 to 8; 32 with `float`.
         activation_bits: 2 to 8; 32 with `float`.
-        weight_quantizer: key of `WEIGHT_QUANTIZERS`.
-        activation_quantizer: key of `ACTIVATION_QUANTIZERS`.
-        quantize_downsample: whether the shortcuts' 1x1 convolutions are quantized.
-        num_classes: outputs.
-        in_channels: channels of the image.
-        width: channels of the first stage.
+        weight_quantizer: A key of `WEIGHT_QUANTIZERS`.
+        activation_quantizer: A key of `ACTIVATION_QUANTIZERS`.
+        quantize_downsample: Whether the shortcuts' 1x1 convolutions are quantized.
+        num_classes: Number of outputs.
+        in_channels: Number of channels of the image.
+        width: Number of channels of the first stage.
     """
     spec = QuantSpec(weight_bits, activation_bits, weight_quantizer, activation_quantizer)
     return ResNet(spec, BasicBlock, (3, 3, 3), width, num_classes, in_channels, quantize_downsample, False)

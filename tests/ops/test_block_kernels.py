@@ -1,4 +1,4 @@
-"""A residual block's end and the stem, one operator each: against plain layers; kernels against oracle."""
+"""A residual block's end and the stem as operators: against plain layers, kernels against the reference."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def batch_norm(x: Tensor, parameters: list[Tensor], eps: float) -> Tensor:
 
 
 def check(fused, plain, leaves: list[Tensor], exact: int) -> None:
-    """Kernel equal to oracle (the first `exact` results bit for bit), both close to plain layers."""
+    """Kernel equal to the reference (the first `exact` results bit for bit), both close to plain layers."""
     grad, results = torch.randn(plain().shape), []
     for kernels, function in (("reference", fused), ("numba", fused), ("numba", plain)):
         with force(kernels):

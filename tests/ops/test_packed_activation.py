@@ -1,4 +1,4 @@
-"""The fused pre-activation chain against plain layers, and its kernels against the oracle."""
+"""The fused pre-activation chain against plain layers, and its kernels against the reference."""
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ SHAPES = [
 @pytest.mark.parametrize("act", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("bits", [2, 3, 4, 6])
-def test_kernel_equals_the_oracle(bits: int, shape: tuple[int, ...], act: bool, norm: bool) -> None:
+def test_kernel_equals_the_reference(bits: int, shape: tuple[int, ...], act: bool, norm: bool) -> None:
     case = Case(shape, bits, norm, act)
     grad, results = torch.randn(shape), []
     for kernels in ("reference", "numba"):

@@ -1,4 +1,4 @@
-"""The Triton kernels of the fused chain: interpreted against the oracle, compiled, and run on a GPU."""
+"""The Triton kernels of the fused chain: interpreted against the reference, compiled, and run on a GPU."""
 
 import copy
 import os
@@ -18,7 +18,7 @@ from lightning_n2uq.ops.dispatch import force
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def test_triton_chain_equals_the_oracle_under_the_interpreter() -> None:
+def test_triton_chain_equals_the_reference_under_the_interpreter() -> None:
     need_interpreter()
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).with_name("triton_chain_cases.py"))]
@@ -69,7 +69,7 @@ def test_chain_kernels_compile_for_a_gpu(module: str, name: str, constants: dict
 
 
 @needs_gpu
-def test_the_chain_on_a_gpu_equals_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_chain_on_a_gpu_equals_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     from triton_chain_cases import check_all
 
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

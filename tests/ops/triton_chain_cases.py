@@ -1,4 +1,4 @@
-"""The Triton kernels of the fused chain and of a block's end against the oracle.
+"""The Triton kernels of the fused chain and of a block's end against the reference.
 
 Run with TRITON_INTERPRET=1 it takes CPU tensors; `check_all` is also called on a GPU.
 """

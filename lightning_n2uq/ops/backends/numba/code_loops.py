@@ -20,7 +20,7 @@ PACKED_TOGETHER = 128  # larger planes are packed faster one by one
 
 @helper
 def per_block(pixels: int, largest: int) -> int:
-    """How many planes of up to `largest` pixels are worked on as one block; 1 for larger ones."""
+    """Returns how many planes of up to `largest` pixels are worked on as one block; 1 for larger ones."""
     return BLOCK // pixels if 0 < pixels <= largest else 1
 
 
@@ -46,7 +46,7 @@ def scatter(block: Array, channel: int, first: int, planes: int, y: Array) -> No
 
 @helper
 def narrow(counts: Array, codes: Array) -> None:
-    """Codes of one byte each."""
+    """Writes the codes as one byte each."""
     for i in range(counts.size):
         codes[i] = counts[i]
 
@@ -95,7 +95,7 @@ def pack_planes(counts: Array, pixels: int, planes: int, bits: int, codes: Array
 
 @helper
 def look_up(codes: Array, values: Array, y: Array) -> None:
-    """`y` of its codes, of which there may be more; where values are few, by comparing."""
+    """Writes `y` by its codes, of which there may be more; where values are few, by comparing."""
     if values.size == 4:
         v0, v1, v2, v3 = values[0], values[1], values[2], values[3]
         for i in range(y.size):
@@ -110,7 +110,7 @@ def look_up(codes: Array, values: Array, y: Array) -> None:
 
 @compiled
 def rebuild_channels(first: int, last: int, packed: Array, values: Array, bits: int, y: Array) -> None:
-    """Output `y` of the channels `first .. last - 1` from the packed codes: the bits that forward gave."""
+    """Writes `y` of the channels `first .. last - 1` from the packed codes: the bits that forward gave."""
     batch, pixels = y.shape[0], y.shape[2]
     row, flag = (pixels + 7) // 8, packed.shape[2] - 1
     together = min(per_block(pixels, PACKED_TOGETHER), batch)

@@ -35,7 +35,7 @@ from lightning_n2uq.ops.backends.numba.threshold_loops import (
 
 @summing
 def plane_sums(x: Array) -> tuple[float, float]:
-    """`sum x` and `sum x^2` of one plane, float64."""
+    """Returns `sum x` and `sum x^2` of one plane, float64."""
     total, squares = 0.0, 0.0
     for i in range(x.size):
         value = np.float64(x[i])
@@ -46,7 +46,7 @@ def plane_sums(x: Array) -> tuple[float, float]:
 
 @helper
 def statistics(x: Array, channel: int) -> tuple[float, float]:
-    """Mean and (biased) variance of a channel, float64."""
+    """Returns mean and (biased) variance of a channel, float64."""
     total, squares = 0.0, 0.0
     for n in range(x.shape[0]):
         a, b = plane_sums(x[n, channel])
@@ -60,7 +60,7 @@ def statistics(x: Array, channel: int) -> tuple[float, float]:
 
 @helper
 def normalize(x: Array, norm: Array, z: Array) -> None:
-    """`z = x * scale + shift` for one channel's row of `norm`, or a copy."""
+    """Writes `z = x * scale + shift` for one channel's row of `norm`, or a copy."""
     if norm.size == 0:
         for i in range(x.size):
             z[i] = x[i]
@@ -72,7 +72,7 @@ def normalize(x: Array, norm: Array, z: Array) -> None:
 
 @helper
 def activate(u: Array, act: Array, v: Array) -> None:
-    """`v = prelu(u + bias) + bias`, leaving `u + bias` in `u`; a copy without `act`."""
+    """Writes `v = prelu(u + bias) + bias`, leaving `u + bias` in `u`; a copy without `act`."""
     if act.size == 0:
         for i in range(u.size):
             v[i] = u[i]
@@ -86,14 +86,14 @@ def activate(u: Array, act: Array, v: Array) -> None:
 
 @compiled
 def statistics_channels(first: int, last: int, x: Array, stats: Array) -> None:
-    """Mean and variance of the channels `first .. last - 1` into `stats`, `[2, C]` float64."""
+    """Writes mean and variance of the channels `first .. last - 1` to `stats`, `[2, C]` float64."""
     for c in range(first, last):
         stats[0, c], stats[1, c] = statistics(x, c)
 
 
 @helper
 def has_nan(v: Array, alpha: Number) -> bool:
-    """Whether an input of the quantizer is NaN."""
+    """Returns whether an input of the quantizer is NaN."""
     found = np.int32(0)
     for i in range(v.size):
         s = v[i] * alpha
@@ -114,7 +114,7 @@ def forward_block(
     counts: Array,
     y: Array,
 ) -> None:
-    """Output `y`, codes `counts` and the activation's output `v` of one block of one channel."""
+    """Writes output `y`, codes `counts` and the activation's output `v` of one block of one channel."""
     normalize(x, norm, u)
     activate(u, act, v)
     count_and_select(v, alpha, bounds, values, counts, y)
@@ -134,7 +134,7 @@ def forward_channels(
     y: Array,
     packed: Array,
 ) -> None:
-    """Output `y` and packed codes of the channels `first .. last - 1`."""
+    """Writes output `y` and packed codes of the channels `first .. last - 1`."""
     batch, pixels = x.shape[0], x.shape[2]
     row, flag = (pixels + 7) // 8, packed.shape[2] - 1
     together = min(per_block(pixels, PACKED_TOGETHER), batch)
@@ -241,7 +241,7 @@ def backward_block(
     sums: Array,
     d: Array,
 ) -> int:
-    """Gradient `d` of the norm's output for one block of one channel; adds to `lanes` and `sums`.
+    """Writes the gradient `d` of the norm's output for one block of one channel; adds to `lanes` and `sums`.
 
     Returns:
         The number of NaN inputs.
@@ -275,7 +275,7 @@ def backward_channels(
     bins: Array,
     sums: Array,
 ) -> None:
-    """Input gradient, histogram `[groups, bins + 1, 2]` and sums `[C, 4]`.
+    """Writes the input gradient, histogram `[groups, bins + 1, 2]` and sums `[C, 4]`.
 
     For the groups `first .. last - 1` of `size` channels each: a histogram per channel would cost more to
     clear and add up than small planes cost to count.

@@ -20,7 +20,7 @@ from lightning_n2uq.ops.backends.numba.threshold_loops import BLOCK
 
 @helper
 def _branch_sum(x: Array, norm: Array, other: Array, other_norm: Array, u: Array, spare: Array) -> None:
-    """`u` = norm of `x` plus `other` (normed where `other_norm` has columns)."""
+    """Writes to `u` the norm of `x` plus `other` (normed where `other_norm` has columns)."""
     normalize(x, norm, u)
     normalize(other, other_norm, spare)
     for i in range(u.size):
@@ -31,7 +31,7 @@ def _branch_sum(x: Array, norm: Array, other: Array, other_norm: Array, u: Array
 def residual_forward(
     first: int, last: int, x: Array, norm: Array, other: Array, other_norm: Array, act: Array, y: Array
 ) -> None:
-    """`prelu(norm(x) + other + bias) + bias` of the channels `first .. last - 1`."""
+    """Writes `prelu(norm(x) + other + bias) + bias` of the channels `first .. last - 1`."""
     batch, pixels = x.shape[0], x.shape[2]
     together = min(per_block(pixels, BLOCK), batch)
     u, spare = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
@@ -58,7 +58,7 @@ def residual_forward(
 
 @summing
 def _centred_product(d: Array, x: Array, mean: float) -> float:
-    """`sum d (x - mean)`."""
+    """Returns `sum d (x - mean)`."""
     total = 0.0
     for i in range(d.size):
         total += np.float64(d[i]) * (np.float64(x[i]) - mean)
@@ -81,7 +81,7 @@ def _residual_gradient(
     sums: Array,
     other_sums: Array,
 ) -> None:
-    """Gradient `d` of the branches' sum for one block of one channel; adds to the sums."""
+    """Writes the gradient `d` of the branches' sum for one block of one channel; adds to the sums."""
     _branch_sum(x, norm, other, other_norm, u, spare)
     activate(u, act, spare)
     for i in range(d.size):
@@ -108,7 +108,7 @@ def residual_backward(
     sums: Array,
     other_sums: Array,
 ) -> None:
-    """Gradients of both branches, and sums `[C, 4]` as in `fused_activation_loops` for each."""
+    """Writes the gradients of both branches, and sums `[C, 4]` as in `fused_activation_loops` for each."""
     batch, pixels = x.shape[0], x.shape[2]
     together = min(per_block(pixels, BLOCK), batch)
     u, spare = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)

@@ -17,7 +17,7 @@ from lightning_n2uq.ops.backends.numba.fused_activation_loops import (
 
 @helper
 def _by_phase(z: Array, phases: Array) -> None:
-    """Column `j` goes to `phases[j % stride, j // stride]`: equal columns of all windows lie side by side."""
+    """Copies column `j` to `phases[j % stride, j // stride]`: equal columns of windows lie side by side."""
     stride = phases.shape[0]
     if stride == 2:  # by far the most common, and a constant is what lets the loop use vector units
         even, odd = phases[0], phases[1]
@@ -41,7 +41,7 @@ def _raise(best: Array, tap: Array, value: Array, number: Number) -> None:
 
 @helper
 def _raise_row(best: Array, tap: Array, value: Array, inner: Array, first: Number) -> None:
-    """`_raise` by a row of windows, whose own taps are `inner`."""
+    """Calls `_raise` with a row of windows, whose own taps are `inner`."""
     for j in range(best.size):
         better = (value[j] > best[j]) | (value[j] != value[j])
         best[j] = value[j] if better else best[j]
@@ -50,7 +50,7 @@ def _raise_row(best: Array, tap: Array, value: Array, inner: Array, first: Numbe
 
 @helper
 def _pool_row(phases: Array, width: int, kernel: int, padding: int, best: Array, tap: Array) -> None:
-    """Maximum over the columns of every window in one row of `width` pixels; taps are float32 numbers."""
+    """Writes the maximum of every window's columns in one row of `width` pixels; taps are float32 numbers."""
     stride = phases.shape[0]
     for j in range(best.size):
         best[j], tap[j] = -np.inf, 0
@@ -75,7 +75,7 @@ def stem_forward(
     y: Array,
     taps: Array,
 ) -> None:
-    """Max pooling of `relu(norm(x))`, `[N, C, H, W]`, for the channels `first .. last - 1`.
+    """Writes the max pooling of `relu(norm(x))`, `[N, C, H, W]`, for the channels `first .. last - 1`.
 
     `taps`: where in the window the maximum is, the first of equals. Rows are pooled before columns, so that a
     row that two windows share is pooled once.
@@ -121,7 +121,7 @@ def stem_backward(
     dx: Array,
     sums: Array,
 ) -> None:
-    """Input gradient and sums `[C, 4]` of `stem_forward`."""
+    """Writes the input gradient and sums `[C, 4]` of `stem_forward`."""
     height, width = x.shape[2], x.shape[3]
     u, no_act, zero = np.empty(width, x.dtype), np.empty(0, x.dtype), x.dtype.type(0)
     flat = x.reshape(x.shape[0], x.shape[1], height * width)

@@ -32,9 +32,9 @@ class Layout(NamedTuple):
     Attributes:
         rows: `N * P`.
         channels: `C`.
-        columns: channels of a program, a power of two, those of a thread at least.
-        tiles: tiles of a program, `LANES` threads each.
-        grid: programs along rows and along channels.
+        columns: Channels of a program, a power of two, those of a thread at least.
+        tiles: Tiles of a program, `LANES` threads each.
+        grid: Programs along rows and along channels.
     """
 
     rows: int
@@ -45,12 +45,12 @@ class Layout(NamedTuple):
 
 
 def layout(x: Tensor, group: int = GROUP, resident: int = 8) -> Layout:
-    """The layout of a map `[N, C, ...]`.
+    """Returns how programs share a map `[N, C, ...]`.
 
     Args:
-        x: the map.
-        group: neighbouring channels of a thread.
-        resident: programs of a multiprocessor: as many as its registers hold, so that none waits for a second
+        x: The map.
+        group: Number of neighbouring channels of a thread.
+        resident: Programs of a multiprocessor: as many as its registers hold, so that none waits for a second
             round and runs it almost alone (`python -m benchmarks.instructions` tells the registers).
     """
     channels = x.shape[1]
@@ -63,7 +63,7 @@ def layout(x: Tensor, group: int = GROUP, resident: int = 8) -> Layout:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """`x` `[N, C, H, W]` in channels-last order, detached."""
+    """Returns `x` `[N, C, H, W]` in channels-last order, detached."""
     return x.detach().contiguous(memory_format=torch.channels_last)
 
 
@@ -160,7 +160,7 @@ def _norm_kernel(
     x_ptr, sums_ptr, programs, gamma_ptr, beta_ptr, stats_ptr, norm_ptr, rows, channels, eps,
     FROM_SUMS: tl.constexpr, SUMMED: tl.constexpr, CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """`stats` `[2, C]` from the sums (or as they are), and `batch_norm` of them `[4, C]`."""
+    """`stats` `[2, C]` from the sums (or as they are), and the norm `[4, C]` that they give."""
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     known = channel < channels
     if FROM_SUMS:
@@ -189,9 +189,9 @@ def _norm_kernel(
 
 
 def measured_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance `[2, C]` float32 of a channels-last map, and its norm.
+    """Returns mean and biased variance `[2, C]` float32 of a channels-last map, and its norm.
 
-    The norm is `[4, C]` float32, the fields of `formats.fused_activation.Norm` as rows.
+    The norm is `[4, C]` float32, the fields of `common.planes.PlaneNorm` as rows.
     """
     form = layout(x)
     partial = torch.empty(form.grid[0], 2, form.channels, dtype=torch.float64, device=x.device)
@@ -202,7 +202,7 @@ def measured_norm(x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[T
 
 
 def known_norm(stats: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
-    """The norm of statistics that `measured_norm` has returned: the very same numbers."""
+    """Returns the norm of statistics that `measured_norm` has returned: the very same numbers."""
     return _norm(stats, stats, stats, (gamma, beta, eps), from_sums=False)
 
 

@@ -25,12 +25,12 @@ _ALIGNMENT = 16  # bytes, of the tables
 
 
 def stored_bits(n: int) -> int:
-    """Bits that a code 0 .. `n` takes in memory; beyond 4 the chain stays in separate operators."""
+    """Returns the bits of a code 0 .. `n` in memory; beyond 4 the chain stays in separate operators."""
     return 2 if n <= 3 else 4
 
 
 def pixel_bytes(form: Layout, n: int) -> int:
-    """Bytes of a pixel's codes."""
+    """Returns the bytes of a pixel's codes."""
     return -(-form.channels * stored_bits(n) // 8)
 
 
@@ -51,7 +51,7 @@ def _table_bytes(n: int) -> int:
 
 
 def tables_of(packed: Tensor, n: int) -> Tensor:
-    """The tables at the end of packed codes, a view of `table_shape`, float32."""
+    """Returns the tables at the end of packed codes, a view of `table_shape`, float32."""
     return packed[packed.numel() - _table_bytes(n) :].view(torch.float32).view(table_shape(n))
 
 
