@@ -103,8 +103,9 @@ def load_pretrained(model: nn.Module, source: str | os.PathLike[str] | Mapping[s
 
     Args:
         model: A network of `lightning_n2uq.backbones`.
-        source: The weights: `torchvision/<model>` (its default weights, from torch's cache or downloaded), a
-            file with a state dict (bare or under `state_dict`, read with `weights_only=True`), or a state dict.
+        source: Where the weights are: `torchvision/<model>` (its default weights, from torch's cache or
+            downloaded), a file with a state dict (bare or under `state_dict`, read with
+            `weights_only=True`), or a state dict.
 
     Raises:
         ValueError: The source cannot be read, or nothing in it fits; `model` is unchanged then.
