@@ -9,8 +9,9 @@ from torch import nn
 
 from lightning_n2uq.backbones.mobilenet_v2 import mobilenet_v2
 from lightning_n2uq.backbones.resnet import resnet18, resnet20, resnet34, resnet50
+from lightning_n2uq.utils.torchvision_models import TIMM, TORCHVISION
 
-CONVERTED = ("torchvision/", "timm/")
+CONVERTED = (TORCHVISION, TIMM)
 """Prefixes of networks that are built by their library and quantized by a policy (`convert`)."""
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {

@@ -9,10 +9,9 @@ from torch import nn
 
 from lightning_n2uq.convert.policy import Policy
 from lightning_n2uq.convert.quantize import quantize_model
-from lightning_n2uq.utils.torchvision_models import TORCHVISION, build_torchvision, downloading
+from lightning_n2uq.utils.torchvision_models import TIMM, TORCHVISION, build_torchvision, downloading
 from lightning_n2uq.utils.validation import check
 
-TIMM = "timm/"
 _RULE_FOR_DOWNSAMPLING = {"name": "*downsample*", "quantize": False}
 
 

@@ -30,16 +30,22 @@ def parameter_groups(
             members["quantizer"].append(parameter)
         else:
             members["weights" if parameter.ndim > 1 else "rest"].append(parameter)
-    rates = {"quantizer": lr * quantizer_lr_multiplier, "weights": lr, "rest": lr}
+    groups = as_groups(members, lr, weight_decay, quantizer_lr_multiplier)
+    return [group for group in groups if group["params"]]
+
+
+def as_groups(
+    members: dict[str, list[nn.Parameter]], lr: float, weight_decay: float, quantizer_lr_multiplier: float
+) -> list[dict[str, Any]]:
+    """Returns groups of these names; `quantizer` has a rate of its own, and only `weights` decay."""
     return [
         {
-            "params": params,
+            "params": parameters,
             "name": name,
-            "lr": rates[name],
-            "weight_decay": weight_decay * (name == "weights"),
+            "lr": lr * quantizer_lr_multiplier if name == "quantizer" else lr,
+            "weight_decay": weight_decay if name == "weights" else 0.0,
         }
-        for name, params in members.items()
-        if params
+        for name, parameters in members.items()
     ]
 
 

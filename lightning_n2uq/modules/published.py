@@ -17,6 +17,7 @@ from torch import nn
 
 from lightning_n2uq.backbones.mobilenet_v2 import MobileNetV2
 from lightning_n2uq.interop import official_names
+from lightning_n2uq.modules.optimizers import as_groups
 from lightning_n2uq.quantizers import PACT, EntropyPreservingWeightQuantizer, LearnableThresholdQuantizer
 from lightning_n2uq.utils.validation import check_choice
 
@@ -51,12 +52,7 @@ def published_parameter_groups(model: nn.Module, lr: float, weight_decay: float)
             members["quantizer"].append(parameter)
         else:
             members["weights" if parameter.ndim == 4 else "rest"].append(parameter)
-    rates = {"quantizer": lr * QUANTIZER_LR, "rest": lr, "weights": lr}
-    decay = {"quantizer": 0.0, "rest": 0.0, "weights": weight_decay}
-    return [
-        {"params": parameters, "name": name, "lr": rates[name], "weight_decay": decay[name]}
-        for name, parameters in members.items()
-    ]
+    return as_groups(members, lr, weight_decay, QUANTIZER_LR)
 
 
 def published_schedule_factor(total_steps: float, epochs: int | None) -> Callable[[int], float]:

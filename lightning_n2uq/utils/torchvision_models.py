@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-TORCHVISION = "torchvision/"
-"""The prefix of their names in configs."""
+TORCHVISION, TIMM = "torchvision/", "timm/"
+"""The prefixes in configs of networks that these libraries build."""
 
 
 def default_weights(source: str, argument: str) -> Any:  # noqa: ANN401  # torchvision has no types
