@@ -8,24 +8,14 @@ import torch
 from torch import Tensor
 
 
-class _RoundSTE(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401
-        return torch.round(x)
+    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:  # noqa: ANN401
+        return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
-        return grad
-
-
-class _NextAbove(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401
-        return torch.nextafter(x, x.new_tensor(float("inf")))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
-        return grad
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        return grad, None
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -39,27 +29,20 @@ class _ScaleGradient(torch.autograd.Function):
         return grad * ctx.factor, None
 
 
-class _ProjectSTE(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, levels: Tensor) -> Tensor:  # noqa: ANN401
-        projected = levels[nearest_level(x, levels)]
-        return torch.where(x.isnan(), x, projected)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        return grad, None
+def straight_through(x: Tensor, value: Tensor) -> Tensor:
+    """Returns `value`, which has no gradient of its own; the gradient passes to `x` unchanged."""
+    y: Tensor = _StraightThrough.apply(x, value)
+    return y
 
 
 def round_ste(x: Tensor) -> Tensor:
     """Rounds half to even; the gradient passes unchanged. Shape and dtype of `x`."""
-    y: Tensor = _RoundSTE.apply(x)
-    return y
+    return straight_through(x, torch.round(x.detach()))
 
 
 def next_above(x: Tensor) -> Tensor:
     """Returns the dtype's next larger number, so that `next_above(x) > t` is `x >= t`; a gradient passes."""
-    y: Tensor = _NextAbove.apply(x)
-    return y
+    return straight_through(x, torch.nextafter(x.detach(), x.new_tensor(float("inf"))))
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
@@ -75,5 +58,5 @@ def nearest_level(x: Tensor, levels: Tensor) -> Tensor:
 
 def project_ste(x: Tensor, levels: Tensor) -> Tensor:
     """Returns the nearest of the increasing `levels` `[L]`; the gradient passes unchanged. NaN stays NaN."""
-    y: Tensor = _ProjectSTE.apply(x, levels)
-    return y
+    projected = levels[nearest_level(x, levels)]
+    return straight_through(x, torch.where(x.isnan(), x, projected).detach())

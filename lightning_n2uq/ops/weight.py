@@ -56,7 +56,7 @@ def quantize_weight_with_scale(weight: Tensor, bits: int, gradient: str = "scale
 
 def apply_scale(weight: Tensor, scale: Tensor, bits: int, backend: str = "auto") -> Tensor:
     """Returns the quantized weight for a scale that is known already: the same bits, no gradient."""
-    quantized: Tensor = _kernels(weight, backend).by_scale(weight, scale, bits)
+    quantized: Tensor = _kernels(weight, backend).quantize(weight, scale, bits, measure=False)
     return quantized
 
 
@@ -89,8 +89,9 @@ def _kernels(weight: Tensor, backend: str) -> ModuleType:
 def _quantize_weight(
     weight: Tensor, bits: int, straight_through: bool, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    quantized, scale = _kernels(weight, backend).forward(weight, bits)
-    return quantized, scale
+    wide = weight.dtype == torch.float64  # in which the order of a backend's sum would show
+    scale = reference.weight_scale(weight, bits) if wide else reference.empty_scale(weight)
+    return _kernels(weight, backend).quantize(weight, scale, bits, measure=not wide), scale
 
 
 @_quantize_weight.register_fake

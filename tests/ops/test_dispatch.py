@@ -82,7 +82,7 @@ def test_report_has_a_reason_for_every_operator():
 MAPS = ["forward", "backward", "empty_map"]
 FUNCTIONS = {
     "threshold_quantize": ["forward", "backward"],
-    "quantize_weight": ["forward", "by_scale", "gradient"],
+    "quantize_weight": ["quantize", "gradient"],
     "packed_activation": [*MAPS, "packed_shape", "codes_for_backward", "ordered", "rebuild"],
     "residual_block": MAPS,
     "stem": MAPS,

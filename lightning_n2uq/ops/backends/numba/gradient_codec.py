@@ -92,7 +92,6 @@ def _norm_bits(x, patterns, l2):
 def _float_loop(exponential):
     """Returns the `float` family's loop; without mantissa bits its shifts are constants, which is faster."""
 
-    @numba.njit
     def loop(x, norm, keys, bits, family, codes):
         k0, k1 = keys
         mantissa_bits, lowest, inverse_lowest = family
@@ -122,23 +121,22 @@ def _float_loop(exponential):
 _exponential_codes, _float_codes = _float_loop(True), _float_loop(False)
 
 
-@numba.njit
-def _uniform_codes(x, norm, keys, bits, steps, codes):
+def _uniform_codes(x, norm, keys, bits, family, codes):
     k0, k1 = keys
     sign_bit = np.int32(1 << (bits - 1))
     for j in range(x.size):
         random = _mix(np.uint32(k0 + np.uint32(np.uint32(j) * _GOLDEN)), k1)
         uniform01 = np.float32(np.float32(np.int32(random >> np.uint32(8))) * np.float32(2.0**-24))
-        scaled = np.float32(np.float32(abs(x[j]) / norm) * steps)
+        scaled = np.float32(np.float32(abs(x[j]) / norm) * family)
         lower = np.int32(scaled)
         magnitude = np.int32(lower + np.int32(uniform01 < np.float32(scaled - np.float32(lower))))
         negative = (_bits(x[j]) < np.int32(0)) & (magnitude > np.int32(0))
         codes[j] = np.uint8(magnitude | (sign_bit if negative else np.int32(0)))
 
 
-@numba.njit
-def _table_codes(x, norm, keys, bits, levels, codes):
+def _table_codes(x, norm, keys, bits, family, codes):
     k0, k1 = keys
+    levels = family
     sign_bit = np.int32(1 << (bits - 1))
     for j in range(x.size):
         random = _mix(np.uint32(k0 + np.uint32(np.uint32(j) * _GOLDEN)), k1)
@@ -212,15 +210,11 @@ def _round_bucket(x, norm, keys, bits, family, codes):
 
 @overload(_round_bucket)
 def _choose_loop(x, norm, keys, bits, family, codes):
-    if isinstance(family, types.BaseTuple) and family[0] == types.boolean:  # type: ignore[comparison-overlap, index]
-        return lambda x, norm, keys, bits, family, codes: _exponential_codes(
-            x, norm, keys, bits, family, codes
-        )
-    if isinstance(family, types.BaseTuple):
-        return lambda x, norm, keys, bits, family, codes: _float_codes(x, norm, keys, bits, family, codes)
     if isinstance(family, types.Array):
-        return lambda x, norm, keys, bits, family, codes: _table_codes(x, norm, keys, bits, family, codes)
-    return lambda x, norm, keys, bits, family, codes: _uniform_codes(x, norm, keys, bits, family, codes)
+        return _table_codes
+    if isinstance(family, types.BaseTuple):
+        return _exponential_codes if family[0] == types.boolean else _float_codes  # type: ignore[comparison-overlap, index]
+    return _uniform_codes
 
 
 @numba.njit(nogil=True, cache=True)

@@ -11,31 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_n2uq.ops import reference
 from lightning_n2uq.ops.backends.common.jit import Array, Number, array, compiled, run_chunks
 from lightning_n2uq.ops.backends.reference.weight import gradient
 from lightning_n2uq.ops.layout import flat, flat_like
+from lightning_n2uq.ops.reference import scale_factor
 
-__all__ = ["by_scale", "forward", "gradient"]
+__all__ = ["gradient", "quantize"]
 
 SMALLEST = 65536  # weights per thread below which waking a thread costs more than it saves
 
 
-def forward(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Returns the quantized weight and its scale; see `reference.weight.forward`."""
-    if weight.dtype == torch.float64:  # where the order of the sum would show
-        scale = reference.weight_scale(weight, bits)
-        return by_scale(weight, scale, bits), scale
-    scale = reference.empty_scale(weight)
-    return _quantized(weight, scale, bits, reference.scale_factor(bits)), scale
-
-
-def by_scale(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Returns the quantized weight for a scale that is known; see `reference.weight.by_scale`."""
-    return _quantized(weight, scale, bits, 0.0)
-
-
-def _quantized(weight: Tensor, scale: Tensor, bits: int, factor: float) -> Tensor:
+def quantize(weight: Tensor, scale: Tensor, bits: int, measure: bool) -> Tensor:
+    """Returns the quantized weight; see `reference.weight.quantize`."""
     quantized = torch.empty_like(weight)
     if weight.numel() == 0:
         return quantized
@@ -49,7 +36,7 @@ def _quantized(weight: Tensor, scale: Tensor, bits: int, factor: float) -> Tenso
         max(1, SMALLEST * channels // weight.numel()),
         array(flat_like(weight.detach(), quantized).to(dtype)).reshape(channels, -1),
         scales,
-        factor,
+        scale_factor(bits) if measure else 0.0,
         number(n),
         number(1.5 * 2 ** (23 if dtype == torch.float32 else 52)),
         array(flat(target)).reshape(channels, -1),

@@ -8,19 +8,17 @@ from torch import Tensor
 from lightning_n2uq.ops import reference
 
 
-def forward(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Returns the quantized weight and its scale `S` `[C, 1, ..]` in the compute dtype.
+def quantize(weight: Tensor, scale: Tensor, bits: int, measure: bool) -> Tensor:
+    """Returns the quantized weight.
 
     Args:
         weight: The weight `[C, ...]`; every other backend wants each channel to be one run of memory.
+        scale: The scale `S` `[C, 1, ..]` in the compute dtype; read, or with `measure` written.
         bits: The code width, 1 to 8.
+        measure: Whether the scale is to be found.
     """
-    scale = reference.weight_scale(weight, bits)
-    return by_scale(weight, scale, bits), scale
-
-
-def by_scale(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Returns the quantized weight for the scale that `forward` has found: the same bits."""
+    if measure:
+        scale.copy_(reference.weight_scale(weight, bits))
     return torch.empty_like(weight).copy_(reference.quantize_weight(weight, bits))
 
 

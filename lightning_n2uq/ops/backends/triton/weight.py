@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_n2uq.ops import reference
 from lightning_n2uq.ops.backends.reference import weight as plain
 from lightning_n2uq.ops.backends.triton.product import FUSED, divided, product
 from lightning_n2uq.ops.layout import flat, flat_like, is_one_run
+from lightning_n2uq.ops.reference import scale_factor
 
 _TILE = 1024
 
@@ -78,28 +78,15 @@ def _gradient_kernel(grad_ptr, target_ptr, scale_ptr, row_length, TILE: tl.const
         tl.store(target_ptr + place, quotient.to(target_ptr.dtype.element_ty), mask=inside)
 
 
-def forward(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Returns the quantized weight and its scale; see `reference.weight.forward`."""
-    if weight.dtype == torch.float64:  # where the order of the sum would show
-        scale = reference.weight_scale(weight, bits)
-        return by_scale(weight, scale, bits), scale
-    scale = reference.empty_scale(weight)
-    return _quantized(weight, scale, bits, reference.scale_factor(bits)), scale
-
-
-def by_scale(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Returns the quantized weight for a scale that is known; see `reference.weight.by_scale`."""
-    return _quantized(weight, scale, bits, 0.0)
-
-
-def _quantized(weight: Tensor, scale: Tensor, bits: int, factor: float) -> Tensor:
+def quantize(weight: Tensor, scale: Tensor, bits: int, measure: bool) -> Tensor:
+    """Returns the quantized weight; see `reference.weight.quantize`."""
     quantized, channels = torch.empty_like(weight), scale.numel()
     if weight.numel() == 0:
         return quantized
     magic = 1.5 * 2.0 ** (23 if scale.dtype == torch.float32 else 52)
     _kernel[(channels,)](
         flat_like(weight.detach(), quantized), flat(quantized), scale, weight.numel() // channels,
-        N=2**bits - 1, MAGIC=magic, FACTOR=factor, TILE=_TILE, **FUSED,
+        N=2**bits - 1, MAGIC=magic, FACTOR=scale_factor(bits) if measure else 0.0, TILE=_TILE, **FUSED,
     )  # fmt: skip
     return quantized
 
