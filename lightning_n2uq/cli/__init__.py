@@ -58,4 +58,4 @@ def _dispatch(arguments: list[str]) -> int:
         return run_training_command(name, rest)
     if name in COMMANDS:
         return COMMANDS[name].run(rest)
-    raise ValueError(f"command: got {name!r}, allowed {', '.join([*TRAINING_COMMANDS, *COMMANDS])}")
+    raise ValueError(f"command: got {name!r}, allowed are {', '.join([*TRAINING_COMMANDS, *COMMANDS])}")

@@ -104,7 +104,7 @@ def _find(tree: Any, key: str) -> str:  # noqa: ANN401
 def _allowed(names: list[str], wrong: str) -> str:
     close = difflib.get_close_matches(wrong, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}allowed: {', '.join(names)}"
+    return f"{hint}allowed are {', '.join(names)}"
 
 
 def _unknown_option(text: str) -> str | None:
@@ -170,7 +170,8 @@ def _wrong_value(text: str) -> str | None:
     if _constructor_lines(text):
         return None
     removed = _REMOVED.get((key.rpartition(".")[2], str(got).strip("'")), "")
-    return f"{key}: got {got!r}, allowed {' or '.join(kinds)}{removed}"
+    allowed = " or ".join(kinds)
+    return f"{key}: got {got!r}, allowed {'are' if ',' in allowed else 'is'} {allowed}{removed}"
 
 
 def _type_name(kind: str) -> str:

@@ -22,7 +22,7 @@ def check_mode(mode: str | None, ckpt_path: str | None) -> None:
     if mode is None:
         return
     if mode != "auto":
-        raise ValueError(f"resume: got {mode!r}, allowed auto (a certain file is named by --ckpt_path)")
+        raise ValueError(f"resume: got {mode!r}, allowed is auto (a certain file is named by --ckpt_path)")
     if ckpt_path is not None:
         raise ValueError(f"resume: got 'auto' together with ckpt_path {ckpt_path!r}, allowed is one of them")
 

@@ -166,7 +166,7 @@ def test_another_version_is_named_and_a_foreign_file_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--resume", "some.ckpt"], "resume: got 'some.ckpt', allowed auto"),
+        (["--resume", "some.ckpt"], "resume: got 'some.ckpt', allowed is auto"),
         (["--ckpt_path", "none.ckpt"], "ckpt_path: no such file 'none.ckpt'"),
     ],
 )

@@ -16,7 +16,7 @@ CASES = {
     "unknown quantizer": (["--model.weight_quantizer", "foo"], ["weight_quantizer", "'foo'", "n2uq", "lsq"]),
     "unknown backbone": (["--model.backbone", "foo"], ["backbone", "'foo'", "resnet20"]),
     "unknown optimizer": (["--model.optimizer", "foo"], ["model.optimizer", "'foo'", "adam, adamw, sgd"]),
-    "negative lr": (["--model.lr", "-1"], ["lr", "-1", "> 0"]),
+    "negative lr": (["--model.lr", "-1"], ["lr", "-1", "is above 0"]),
     "wrong backbone key": (["--model.backbone_args", "{widht: 3}"], ["resnet20", "widht"]),
     "wrong model key": (
         ["--model.weight_bit", "3"],
@@ -34,7 +34,7 @@ CASES = {
         ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitr", "x"],
         ["trainer.callbacks.monitr", "'x'", "'monitor'"],
     ),
-    "large batch": (["--data.batch_size", "100000"], ["batch_size", "100000", "1..1437"]),
+    "large batch": (["--data.batch_size", "100000"], ["batch_size", "100000", "is 1 to 1437"]),
     "no such checkpoint": (["--ckpt_path", "nope.ckpt"], ["ckpt_path", "'nope.ckpt'"]),
     "no such teacher": (["--model.teacher", "nope.ckpt"], ["teacher", "'nope.ckpt'"]),
     "no such init": (["--model.init_from", "nope.ckpt"], ["init_from", "'nope.ckpt'"]),
