@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from lightning_n2uq.distributed.probe import time_all_reduce
+from lightning_n2uq.distributed.collectives import time_all_reduce
 from lightning_n2uq.distributed.stats import ExchangeStats, StepStats
 from lightning_n2uq.strategies.nuqsgd import NUQSGDStrategy
 from lightning_n2uq.utils.validation import check_integer

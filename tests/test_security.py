@@ -186,7 +186,7 @@ def test_two_ranks_on_one_machine_listen_on_loopback_only(tmp_path):
 def test_a_port_that_is_taken_leaves_the_store_to_torch():
     from lightning.fabric.plugins.environments import LightningEnvironment
 
-    from lightning_n2uq.strategies.rendezvous import own_store
+    from lightning_n2uq.strategies.base import meeting_store
 
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.MonkeyPatch.context() as patch:
         patch.setenv("MASTER_ADDR", "127.0.0.1")
@@ -194,19 +194,19 @@ def test_a_port_that_is_taken_leaves_the_store_to_torch():
         patch.setenv("GLOO_SOCKET_IFNAME", "mine")
         environment = LightningEnvironment()
         environment.set_world_size(2)
-        assert own_store(environment) is None
+        assert meeting_store(environment) is None
         assert os.environ["GLOO_SOCKET_IFNAME"] == "mine"  # a choice of the user stays
 
 
 def test_ranks_on_several_machines_meet_as_torch_has_them_meet():
     from lightning.fabric.plugins.environments import LightningEnvironment
 
-    from lightning_n2uq.strategies.rendezvous import own_store
+    from lightning_n2uq.strategies.base import meeting_store
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MASTER_ADDR", "10.1.2.3")
         patch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-        assert own_store(LightningEnvironment()) is None
+        assert meeting_store(LightningEnvironment()) is None
         assert "GLOO_SOCKET_IFNAME" not in os.environ
 
 

@@ -7,9 +7,8 @@ from collections.abc import Callable
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_n2uq.distributed.ordered import ordered_hook
 from lightning_n2uq.strategies import NUQSGDState, nuqsgd_hook
-from lightning_n2uq.strategies.torch_hooks import half_hook, powersgd_state
+from lightning_n2uq.strategies.torch_hooks import half_hook, ordered_hook, powersgd_state
 
 Register = Callable[[DistributedDataParallel], object]
 

@@ -6,8 +6,8 @@ from functools import lru_cache
 
 from benchmarks.netlab.worker import shapes
 from lightning_n2uq.compression import NUQCodec
-from lightning_n2uq.distributed.collectives import padded
 from lightning_n2uq.distributed.partition import Span, split_chunks, split_units
+from lightning_n2uq.distributed.phases import padded
 
 UNIT = 1 << 20
 """Coordinates per piece of the pipeline, as in ``ExchangeConfig``."""

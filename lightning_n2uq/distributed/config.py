@@ -7,41 +7,33 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lightning_n2uq.compression import NUQCodec
+from lightning_n2uq.utils.validation import check, check_choice, check_integer
 
 SCHEMES = ("two_phase", "all_gather")
-
-
-def _require(condition: bool, name: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"`{name}` must be {allowed}, got {value!r}")
-
-
-def _is_int(value: object, minimum: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
 
 
 @dataclass(frozen=True)
 class ExchangeConfig:
     """Settings of a compressed gradient exchange; equal on every rank, checked by the handshake.
 
-    Attributes:
-        bits: Bits per coordinate of the codec.
-        bucket_size: Coordinates that share one norm.
-        norm: ``"l2"`` (NUQSGD, QSGD) or ``"linf"``.
-        levels: Level family of the codec, or the list of levels.
-        mantissa_bits: Mantissa bits kept by ``levels="float"``.
-        coding: ``"packed"`` or ``"huffman"``.
-        scheme: ``"two_phase"`` or ``"all_gather"`` (the paper's).
-        second_phase_bits: Bits of the averaged chunk in the second phase; ``bits`` if None.
-        hierarchical: Reduce in full precision inside a node and compress between nodes only.
-        ranks_per_node: Ranks of a node; ``LOCAL_WORLD_SIZE`` if None.
-        error_feedback: Add what compression lost to the next gradient.
-        warmup_steps: First steps that are exchanged in full precision.
-        skip_patterns: Parameters whose name matches one of these globs travel in full precision.
+    Args:
+        bits: The bits per coordinate, sign included: 2, 3, 4 or 8.
+        bucket_size: The number of coordinates that share one norm.
+        norm: The norm of a bucket, `l2` (NUQSGD, QSGD) or `linf`.
+        levels: The family of levels (`exponential`, `uniform` or `float`), or the list of levels.
+        mantissa_bits: The mantissa bits kept by `levels="float"`.
+        coding: How codes are written, `packed`, or `huffman` for slow links.
+        scheme: `two_phase`, or `all_gather` (the paper's; bytes grow with the number of ranks).
+        second_phase_bits: The bits of the averaged chunk in the second phase; `bits` if None.
+        hierarchical: Whether to reduce in full precision inside a node and compress between nodes only.
+        ranks_per_node: The ranks of a node; this node's processes if None.
+        error_feedback: Whether to add what compression lost to the next gradient.
+        warmup_steps: The number of first steps that are exchanged in full precision.
+        skip_patterns: Globs of the names of parameters that travel in full precision.
         min_numel: Parameters with fewer elements, and all 1-D ones, travel in full precision.
         unit_numel: Gradients are pipelined in pieces of about this many coordinates. Smaller pieces
             overlap better on slow links and cost more processor time.
-        seed: Base seed of the stochastic rounding.
+        seed: The base seed of the stochastic rounding.
 
     Raises:
         ValueError: If a value is not allowed; the message names the argument.
@@ -66,17 +58,14 @@ class ExchangeConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "skip_patterns", tuple(self.skip_patterns))
-        _require(self.scheme in SCHEMES, "scheme", self.scheme, f"one of {', '.join(SCHEMES)}")
+        check_choice("scheme", self.scheme, SCHEMES)
         for name, minimum in (("warmup_steps", 0), ("min_numel", 0), ("seed", 0), ("unit_numel", 1)):
-            value = getattr(self, name)
-            _require(_is_int(value, minimum), name, value, f"an integer >= {minimum}")
+            check_integer(name, getattr(self, name), minimum)
         if self.ranks_per_node is not None:
-            _require(_is_int(self.ranks_per_node, 1), "ranks_per_node", self.ranks_per_node, "None or >= 1")
-        if self.second_phase_bits is not None and self.scheme != "two_phase":
-            raise ValueError(
-                f"`second_phase_bits` needs scheme='two_phase', got {self.second_phase_bits} "
-                f"with {self.scheme!r}"
-            )
+            check_integer("ranks_per_node", self.ranks_per_node, 1)
+        if self.second_phase_bits is not None:
+            allowed = "with scheme='two_phase' only"
+            check(self.scheme == "two_phase", "second_phase_bits", self.second_phase_bits, allowed)
         codecs = (self.codec(), self.second_codec())  # raises on a bad codec argument
         if self.error_feedback:
             self._require_contraction(min(codecs, key=lambda codec: codec.bits))
@@ -86,13 +75,13 @@ class ExchangeConfig:
         bound = codec.variance_bound()
         if bound >= 1.0:
             raise ValueError(
-                f"`error_feedback` needs a codec with variance bound < 1, got {bound:.3g} for "
+                f"error_feedback: needs a codec with variance bound < 1, got {bound:.3g} for "
                 f"bits={codec.bits}, bucket_size={self.bucket_size}, norm={self.norm!r}: "
-                "raise `bits` or lower `bucket_size`"
+                "raise bits or lower bucket_size"
             )
 
     def codec(self) -> NUQCodec:
-        """Return the codec of the first phase."""
+        """Returns the codec of the first phase."""
         return NUQCodec(
             bits=self.bits,
             bucket_size=self.bucket_size,
@@ -103,7 +92,7 @@ class ExchangeConfig:
         )
 
     def second_codec(self) -> NUQCodec:
-        """Return the codec of the second phase."""
+        """Returns the codec of the second phase."""
         if self.second_phase_bits is None:
             return self.codec()
         return replace(
@@ -111,12 +100,12 @@ class ExchangeConfig:
         ).codec()
 
     def geometry(self) -> dict[str, Any]:
-        """Return what decides which rank handles which coordinates of a bucket."""
+        """Returns what decides which rank handles which coordinates of a bucket."""
         names = ("bucket_size", "scheme", "hierarchical", "ranks_per_node", "unit_numel")
         return {name: getattr(self, name) for name in names}
 
     def fields(self) -> dict[str, Any]:
-        """Return what the handshake compares, under the names users set."""
+        """Returns what the handshake compares, under the names users set."""
         names = self.__dataclass_fields__
         return {name: getattr(self, name) for name in names if name != "levels"} | {
             "levels": str(self.levels)

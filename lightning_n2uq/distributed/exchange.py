@@ -1,8 +1,27 @@
-"""The running half of an exchange: process groups, threads, plans. Nothing here is saved."""
+"""The exchange of gradients, step by step.
+
+A sum cannot be taken on codes, so the all-reduce of plain DDP becomes, for every unit of a DDP bucket:
+
+1. Encode: quantize the own gradient, one message per rank about that rank's chunk of the unit.
+2. All-to-all: the messages about chunk `i` travel to rank `i`.
+3. Decode and average: rank `i` takes the mean of all messages about its chunk, in rank order, in fp32.
+4. Encode: quantize the mean, by the codec of the second phase.
+5. All-gather: the encoded means travel to all ranks.
+6. Decode: every rank writes the same numbers, decoded from the same bytes, into the gradient.
+
+Steps 1 to 3 are a `ReduceScatterPhase`, steps 4 to 6 an `AllGatherPhase`. With `scheme="all_gather"` (the
+paper's) one `AllGatherMeanPhase` does it all: encode, all-gather, decode and average. With `hierarchical` the
+compressed phases run between nodes, and a full-precision reduce-scatter inside the node precedes them, an
+all-gather follows. Where messages vary in size, their sizes are announced between encoding and sending.
+
+Ramezani-Kebrya et al., "NUQSGD", JMLR 22(114), 2021, arXiv 1908.06077.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -12,32 +31,198 @@ from torch import Tensor
 
 from lightning_n2uq._version import __version__
 from lightning_n2uq.compression import Codec, mix_seed
-from lightning_n2uq.distributed.answer import Answer, Notice
-from lightning_n2uq.distributed.chain import Chain, build_legs
+from lightning_n2uq.distributed.collectives import ProcessGroups, shake_hands
 from lightning_n2uq.distributed.config import ExchangeConfig
-from lightning_n2uq.distributed.handshake import exchange_records, require_agreement
-from lightning_n2uq.distributed.partition import split_units
+from lightning_n2uq.distributed.failure_report import FailureReport
+from lightning_n2uq.distributed.partition import Place, Span, bucket_span, split_units
+from lightning_n2uq.distributed.phases import Phase, build_phases
 from lightning_n2uq.distributed.pipeline import Pipeline
-from lightning_n2uq.distributed.plan import BucketPlan, Place, whole_span
-from lightning_n2uq.distributed.rollcall import RollCall
 from lightning_n2uq.distributed.stats import ExchangeStats
-from lightning_n2uq.distributed.task import BucketJob, Context, UnitTask
-from lightning_n2uq.distributed.topology import Topology
+from lightning_n2uq.utils import compat
 
-_TELLING_S = 1.0  # a rank that hangs cannot be told; a failing one must not wait for it
 _UNITS_PER_BUCKET = 1 << 16  # numbering only: units of different DDP buckets never share a seed
 
 
-class Engine:
-    """Connects the ranks and runs buckets through the exchange. Creating it is a collective call.
+@dataclass(frozen=True)
+class BucketInFlight:
+    """A DDP bucket that is being exchanged.
+
+    Attributes:
+        future: Completes with `buffer` when the bucket's last unit is back.
+        buffer: The flat gradient, overwritten by the mean.
+        step: The number of the step.
+        last: Whether it is the step's last bucket.
+        ready: On CUDA, the point of the backward pass at which `buffer` is complete.
+    """
+
+    future: torch.futures.Future[Tensor]
+    buffer: Tensor
+    step: int
+    last: bool
+    ready: torch.cuda.Event | None
+
+
+class UnitExchange:
+    """One unit's phases and the buffers between them, reused at every step; a task of the pipeline.
 
     Args:
-        config: Settings, equal on all ranks.
-        codecs: Codecs of the two phases after warm-up.
-        group: Process group whose ranks synchronise; the default group if None.
-        device: Of the gradients.
-        timeout: Of the exchange's process groups; torch's default if None.
+        exchange: What all units share.
+        unit: The unit's coordinates in the DDP bucket.
+        index: The number of the unit, unique among all units of a step and equal on all ranks.
+        phases: From `build_phases`.
+        dtype: The dtype of the gradients; the arithmetic is fp32.
+
+    Attributes:
+        pending: Residuals of an earlier layout of the buckets, added to the next gradient.
+    """
+
+    def __init__(
+        self, exchange: Exchange, unit: Span, index: int, phases: Sequence[Phase], dtype: torch.dtype
+    ) -> None:
+        self.device = device = exchange.device
+        self.where, self.index, self.phases = unit.slice, index, list(phases)
+        self.pending: Tensor | None = None
+        self._exchange, self._stats = exchange, exchange.stats
+        self._means = [torch.empty(phase.output_numel, device=device) for phase in self.phases[:-1]]
+        self._wide = None if dtype == torch.float32 else torch.empty(unit.numel, device=device)
+        self._bucket: BucketInFlight | None = None
+        self._final = False
+        self._work: dist.Work | None = None
+        self._sent = 0.0
+
+    @property
+    def lossy_phases(self) -> list[Phase]:
+        """The phases that keep residuals."""
+        return [phase for phase in self.phases if phase.feedback is not None]
+
+    def begin(self, bucket: BucketInFlight, final: bool) -> UnitExchange:
+        """Takes the gradients of a step; `final` marks the bucket's last unit."""
+        self._bucket, self._final = bucket, final
+        return self
+
+    def run(self, stage: int) -> None:
+        """Decodes what the phase before received, then encodes and sends for the next.
+
+        Where messages vary in size a phase has a stage for encoding and one for sending, so that the next
+        unit is encoded while the sizes of this one travel.
+        """
+        bucket = self._bucket
+        if bucket is None:  # a failure has ended this step
+            return
+        phase, part = divmod(stage, self._exchange.stages_per_phase)
+        gradient = bucket.buffer[self.where]
+        if part == 0:
+            if phase > 0:
+                self._receive(phase - 1, gradient)
+            elif bucket.ready is not None:
+                bucket.ready.wait()
+            if phase == len(self.phases):
+                self._finish(bucket, gradient)
+                return
+            self._encode(phase, gradient, bucket.step)
+        if part == self._exchange.stages_per_phase - 1:
+            self._transmit(phase)
+
+    def _encode(self, phase: int, gradient: Tensor, step: int) -> None:
+        """Steps 1 and 4."""
+        exchange = self._exchange
+        began = time.perf_counter()
+        source = self._means[phase - 1] if phase > 0 else self._corrected(gradient)
+        self._work = self.phases[phase].encode(
+            source, lambda message: exchange.seed(step, self.index, phase, message)
+        )
+        self._stats.add(encode_s=time.perf_counter() - began)
+        if phase == exchange.first_lossy_phase and self._stats.measures(step):
+            error_sq, norm_sq = self.phases[phase].error(source)
+            self._stats.add(error_sq=error_sq, norm_sq=norm_sq)
+
+    def _corrected(self, gradient: Tensor) -> Tensor:
+        """Returns the gradient in fp32, with pending residuals."""
+        wide = gradient if self._wide is None else self._wide.copy_(gradient)
+        if self.pending is not None:
+            wide.add_(self.pending)
+            self.pending = None
+        return wide
+
+    def _transmit(self, phase: int) -> None:
+        """Steps 2 and 5."""
+        if self._work is not None:
+            self._work.wait()  # for the sizes
+        self._sent = time.perf_counter()
+        self._work = self.phases[phase].transmit()
+
+    def _receive(self, phase: int, gradient: Tensor) -> None:
+        """Steps 3 and 6."""
+        if self._work is not None:
+            self._work.wait()  # on CUDA only the side stream waits
+        arrived = time.perf_counter()
+        self._stats.sending(self._sent, arrived)
+        if phase + 1 < len(self.phases):
+            target = self._means[phase]
+        else:
+            target = gradient if self._wide is None else self._wide
+        self.phases[phase].finish(target)
+        self._stats.add(decode_s=time.perf_counter() - arrived)
+
+    def _finish(self, bucket: BucketInFlight, gradient: Tensor) -> None:
+        """Hands the mean back to DDP."""
+        if self._wide is not None:
+            gradient.copy_(self._wide)
+        if self._stats.watch:
+            self._stats.add(nonfinite=count_nonfinite(gradient, self._exchange.config.bucket_size))
+        self._bucket = self._work = None
+        if self._final:
+            if bucket.last:
+                self._exchange.close_step(bucket.step)
+            bucket.future.set_result(bucket.buffer)
+
+    def fail(self, error: BaseException) -> None:
+        """Hands an error to the training thread, which waits for the bucket's future."""
+        bucket, self._bucket = self._bucket, None
+        if bucket is not None and not bucket.future.done():
+            bucket.future.set_exception(error)  # type: ignore[arg-type]  # torch's stub is too narrow
+
+
+@dataclass(frozen=True)
+class BucketPlan:
+    """How one bucket is exchanged, until DDP rebuilds its buckets or warm-up ends.
+
+    Attributes:
+        key: What the plan was made for.
+        places: The parameters in the order of the buffer.
+        units: The bucket's units in order.
+    """
+
+    key: tuple[object, ...]
+    places: Sequence[Place]
+    units: Sequence[UnitExchange]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the parameters, in the order of the buffer."""
+        return tuple(place.name for place in self.places)
+
+
+class Exchange:
+    """Connects the ranks and runs buckets through the exchange. Creating it is a collective call.
+
+    Nothing of it is saved.
+
+    Args:
+        config: The settings, equal on all ranks.
+        codecs: The codecs of the two phases after warm-up.
+        group: The process group whose ranks synchronize; the default group if None.
+        device: The device of the gradients.
+        timeout: How long the exchange's process groups wait for a peer before they fail; torch's default if
+            None.
         facts: Further things that have to be equal on all ranks.
+
+    Attributes:
+        stats: The counters.
+        plans: The plans by the index of the DDP bucket.
+        report: Tells and learns which rank a failure began with.
+        first_lossy_phase: The phase that quantizes this rank's gradient.
+        stages_per_phase: 1, or 2 where sizes vary and encoding goes on while they are told.
 
     Raises:
         ValueError: On every rank, if two ranks disagree.
@@ -52,140 +237,93 @@ class Engine:
         timeout: timedelta | None,
         facts: Mapping[str, Any],
     ) -> None:
-        self.config, self.codecs, self.device = config, codecs, device
-        self._submitted = 0
-        self.doing = "start"
-        self._roll = RollCall(lambda: Answer(self._submitted, self.doing))
-        try:
-            self._peers = self._shake_hands(group, facts)
-        except BaseException:
-            self._roll.close()
-            raise
+        self.config, self.device, self.stats = config, device, ExchangeStats()
+        self.plans: dict[int, BucketPlan] = {}
         ranks = dist.get_process_group_ranks(group)
+        self._rank, self._world_size, self._counted = dist.get_rank(), len(ranks), 0
+        name = shake_hands({**_record(config, codecs), **facts}, group, device)
         # Two NCCL communicators at once may deadlock; one thread and one group per set of ranks cannot.
         vary = not all(codec.fixed_size for codec in codecs)
-        self.topology = Topology(ranks, config, timeout, shared=device.type == "cuda", vary=vary)
-        self.stats = ExchangeStats()
-        self.plans: dict[int, BucketPlan] = {}
-        self._counted = 0
-        parts = 2 if vary else 1
-        self._pipeline = Pipeline(parts * self.topology.legs + 1, device, self._explain)
-        self._context = Context(
-            stats=self.stats,
-            seed=self._seed,
-            lossy_leg=int(bool(self.topology.node)),
-            parts=parts,
-            bucket_size=config.bucket_size,
-            close_step=self._close_step,
-        )
+        self._groups = ProcessGroups(ranks, config, timeout, shared=device.type == "cuda", vary=vary)
+        self.report = FailureReport(name, ranks, self._rank, compat.default_store())
+        self.first_lossy_phase = int(bool(self._groups.intra_node))
+        self.stages_per_phase = 2 if vary else 1
+        stages = self.stages_per_phase * self._groups.phases + 1
+        self._pipeline = Pipeline(stages, device, self.report.explain)
 
-    def _shake_hands(self, group: dist.ProcessGroup | None, facts: Mapping[str, Any]) -> dict[int, str]:
-        """Return the other ranks' roll-call addresses, once all ranks agree on everything else."""
-        record = self.config.fields() | {
-            "version": __version__,
-            "codec": self.codecs[0].describe(),
-            "second_codec": self.codecs[1].describe(),
-            **facts,
-        }
-        records = exchange_records(record | {"address": self._roll.address}, group, self.device)
-        addresses = [str(other.pop("address")) for other in records]
-        ranks = dist.get_process_group_ranks(group)
-        require_agreement(records, ranks)
-        return {rank: place for rank, place in zip(ranks, addresses, strict=True) if rank != dist.get_rank()}
-
-    def prepare(
+    def plan(
         self,
         index: int,
         key: tuple[object, ...],
-        places: list[Place],
+        places: Sequence[Place],
         codecs: tuple[Codec, Codec],
         dtype: torch.dtype,
     ) -> BucketPlan:
-        """Make the plan of a bucket: its units, their legs and buffers.
+        """Makes the plan of a bucket: its units, their phases and buffers.
 
         Args:
-            index: Of the DDP bucket.
+            index: The index of the DDP bucket.
             key: What the plan is valid for.
-            places: Parameters in the buffer.
-            codecs: Codecs of the two phases.
-            dtype: Of the gradients.
+            places: The parameters in the buffer.
+            codecs: The codecs of the two phases.
+            dtype: The dtype of the gradients.
         """
-        whole = whole_span(places)
-        align = self.config.bucket_size * self.topology.nodes * self.topology.local_size
-        units = split_units(whole, self.config.unit_numel, align)
-        chains = [
-            Chain(
-                unit,
-                index * _UNITS_PER_BUCKET + number,
-                build_legs(unit, self.config, self.topology, codecs, self.device),
-                dtype,
-                self.device,
+        config, first = self.config, index * _UNITS_PER_BUCKET
+        spans = split_units(bucket_span(places), config.unit_numel, config.bucket_size * self._world_size)
+        units = [
+            UnitExchange(
+                self, span, number, build_phases(span, config, self._groups, codecs, self.device), dtype
             )
-            for number, unit in enumerate(units)
+            for number, span in enumerate(spans, first)
         ]
-        self.plans[index] = BucketPlan(key, places, chains)
+        self.plans[index] = BucketPlan(key, places, units)
         return self.plans[index]
 
-    def submit(self, plan: BucketPlan, buffer: Tensor, step: int, last: bool) -> torch.futures.Future[Tensor]:
-        """Start exchanging a bucket; the future completes with ``buffer``, which then holds the mean."""
+    def start(self, plan: BucketPlan, buffer: Tensor, step: int, last: bool) -> torch.futures.Future[Tensor]:
+        """Starts exchanging a bucket; the future completes with `buffer`, which then holds the mean."""
         cuda = buffer.device.type == "cuda"
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=[buffer.device] if cuda else None)
         # DDP ignores exceptions set on a Python future but not those raised by its callbacks.
         result = future.then(lambda done: done.value())
-        job = BucketJob(
-            future,
-            buffer,
-            step,
-            last,
-            torch.cuda.current_stream(buffer.device).record_event() if cuda else None,
-        )
+        ready = torch.cuda.current_stream(buffer.device).record_event() if cuda else None
+        bucket = BucketInFlight(future, buffer, step, last, ready)
         self.stats.begin(buffer.numel())
-        self.doing = f"gradient exchange of step {step}"
-        for chain in plan.chains:
-            self._submitted += 1
-            self._pipeline.submit(UnitTask(self._context, job, chain, final=chain is plan.chains[-1]))
+        self.report.status = f"gradient exchange of step {step}"
+        for unit in plan.units:
+            self.report.handed_over += 1
+            self._pipeline.submit(unit.begin(bucket, final=unit is plan.units[-1]))
         return result
 
-    def _seed(self, step: int, unit: int, leg: int, message: int) -> int:
-        number = (unit * self.topology.legs + leg) * (len(self._peers) + 1) + message
-        return mix_seed(self.config.seed, dist.get_rank(), step, number)
+    def seed(self, step: int, unit: int, phase: int, message: int) -> int:
+        """Returns the seed of a message: no two of a run share one."""
+        number = (unit * self._groups.phases + phase) * self._world_size + message
+        return mix_seed(self.config.seed, self._rank, step, number)
 
-    def _close_step(self, step: int) -> None:
-        sent = sum(wire.sent for wire in self.topology.wires)
-        self.stats.close(step, sent - self._counted, len(self._peers) + 1)
+    def close_step(self, step: int) -> None:
+        """Closes the counters of a step, whose last gradient is back."""
+        sent = self._groups.sent
+        self.stats.close(step, sent - self._counted, self._world_size)
         self._counted = sent
-        self.doing = f"work after the gradient exchange of step {step}"
-
-    def missing(self, behind: bool = True) -> str:
-        """Call the roll; return which ranks failed, are gone or hang, or an empty string.
-
-        Args:
-            behind: Whether to mention ranks that answer and are behind this one.
-        """
-        return "; ".join(self._roll.suspects(self._peers, behind=behind))
-
-    def whereabouts(self) -> str:
-        """Return what the other ranks are doing."""
-        return self._roll.whereabouts(self._peers)
-
-    def tell(self, text: str, origin: bool) -> None:
-        """Tell the other ranks why this one ends, before they see its connections break.
-
-        Args:
-            text: What happened, to be read after ``"rank 2 "``.
-            origin: Whether the failure began here.
-        """
-        self._roll.tell(Notice(dist.get_rank(), text, origin), self._peers, grace=_TELLING_S)
-
-    def _explain(self, error: BaseException) -> BaseException:
-        doing = self.doing  # before asking, which takes a moment
-        who = "; ".join(self._roll.cause(self._peers, error)) or f"all ranks answer ({self.whereabouts()})"
-        self.tell(f"stopped in the {doing} because {who}", origin=False)
-        return RuntimeError(
-            f"gradient exchange failed on rank {dist.get_rank()} in the {doing}: {who} ({error})"
-        )
+        self.report.status = f"work after the gradient exchange of step {step}"
 
     def close(self) -> None:
-        """End the threads."""
+        """Ends the threads."""
         self._pipeline.close()
-        self._roll.close()
+        self.report.close()
+
+
+def _record(config: ExchangeConfig, codecs: tuple[Codec, Codec]) -> dict[str, Any]:
+    """Returns what the ranks compare before the first message."""
+    return config.fields() | {
+        "version": __version__,
+        "codec": codecs[0].describe(),
+        "second_codec": codecs[1].describe(),
+    }
+
+
+def count_nonfinite(values: Tensor, bucket_size: int) -> int:
+    """Returns how many runs of `bucket_size` coordinates hold a NaN or an infinity."""
+    if bool(torch.isfinite(values.sum())):  # one cheap pass in the ordinary case
+        return 0
+    places = (~torch.isfinite(values)).nonzero().view(-1)
+    return int(torch.unique(places.div(bucket_size, rounding_mode="floor")).numel())

@@ -1,275 +1,282 @@
-"""The legs an exchange is made of: each sends encoded messages and turns what arrives into numbers."""
+"""The phases of an exchange: each sends encoded messages and turns what arrives into numbers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_n2uq.compression import Codec, ErrorFeedback
-from lightning_n2uq.distributed.collectives import Wire, padded
-from lightning_n2uq.distributed.partition import Span, offsets
+from lightning_n2uq.compression import Codec, ErrorFeedback, IdentityCodec, SkipCodec
+from lightning_n2uq.distributed.collectives import Collectives, ProcessGroups
+from lightning_n2uq.distributed.config import ExchangeConfig
+from lightning_n2uq.distributed.partition import Span, split_chunks
+
+ALIGNMENT = 16  # a payload starts at a multiple of this, so that codecs may view it as wider words
 
 SeedFn = Callable[[int], int]
-"""From the index of a message within a leg to the seed of its stochastic rounding."""
+"""From the index of a message within a phase to the seed of its stochastic rounding."""
+
+
+CodecPair = tuple[Codec, Codec]
+"""The codecs of the first and of the second phase."""
+
+
+def padded(size: int) -> int:
+    """Returns `size` rounded up to the alignment of payloads."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 @dataclass(frozen=True)
-class Lane:
+class ChunkMessage:
     """The message about one chunk.
 
     Attributes:
-        span: Coordinates of the chunk, relative to the leg's tensor.
+        where: The chunk's coordinates, relative to the phase's tensor.
+        numel: How many they are; may be 0.
         codec: Turns them into bytes and back; equal on sender and receiver.
     """
 
-    span: Span
+    where: slice
+    numel: int
     codec: Codec
 
+    @staticmethod
+    def about(span: Span, codec: Codec) -> ChunkMessage:
+        """Returns the message about a span, whose exact ranges travel along in full precision."""
+        return ChunkMessage(span.slice, span.numel, SkipCodec(codec, span.exact) if span.exact else codec)
+
+    def alone(self) -> ChunkMessage:
+        """Returns the message for a tensor that holds the chunk alone."""
+        return replace(self, where=slice(0, self.numel))
+
     @property
-    def bound(self) -> int:
-        """Return the bytes to reserve for the message."""
-        return padded(self.codec.nbytes(self.span.numel)) if self.span.numel else 0
+    def nbytes(self) -> int:
+        """The bytes of the message, or a bound where messages vary in size."""
+        return self.codec.nbytes(self.numel) if self.numel else 0
 
 
-def pack(
-    lanes: Sequence[Lane], source: Tensor, seed: SeedFn, send: Tensor, feedback: ErrorFeedback | None
-) -> list[int]:
-    """Encode one message per lane into ``send``, one after the other at aligned places.
+class Phase(ABC):
+    """Half of an exchange: `encode` and `transmit` send, `finish` decodes once the bytes are here.
 
     Args:
-        lanes: What to encode.
-        source: fp32, 1-D.
-        seed: Seeds by the lane's index.
-        send: 1-D uint8, large enough for all lanes' bounds.
-        feedback: Residuals by the lane's index, or None.
-
-    Returns:
-        Exact bytes of each message.
-    """
-    sizes, place = [], 0
-    for index, lane in enumerate(lanes):
-        size = 0
-        if lane.span.numel:
-            slot = send[place : place + lane.codec.nbytes(lane.span.numel)]
-            piece = source[lane.span.start : lane.span.stop]
-            if feedback is None:
-                size = lane.codec.encode(piece, seed(index), out=slot).numel()
-            else:
-                size = feedback.encode(lane.codec, index, piece, seed(index), out=slot).numel()
-        sizes.append(size)
-        place += padded(size)
-    return sizes
-
-
-def unpack(buffer: Tensor, sizes: Sequence[int]) -> Sequence[Tensor] | Tensor:
-    """Return the messages that :func:`pack` (here or on other ranks) put one after the other.
-
-    Messages of one size come as the rows of one tensor, which codecs read without a copy.
-    """
-    if sizes and len(set(sizes)) == 1:
-        slot = padded(sizes[0])
-        return buffer[: slot * len(sizes)].view(len(sizes), slot)[:, : sizes[0]]
-    places = offsets([padded(size) for size in sizes])
-    return [buffer[place : place + size] for place, size in zip(places, sizes, strict=False)]
-
-
-class Leg(ABC):
-    """Half of an exchange: ``encode`` and ``transmit`` send, ``finish`` decodes once the bytes are here.
-
-    Args:
-        wire: Process group of this leg alone.
-        lanes: One per rank of the wire.
-        device: Where the buffers live. They are allocated once and reused at every step.
-        origin: Where in the unit the tensor starts that this leg sends.
-        averaged: Of how many ranks' gradients that tensor is the mean.
+        collectives: Those of this phase alone.
+        outgoing: What this rank encodes, relative to what it sends: one message per rank, or one for all.
+        arriving: What it gets, one message per rank.
+        device: The device of the buffers, which are allocated once and reused at every step.
+        origin: Where in the unit the tensor starts that this phase sends.
+        averaged: The number of ranks whose gradients that tensor is the mean of.
         feedback: Whether to add what earlier messages lost.
+
+    Attributes:
+        output_numel: How many coordinates `finish` writes.
     """
 
     def __init__(
         self,
-        wire: Wire,
-        lanes: Sequence[Lane],
+        collectives: Collectives,
+        outgoing: Sequence[ChunkMessage],
+        arriving: Sequence[ChunkMessage],
         device: torch.device,
         origin: int = 0,
         averaged: int = 1,
         feedback: bool = False,
     ) -> None:
-        self.wire = wire
-        self.lanes = list(lanes)
-        self.own = self.lanes[wire.rank]
+        self.collectives, self.outgoing, self.arriving = collectives, outgoing, arriving
         self.origin, self.averaged = origin, averaged
         self.feedback = ErrorFeedback() if feedback else None
-        self.fixed = all(lane.codec.fixed_size for lane in self.lanes)
-        self.empty = not any(lane.span.numel for lane in self.lanes)  # the same on every rank of the wire
+        self.fixed = all(message.codec.fixed_size for message in (*outgoing, *arriving))
+        self.empty = not any(message.numel for message in (*outgoing, *arriving))  # the same on every rank
+        self.output_numel = max(message.where.stop for message in arriving)
         self.sent_sizes: list[int] = []
         self.sizes: list[int] = []  # of the messages that arrive
-        self.send = torch.empty(self._send_bound(), dtype=torch.uint8, device=device)
-        self.recv = torch.empty(self._recv_bound(), dtype=torch.uint8, device=device)
-        self._announced = torch.empty(wire.size, dtype=torch.int64, device=device)
+        self._copies = collectives.size // len(outgoing)
+        send = sum(_slots([message.nbytes for message in outgoing])) * self._copies
+        recv = sum(_slots([message.nbytes for message in arriving]))
+        self.send = torch.empty(send, dtype=torch.uint8, device=device)
+        self.recv = torch.empty(recv, dtype=torch.uint8, device=device)
+        self._announced = torch.empty(collectives.size, dtype=torch.int64, device=device)
         self._expected = torch.empty_like(self._announced)
 
     def encode(self, source: Tensor, seed: SeedFn) -> dist.Work | None:
-        """Encode ``source`` (fp32, 1-D); where sizes vary, start telling the receivers."""
+        """Encodes `source` (fp32, 1-D); where sizes vary, starts telling the receivers."""
         if self.empty:
             return None
-        self.sent_sizes = pack(self.outgoing(), source, seed, self.send, self.feedback)
+        self.sent_sizes = self._pack(source, seed)
         if self.fixed:
             return None
-        self._announced.copy_(torch.tensor(self._sizes_to_send()))
-        return self.wire.announce(self._expected, self._announced)
+        self._announced.copy_(torch.tensor(self.sent_sizes * self._copies))
+        return self.collectives.announce_sizes(self._expected, self._announced)
+
+    def _pack(self, source: Tensor, seed: SeedFn) -> list[int]:
+        """Encodes the outgoing messages into `send`, at aligned places; returns their exact bytes."""
+        sizes, place = [], 0
+        for index, message in enumerate(self.outgoing):
+            size = 0
+            if message.numel:
+                slot = self.send[place : place + message.nbytes]
+                piece = source[message.where]
+                if self.feedback is None:
+                    size = message.codec.encode(piece, seed(index), out=slot).numel()
+                else:
+                    size = self.feedback.encode(message.codec, index, piece, seed(index), out=slot).numel()
+            sizes.append(size)
+            place += padded(size)
+        return sizes
 
     def transmit(self) -> dist.Work | None:
-        """Start sending; the work of ``encode`` must be done."""
+        """Starts sending; the work of `encode` must be done."""
         if self.empty:
             return None
-        self.sizes = self._fixed_sizes() if self.fixed else [int(size) for size in self._expected.tolist()]
-        return self._transmit()
+        if self.fixed:
+            self.sizes = [message.nbytes for message in self.arriving]
+        else:
+            self.sizes = [int(size) for size in self._expected.tolist()]
+        return self._transmit(_slots(self.sent_sizes), _slots(self.sizes))
+
+    def finish(self, target: Tensor) -> None:
+        """Decodes what arrived into `target` (fp32, 1-D)."""
+        if target.numel() and not self.empty:
+            self._decode(_unpack(self.recv, self.sizes), target)
 
     def error(self, source: Tensor) -> tuple[float, float]:
-        """Return squared error and squared norm of what ``encode(source)`` put into the messages."""
+        """Returns squared error and squared norm of what `encode(source)` put into the messages."""
         error_sq = norm_sq = 0.0
-        for lane, payload in zip(self.outgoing(), unpack(self.send, self.sent_sizes), strict=False):
-            if lane.span.numel:
-                meant = source[lane.span.start : lane.span.stop]
-                error_sq += float((lane.codec.decode(payload, meant.numel()) - meant).square().sum())
+        for message, payload in zip(self.outgoing, _unpack(self.send, self.sent_sizes), strict=False):
+            if message.numel:
+                meant = source[message.where]
+                error_sq += float((message.codec.decode(payload, meant.numel()) - meant).square().sum())
                 norm_sq += float(meant.square().sum())
         return error_sq, norm_sq
 
     def export_residuals(self, flat: Tensor) -> None:
-        """Add what is still owed to ``flat`` (fp32, the unit's coordinates)."""
-        if self.feedback is None:
-            return
-        lanes = self.outgoing()
-        for index, residual in self.feedback.residuals.items():
-            span = lanes[int(str(index))].span
-            start = self.origin + span.start
-            flat[start : start + span.numel].add_(residual)
+        """Adds the residuals of this rank's messages to `flat` (fp32, the unit's coordinates)."""
+        for index, place in self._residual_places():
+            if self.feedback is not None and index in self.feedback.residuals:
+                flat[place].add_(self.feedback.residuals[index])
 
     def import_residuals(self, flat: Tensor) -> None:
-        """Take what is owed from ``flat`` (as :meth:`export_residuals` wrote it)."""
-        if self.feedback is None:
-            return
-        for index, lane in enumerate(self.outgoing()):
-            start = self.origin + lane.span.start
-            if lane.span.numel:
-                self.feedback.residuals[index] = flat[start : start + lane.span.numel].clone()
+        """Takes the residuals of this rank's messages from `flat` (as `export_residuals` wrote it)."""
+        for index, place in self._residual_places():
+            if self.feedback is not None:
+                self.feedback.residuals[index] = flat[place].clone()
 
-    @property
-    def output_numel(self) -> int:
-        """Return how many coordinates ``finish`` writes: the own chunk unless all chunks are gathered."""
-        return self.own.span.numel
+    def _residual_places(self) -> Iterator[tuple[int, slice]]:
+        """Yields the index of every message, and where in the unit its chunk lies."""
+        for index, message in enumerate(self.outgoing):
+            if message.numel:
+                yield index, slice(self.origin + message.where.start, self.origin + message.where.stop)
 
     @abstractmethod
-    def finish(self, target: Tensor) -> None:
-        """Decode what arrived into ``target`` (fp32, 1-D)."""
+    def _transmit(self, outgoing: list[int], incoming: list[int]) -> dist.Work | None:
+        """Issues the collective, given the padded bytes of every message."""
 
     @abstractmethod
-    def outgoing(self) -> list[Lane]:
-        """Return the lanes this rank encodes, relative to what it sends, in the order of ``send``."""
-
-    @abstractmethod
-    def _transmit(self) -> dist.Work | None:
-        """Issue the collective."""
-
-    @abstractmethod
-    def _sizes_to_send(self) -> list[int]:
-        """Return the bytes that each rank will get, where they vary."""
-
-    @abstractmethod
-    def _fixed_sizes(self) -> list[int]:
-        """Return the bytes that arrive from each rank, where they do not vary."""
-
-    @abstractmethod
-    def _send_bound(self) -> int: ...
-
-    @abstractmethod
-    def _recv_bound(self) -> int: ...
+    def _decode(self, payloads: Sequence[Tensor] | Tensor, target: Tensor) -> None:
+        """Decodes the messages, one per rank."""
 
 
-class Scatter(Leg):
-    """First half: the ``i``-th chunk goes to rank ``i``, which averages the messages about its chunk.
+class ReduceScatterPhase(Phase):
+    """The `i`-th chunk goes to rank `i`, which averages the messages about its chunk.
 
     The mean is taken in rank order in fp32 by one rank, so it does not depend on who is faster.
     """
 
-    def _transmit(self) -> dist.Work | None:
-        outgoing, incoming = [padded(size) for size in self.sent_sizes], [padded(size) for size in self.sizes]
-        return self.wire.all_to_all(
-            self.recv[: sum(incoming)], self.send[: sum(outgoing)], incoming, outgoing
-        )
+    def _transmit(self, outgoing: list[int], incoming: list[int]) -> dist.Work | None:
+        send, recv = self.send[: sum(outgoing)], self.recv[: sum(incoming)]
+        return self.collectives.all_to_all(recv, send, incoming, outgoing)
 
-    def finish(self, target: Tensor) -> None:
-        """Write the mean of all ranks' messages about the own chunk."""
-        if target.numel():
-            self.own.codec.decode_mean(unpack(self.recv, self.sizes), target.numel(), out=target)
-
-    def outgoing(self) -> list[Lane]:
-        """Return all lanes."""
-        return self.lanes
-
-    def _sizes_to_send(self) -> list[int]:
-        return self.sent_sizes
-
-    def _fixed_sizes(self) -> list[int]:
-        return [self.sent_sizes[self.wire.rank]] * self.wire.size
-
-    def _send_bound(self) -> int:
-        return sum(lane.bound for lane in self.lanes)
-
-    def _recv_bound(self) -> int:
-        return self.own.bound * self.wire.size
+    def _decode(self, payloads: Sequence[Tensor] | Tensor, target: Tensor) -> None:
+        self.arriving[0].codec.decode_mean(payloads, target.numel(), out=target)
 
 
-class Gather(Leg):
-    """Second half: every rank sends its chunk to all, which decode the same bytes to the same numbers."""
+class AllGatherPhase(Phase):
+    """Every rank sends its chunk to all, which decode the same bytes to the same numbers."""
 
-    def _transmit(self) -> dist.Work | None:
-        slot, incoming = padded(self.sent_sizes[0]), [padded(size) for size in self.sizes]
-        recv = self.recv[: sum(incoming)]
+    def _transmit(self, outgoing: list[int], incoming: list[int]) -> dist.Work | None:
+        slot, recv = outgoing[0], self.recv[: sum(incoming)]
         if len(set(incoming)) == 1:
-            return self.wire.all_gather(recv, self.send[:slot])
+            return self.collectives.all_gather(recv, self.send[:slot])
         # all_gather needs messages of one size; with copies, an all-to-all sends the exact bytes instead.
-        copies = self.send[: slot * self.wire.size].view(self.wire.size, slot)
+        copies = self.send[: slot * self._copies].view(self._copies, slot)
         copies[1:] = copies[0]
-        return self.wire.all_to_all(recv, copies.view(-1), incoming, [slot] * self.wire.size)
+        return self.collectives.all_to_all(recv, copies.view(-1), incoming, [slot] * self._copies)
 
-    @property
-    def output_numel(self) -> int:
-        """Return the coordinates of all chunks together."""
-        return self.lanes[-1].span.stop
-
-    def finish(self, target: Tensor) -> None:
-        """Decode every rank's chunk into its place of ``target``."""
-        for lane, payload in zip(self.lanes, unpack(self.recv, self.sizes), strict=True):
-            if lane.span.numel:
-                place = target[lane.span.start : lane.span.stop]
-                lane.codec.decode(payload, lane.span.numel, out=place)
-
-    def outgoing(self) -> list[Lane]:
-        """Return the own lane; the tensor this leg sends is the own chunk alone."""
-        return [Lane(Span(0, self.own.span.numel), self.own.codec)]
-
-    def _sizes_to_send(self) -> list[int]:
-        return self.sent_sizes * self.wire.size
-
-    def _fixed_sizes(self) -> list[int]:
-        return [lane.codec.nbytes(lane.span.numel) if lane.span.numel else 0 for lane in self.lanes]
-
-    def _send_bound(self) -> int:
-        return self.own.bound * self.wire.size
-
-    def _recv_bound(self) -> int:
-        return sum(lane.bound for lane in self.lanes)
+    def _decode(self, payloads: Sequence[Tensor] | Tensor, target: Tensor) -> None:
+        for message, payload in zip(self.arriving, payloads, strict=True):
+            if message.numel:
+                message.codec.decode(payload, message.numel, out=target[message.where])
 
 
-class GatherMean(Gather):
+class AllGatherMeanPhase(AllGatherPhase):
     """The paper's scheme: every rank sends all of its coordinates to all and averages what it gets."""
 
-    def finish(self, target: Tensor) -> None:
-        """Write the mean of all ranks' messages, taken in rank order."""
-        self.own.codec.decode_mean(unpack(self.recv, self.sizes), target.numel(), out=target)
+    def _decode(self, payloads: Sequence[Tensor] | Tensor, target: Tensor) -> None:
+        self.arriving[0].codec.decode_mean(payloads, target.numel(), out=target)
+
+
+def _slots(sizes: Sequence[int]) -> list[int]:
+    return [padded(size) for size in sizes]
+
+
+def _unpack(buffer: Tensor, sizes: Sequence[int]) -> Sequence[Tensor] | Tensor:
+    """Returns the messages that were packed (here or on other ranks) one after the other.
+
+    Messages of one size come as the rows of one tensor, which codecs read without a copy.
+    """
+    slots = _slots(sizes)
+    if sizes and len(set(sizes)) == 1:
+        return buffer[: sum(slots)].view(len(sizes), slots[0])[:, : sizes[0]]
+    places = accumulate(slots, initial=0)
+    return [buffer[place : place + size] for place, size in zip(places, sizes, strict=False)]
+
+
+def build_phases(
+    unit: Span, config: ExchangeConfig, groups: ProcessGroups, codecs: CodecPair, device: torch.device
+) -> list[Phase]:
+    """Returns the phases of one unit.
+
+    Inside a node: full-precision reduce-scatter first and all-gather last, so each rank of a node
+    compresses and sends only its slice; between nodes: one of the two schemes.
+    """
+    slices = split_chunks(unit, groups.local_size, config.bucket_size)
+    own = slices[groups.local_rank]
+    phases = _inter_node_phases(own, config, groups, codecs, device) if groups.inter_node else []
+    if not groups.intra_node:
+        return phases
+    messages = [ChunkMessage(piece.slice, piece.numel, IdentityCodec()) for piece in slices]
+    mine = messages[groups.local_rank].alone()
+    first, last = groups.intra_node
+    return [
+        ReduceScatterPhase(first, messages, [mine] * groups.local_size, device),
+        *phases,
+        AllGatherPhase(last, [mine], messages, device),
+    ]
+
+
+def _inter_node_phases(
+    own: Span, config: ExchangeConfig, groups: ProcessGroups, codecs: CodecPair, device: torch.device
+) -> list[Phase]:
+    """Returns the compressed phases about the slice `own` of a unit."""
+    feedback = config.error_feedback and not isinstance(codecs[0], IdentityCodec)
+    ranks, nodes = groups.local_size, groups.nodes
+    if config.scheme == "all_gather":
+        whole = ChunkMessage.about(own, codecs[0]).alone()
+        return [
+            AllGatherMeanPhase(
+                groups.inter_node[0], [whole], [whole] * nodes, device, own.start, ranks, feedback
+            )
+        ]
+    first, second = groups.inter_node
+    chunks = split_chunks(own, nodes, config.bucket_size)
+    raw, mean = ([ChunkMessage.about(chunk, codec) for chunk in chunks] for codec in codecs)
+    mine, origin = mean[first.rank].alone(), own.start + chunks[first.rank].start
+    arriving = [raw[first.rank].alone()] * nodes
+    return [
+        ReduceScatterPhase(first, raw, arriving, device, own.start, ranks, feedback),
+        AllGatherPhase(second, [mine], mean, device, origin, ranks * nodes, feedback),
+    ]

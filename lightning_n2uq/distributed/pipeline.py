@@ -30,7 +30,7 @@ class Task(Protocol):
 
 
 class Pipeline:
-    """Runs every task through ``stages`` stages, in the order of submission.
+    """Runs every task through `stages` stages, in the order of submission.
 
     Args:
         stages: Number of stages.

@@ -16,7 +16,7 @@ class StepStats:
         step: Number of the step.
         coordinates: Gradient coordinates synchronised.
         sent_bytes: Bytes handed to the collectives for other ranks.
-        full_bytes: Bytes an fp32 all-reduce would send, ``2 (W-1)/W * 4`` per coordinate.
+        full_bytes: Bytes an fp32 all-reduce would send, `2 (W-1)/W * 4` per coordinate.
         encode_s: Seconds spent encoding (and, for entropy coding, exchanging sizes).
         decode_s: Seconds spent decoding and averaging.
         exchange_s: Seconds with at least one message under way.
@@ -40,12 +40,12 @@ class StepStats:
 
     @property
     def relative_error(self) -> float | None:
-        """Return ``||Q(v) - v||^2 / ||v||^2`` of the messages sent, or None if not measured."""
+        """Returns `||Q(v) - v||^2 / ||v||^2` of the messages sent, or None if not measured."""
         return self.error_sq / self.norm_sq if self.norm_sq > 0 else None
 
 
 def busy_seconds(intervals: Iterable[tuple[float, float]]) -> float:
-    """Return the length of the union of intervals: overlapping messages share the link's time.
+    """Returns the length of the union of intervals: overlapping messages share the link's time.
 
     >>> busy_seconds([(0.0, 2.0), (1.0, 3.0), (5.0, 6.0)])
     4.0
@@ -59,7 +59,7 @@ def busy_seconds(intervals: Iterable[tuple[float, float]]) -> float:
 
 @dataclass
 class ExchangeStats:
-    """Collects :class:`StepStats` from the stage threads.
+    """Collects `StepStats` from the stage threads.
 
     Attributes:
         last: The last complete step, or None before the first.
@@ -76,7 +76,7 @@ class ExchangeStats:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def measures(self, step: int) -> bool:
-        """Return whether errors are measured in this step."""
+        """Returns whether errors are measured in this step."""
         return self.measure_every > 0 and step % self.measure_every == 0
 
     def begin(self, coordinates: int) -> None:
@@ -93,7 +93,7 @@ class ExchangeStats:
                 setattr(self._current, name, getattr(self._current, name) + amount)
 
     def sending(self, start: float, stop: float) -> None:
-        """Note that a message was under way from ``start`` to ``stop`` (``time.perf_counter``)."""
+        """Note that a message was under way from `start` to `stop` (`time.perf_counter`)."""
         with self._lock:
             self._intervals.append((start, stop))
 

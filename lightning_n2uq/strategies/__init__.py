@@ -1,13 +1,15 @@
 """Lightning strategies for data-parallel training that sends fewer bits.
 
-Importing this package registers the names for `--trainer.strategy`. The exchange itself is in
+Importing this package registers their names for `--trainer.strategy`. The exchange itself is in
 `lightning_n2uq.distributed`; its public names are importable from here, too.
 """
 
+from lightning.pytorch.strategies import StrategyRegistry
+
+from lightning_n2uq.compression import CODECS
 from lightning_n2uq.distributed import ExchangeConfig, NUQSGDState, nuqsgd_hook
 from lightning_n2uq.strategies.nuqsgd import NUQSGDStrategy
-from lightning_n2uq.strategies.registry import register_strategies
-from lightning_n2uq.strategies.torch_hooks import TorchHookStrategy
+from lightning_n2uq.strategies.torch_hooks import HOOKS, TorchHookStrategy
 
 __all__ = [
     "ExchangeConfig",
@@ -17,3 +19,18 @@ __all__ = [
     "nuqsgd_hook",
     "register_strategies",
 ]
+
+
+def register_strategies() -> None:
+    """Registers every named variant; calling it again changes nothing."""
+    for name, arguments in CODECS.items():
+        if name not in StrategyRegistry:
+            description = f"DDP with quantized gradients: {dict(arguments)}"
+            StrategyRegistry.register(name, NUQSGDStrategy, description=description, **arguments)
+    for hook in HOOKS:
+        if f"ddp_{hook}" not in StrategyRegistry:
+            description = f"DDP with torch's {hook} hook"
+            StrategyRegistry.register(f"ddp_{hook}", TorchHookStrategy, description=description, hook=hook)
+
+
+register_strategies()

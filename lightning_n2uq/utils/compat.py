@@ -15,6 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# Public in torch.distributed; type checkers know them under this name only.
+from torch._C._distributed_c10d import GradBucket as GradBucket
+from torch._C._distributed_c10d import PrefixStore as PrefixStore
+from torch._C._distributed_c10d import Store as Store
+from torch._C._distributed_c10d import TCPStore as TCPStore
 from torch.nn.parallel import DistributedDataParallel
 
 TESTED = {
@@ -175,6 +181,11 @@ def rebuild_buckets(model: DistributedDataParallel) -> list[Any] | None:
     require(model, "_has_rebuilt_buckets")
     model._has_rebuilt_buckets = True
     return list(private(reducer, "_get_zeros_like_grad_buckets")())
+
+
+def default_store() -> Any:  # noqa: ANN401
+    """Returns the store at which the default process group met."""
+    return private("torch.distributed.distributed_c10d", "_get_default_store")()
 
 
 # Lightning: strategies

@@ -88,7 +88,10 @@ def test_state_survives_pickling_and_new_buckets(exchange_job):
         assert found["names"] == sorted(name for name, _ in workers.make_net().named_parameters())
 
 
-@pytest.mark.parametrize("name", ["without feedback", "two_phase", "all_gather", "hierarchical"])
+@pytest.mark.parametrize(
+    "name",
+    ["without feedback", "two_phase", "all_gather", "hierarchical", "saved one step after a resume"],
+)
 def test_a_resumed_run_exchanges_the_same_bits(exchange_job, name):
     for found in on_all(exchange_job, "resumed"):
         whole, resumed = found[name]

@@ -1,7 +1,5 @@
-import socket
 import subprocess
 import sys
-import threading
 import time
 import warnings
 import weakref
@@ -14,15 +12,12 @@ from lightning.pytorch.strategies import StrategyRegistry
 from torch import nn
 
 from lightning_n2uq.compression import IdentityCodec, NUQCodec
-from lightning_n2uq.distributed.answer import Answer, Notice
-from lightning_n2uq.distributed.checkpoint import state_for_rank
-from lightning_n2uq.distributed.handshake import require_agreement
+from lightning_n2uq.distributed.collectives import require_agreement
+from lightning_n2uq.distributed.exchange import count_nonfinite
 from lightning_n2uq.distributed.partition import Span, clip_ranges, split_chunks, split_units
 from lightning_n2uq.distributed.pipeline import Pipeline
-from lightning_n2uq.distributed.residuals import Owed
-from lightning_n2uq.distributed.rollcall import RollCall, _ask
+from lightning_n2uq.distributed.residuals import Residuals, state_for_rank
 from lightning_n2uq.distributed.stats import ExchangeStats, busy_seconds
-from lightning_n2uq.distributed.task import count_nonfinite
 from lightning_n2uq.strategies import (
     ExchangeConfig,
     NUQSGDState,
@@ -183,34 +178,23 @@ def test_state_of_an_earlier_revision_is_refused_in_one_line():
         state_for_rank({"step": 1, "residuals": torch.ones(2, 3)}, 0, 2)
 
 
-def test_residuals_of_legs_move_to_the_gradient():
-    owed = Owed({"w": torch.tensor([1.0])}, [{"w": torch.tensor([2.0])}, {"w": torch.tensor([0.25])}], [1, 4])
-    owed.move_to_gradient()
-    assert owed.gradient["w"].tolist() == [4.0]
-    assert owed.legs == []
+def test_residuals_of_phases_become_pending():
+    residuals = Residuals(
+        {"w": torch.tensor([1.0])}, [{"w": torch.tensor([2.0])}, {"w": torch.tensor([0.25])}], [1, 4]
+    )
+    residuals.make_pending()
+    assert residuals.pending["w"].tolist() == [4.0]
+    assert residuals.phases == []
 
 
 def test_state_dict_round_trip():
     state = NUQSGDState()
-    owed = Owed({"w": torch.ones(2)}, [{"w": torch.zeros(2)}], [1], (("w",),), {"world_size": 2})
-    state.load_state_dict({"step": 3, "seed": 0, "owed": owed.export()})
+    residuals = Residuals({"w": torch.ones(2)}, [{"w": torch.zeros(2)}], [1], (("w",),), {"world_size": 2})
+    state.load_state_dict({"step": 3, "seed": 0, "owed": residuals.state_dict()})
     assert state.step == 3
-    again = Owed.restore(state.state_dict()["owed"])
-    assert again.gradient["w"].tolist() == [1.0, 1.0]
-    assert (again.layout, again.geometry, again.averaged) == (owed.layout, owed.geometry, [1])
-
-
-def test_roll_call_tells_gone_from_behind():
-    ahead = RollCall(lambda: Answer(5, "exchange"))
-    behind = RollCall(lambda: Answer(3, "forward pass of step 7"))
-    with socket.create_server(("127.0.0.1", 0)) as hanging:  # accepts in the kernel, never answers
-        places = {1: behind.address}
-        assert ahead.suspects(places) == ["rank 1 is 2 messages behind: forward pass of step 7"]
-        places[3] = f"127.0.0.1|{hanging.getsockname()[1]}"
-        assert ahead.suspects(places, grace=0.2) == ["rank 3 does not answer within 0.2 s"]
-    behind.close()
-    assert _ask(behind.address, 1.0, b"?") == "is gone"
-    ahead.close()
+    again = Residuals.restore(state.state_dict()["owed"])
+    assert again.pending["w"].tolist() == [1.0, 1.0]
+    assert (again.layout, again.geometry, again.averaged) == (residuals.layout, residuals.geometry, [1])
 
 
 def test_busy_seconds_and_steps():
@@ -300,26 +284,6 @@ kept.submit(Task())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "stage 0\nstage 1\n"), done.stderr
-
-
-def test_a_rank_whose_connection_broke_listens_for_the_one_that_closed_it(monkeypatch):
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    mine = RollCall(lambda: Answer(3, "gradient exchange of step 2"))
-    other = RollCall(lambda: Answer(3, "gradient exchange of step 2"))
-    try:
-        peers = {1: other.address}
-        notice = Notice(1, "stopped in the gradient exchange of step 2 because of a timeout", origin=False)
-        began = time.monotonic()
-        assert mine.cause(peers, RuntimeError("Timed out waiting 2000ms")) == []
-        assert time.monotonic() - began < 1.0  # nobody closed a connection: nobody is about to speak
-        late = threading.Timer(0.7, other.tell, (notice, {0: mine.address}))
-        late.start()
-        found = mine.cause(peers, RuntimeError("Read error: Connection reset by peer"))
-        late.join()
-        assert found == ["rank 1 stopped in the gradient exchange of step 2 because of a timeout"]
-    finally:
-        mine.close()
-        other.close()
 
 
 def test_second_codec():

@@ -148,6 +148,21 @@ def test_buckets_are_rebuilt_once_and_before_the_second_step(one_rank):  # torch
     model(torch.ones(1, 2)).sum().backward()
 
 
+def test_the_default_store_is_the_one_of_the_process_group(one_rank):  # torch 2.8, 2.14
+    store = compat.default_store()
+    assert isinstance(store, compat.Store)
+    other = compat.PrefixStore("ours", store.clone())  # with a connection of its own
+    other.set("key", "value")
+    assert compat.PrefixStore("ours", store).get("key") == b"value"
+    assert isinstance(other, compat.Store)
+    assert issubclass(compat.TCPStore, compat.Store)
+
+
+def test_classes_of_torch_distributed_are_the_public_ones():  # torch 2.8, 2.14
+    for name in ("GradBucket", "PrefixStore", "Store", "TCPStore"):
+        assert getattr(compat, name) is getattr(torch.distributed, name)
+
+
 def test_a_process_group_is_joined_through_a_store(tmp_path):  # lightning 2.5.5, 2.6.6
     from datetime import timedelta
 

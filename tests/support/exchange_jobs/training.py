@@ -150,9 +150,13 @@ def train(
     skip=0,
     autocast=False,
     watch=lambda: None,
+    finish=lambda model: None,
     **ddp_arguments,
 ):
-    """Train on this rank's own data and return the flat parameters; `watch` is called before each update."""
+    """Train on this rank's own data and return the flat parameters.
+
+    `watch` is called before each update, `finish` with the DDP module at the end.
+    """
     rank = dist.get_rank()
     net = make_net() if net is None else net
     model = DistributedDataParallel(net, **ddp_arguments)
@@ -176,6 +180,7 @@ def train(
                 loss.backward()
         watch()
         optimizer.step()
+    finish(model)
     return flat(net)
 
 

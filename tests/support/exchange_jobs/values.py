@@ -46,6 +46,11 @@ EXACT = {
     "two nodes, all-gather": (FOUR, IDENTITY | NODES | ALL_GATHER),
     "two nodes, second-phase bits": (FOUR, IDENTITY | NODES | {"second_phase_bits": 8}),
     "two nodes, uneven sizes": (ODD_FOUR, IDENTITY | NODES | TAILS),
+    "two nodes, some ranks without a chunk": (ODD_FOUR, IDENTITY | NODES | {"bucket_size": 1024}),
+    "two nodes, all-gather, some ranks without a chunk": (
+        ODD_FOUR,
+        IDENTITY | NODES | ALL_GATHER | {"bucket_size": 1024},
+    ),
     "two nodes, float16": (Training(ranks=ALL, dtype=torch.float16), IDENTITY | NODES),
     "two nodes, bfloat16": (Training(ranks=ALL, dtype=torch.bfloat16), IDENTITY | NODES),
     "two nodes, accumulation": (Training(ranks=ALL, accumulate=2), IDENTITY | NODES),

@@ -23,9 +23,9 @@ from exchange_jobs.training import (
     train_with,
 )
 from exchange_jobs.values import values
-from lightning_n2uq.distributed.ordered import ordered_hook
 from lightning_n2uq.strategies import NUQSGDState, nuqsgd_hook
-from lightning_n2uq.strategies.torch_hooks import powersgd_state
+from lightning_n2uq.strategies.torch_hooks import ordered_hook, powersgd_state
+from lightning_n2uq.utils import compat
 
 
 def replicas(rank):
@@ -83,9 +83,9 @@ def counters(rank):
         for _step in range(4):
             model(torch.randn(4, 32)).sum().backward()
             state.stats.watch, state.stats.measure_every = True, 1
-            plans = state._engine.plans.values()
-            legs = [leg for plan in plans for chain in plan.chains for leg in chain.legs]
-            places.append([leg.recv.data_ptr() for leg in legs])
+            plans = state._exchange.plans.values()
+            phases = [phase for plan in plans for unit in plan.units for phase in unit.phases]
+            places.append([phase.recv.data_ptr() for phase in phases])
         last = state.stats.last
         return {
             "places": places[-2:],
@@ -172,10 +172,30 @@ def resumed(rank):
             second.load_state_dict(saved)
             rest = train(second, net=net, steps=2, skip=3, bucket_cap_mb=TINY_BUCKETS)
             found[name] = (whole.numpy(), rest.numpy())
+    found["saved one step after a resume"] = resumed_twice(feedback)
     with exchange(module=net, **(feedback | {"bucket_size": 512})) as other:  # the saved places do not fit
         other.load_state_dict(saved)
         found["other settings"] = train(other, net=net, steps=2, bucket_cap_mb=TINY_BUCKETS).numpy()
     return found
+
+
+def resumed_twice(settings):
+    """Save one step after a resume as the strategy does, which rebuilds the buckets; go on for one step."""
+    whole = train_with(net=make_net(), bucket_cap_mb=TINY_BUCKETS, **settings)
+    net, saved = make_net(), None
+    for done, steps in ((0, 3), (3, 1), (4, 1)):
+        with exchange(module=net, **settings) as state:
+            if saved is not None:
+                state.load_state_dict(saved)
+
+            def save(model, state=state):
+                buckets = compat.rebuild_buckets(model)
+                if buckets is not None:
+                    state.rebuilt(buckets)
+
+            rest = train(state, net=net, steps=steps, skip=done, bucket_cap_mb=TINY_BUCKETS, finish=save)
+            saved = state.state_dict()
+    return whole.numpy(), rest.numpy()
 
 
 def all_checks(rank, world_size, folder):
