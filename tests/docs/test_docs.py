@@ -18,17 +18,15 @@ from docs_pages import ROOT, Piece
 from lightning_n2uq.cli.commands import COMMANDS, TRAINING_COMMANDS
 from lightning_n2uq.modules import QuantizedClassifier
 
-PACKAGE = (
-    "",
-    "lightning_n2uq",
-    "lightning_n2uq/ops",
-    "lightning_n2uq/ops/backends",
-    "lightning_n2uq/export",
-    "benchmarks",
-    "tests",
-)
+_TOPS = ("", "lightning_n2uq", "lightning_n2uq/ops", "lightning_n2uq/ops/backends", "lightning_n2uq/export")
+PACKAGE = (*_TOPS, "benchmarks", "tests", "tests/support")  # where a path of the docs may begin
 PATH = re.compile(r"(?:[\w.-]+/)+[\w-]+\.(?:py|md|json|jsonl|yaml|svg|png)|(?:[a-z]\w*/)+")
-NO_PATHS = ("runs/", "comm/", "quant/")  # made by runs; families of metrics
+NO_PATHS = (
+    "runs/",
+    "comm/",
+    "quant/",
+    "benchmarks/results/mutants.json",
+)  # made by runs; families of metrics
 
 
 def named_paths() -> list[Piece]:
