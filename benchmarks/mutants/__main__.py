@@ -45,9 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--root", type=Path, default=HERE.parents[1], help="checkout whose code is mutated")
     parser.add_argument("--table", type=Path, default=HERE / "parts.yaml", help="modules and tests")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--resume", action="store_true", help="keep results of the same mutants"
-    )
+    parser.add_argument("--resume", action="store_true", help="keep results of the same mutants")
     return parser.parse_args()
 
 

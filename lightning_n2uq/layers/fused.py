@@ -27,7 +27,7 @@ from lightning_n2uq.ops.stem import norm_relu_pool
 from lightning_n2uq.ops.tables import QuantizerParameters
 from lightning_n2uq.ops.weight import quantize_weight_with_scale
 from lightning_n2uq.quantizers.n2uq import EntropyPreservingWeightQuantizer, LearnableThresholdQuantizer
-from lightning_n2uq.utils.compat import convolve, has_hooks
+from lightning_n2uq.utils.compat import constant_in_graphs, convolve, has_hooks
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -107,7 +107,7 @@ def _suits(x: Tensor, op: str = ACTIVATION) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 def _most_bits(device: torch.device) -> int:
     """Returns up to how many bits a quantizer may have on the fused path of a device; 0 for none."""
     bits: int = load(ACTIVATION, device).MOST_BITS

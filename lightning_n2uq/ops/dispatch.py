@@ -19,6 +19,8 @@ from typing import Literal, NamedTuple, cast
 
 import torch
 
+from lightning_n2uq.utils.compat import constant_in_graphs
+
 Backend = Literal["reference", "numba", "triton"]
 
 ENVIRONMENT_VARIABLE = "LIGHTNING_N2UQ_KERNELS"
@@ -72,7 +74,7 @@ def _restore(forced: str | None) -> None:
     _forced = forced
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 def select(op: str, device: torch.device) -> Backend:
     """Returns the backend that runs `op` on `device`; a compiled graph keeps the one it was compiled with.
 

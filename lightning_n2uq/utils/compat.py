@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -144,6 +144,18 @@ def cpp_compiler_found() -> bool:
     except private("torch._inductor.exc", "InvalidCxxCompiler"):
         return False
     return True
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def constant_in_graphs(function: Function) -> Function:
+    """Marks a function whose answer `torch.compile` takes once and keeps in the graph.
+
+    `torch.compiler.assume_constant_result` does the same, but imports the compiler, which takes seconds.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 # torch: custom operators

@@ -25,6 +25,12 @@ def test_batch_norm_is_the_base_of_all_batch_norms():  # torch 2.8, 2.14
     assert not isinstance(nn.GroupNorm(1, 2), compat.BatchNorm)
 
 
+def test_the_mark_of_a_constant_in_graphs_is_torchs_own():  # torch 2.8, 2.14
+    theirs, ours = (lambda: 1), (lambda: 1)
+    torch.compiler.assume_constant_result(theirs)
+    assert vars(compat.constant_in_graphs(ours)) == vars(theirs) != {}
+
+
 def _nothing(*_):
     return None
 
