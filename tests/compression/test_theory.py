@@ -1,5 +1,6 @@
 """The variance bound and the distribution of codes."""
 
+import itertools
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from codec_cases import code_entropy, code_probabilities, entropy, laplace, make
 
 from lightning_n2uq.compression import NUQCodec
 from lightning_n2uq.compression.theory import best_mantissa_bits, variance_bound
+from lightning_n2uq.ops.formats.gradient_codec import NUQFormat
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
@@ -68,3 +70,13 @@ def test_code_probabilities_match_the_codes_sent(family):
     payload = codec.encode(x, seed=2)
     assert float(expected.sum()) == pytest.approx(1.0)
     assert entropy(expected) == pytest.approx(code_entropy(payload, codec.form, x.numel()), abs=0.01)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("bucket_size", [2, 64, 1024])
+def test_linf_bound_is_the_closed_form(bits, bucket_size):
+    form = NUQFormat(bits, bucket_size, "linf", "uniform")
+    levels = form.levels[1:]
+    narrow = max(((b - a) ** 2 / (4 * a * b) for a, b in itertools.pairwise(levels)), default=0.0)
+    wide = (math.sqrt(1 + levels[0] ** 2 * (bucket_size - 1)) - 1) / 2
+    assert variance_bound(form) == pytest.approx(max(narrow, wide), rel=1e-9)

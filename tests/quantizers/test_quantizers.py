@@ -247,3 +247,13 @@ def test_pact_gradient_of_the_published_code() -> None:
     assert grads["clip"].item() == pytest.approx(2 + (0 + 1 / 3 + 2 / 3 + 1 + 1))
     with pytest.raises(ValueError, match="gradient: got 'exact', allowed are "):
         PACT(2, gradient="exact")
+
+
+@pytest.mark.parametrize("shift", [-2.0, 0.0, 2.0])
+def test_lsq_plus_weights_start_with_a_step_of_three_deviations(shift: float) -> None:
+    weight = torch.randn(50_000) + shift
+    quantizer = LSQPlus(3, signed=True)
+    quantizer(weight)
+    mean, std = weight.mean().item(), weight.std(correction=0).item()
+    assert quantizer.step.item() == pytest.approx((abs(mean) + 3 * std) / 4, rel=1e-5)
+    assert quantizer.offset is None
