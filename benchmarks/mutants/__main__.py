@@ -147,7 +147,9 @@ def _changed(source: str, mutated: str) -> list[str]:
 
 def _killer(log: str) -> str | None:
     found = [line for line in log.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return found[0].split(" - ")[0] if found else log.strip().splitlines()[-1][:200] if log.strip() else None
+    if found:
+        return "tests/" + found[0].split(" - ")[0].partition("tests/")[2]
+    return log.strip().splitlines()[-1][:200] if log.strip() else None
 
 
 def recorded(path: Path, label: str, part: str) -> dict[Key, Trial]:
