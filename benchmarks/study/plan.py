@@ -1,0 +1,155 @@
+"""What a study runs: rows of its table, in order, each with its optimizer's source.
+
+All networks of a study share data, augmentation, epochs and batch size; a quantized network starts from the
+last weights of the float network of its seed. A method's optimizer is that of its paper (`Recipe.source`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a method is optimized.
+
+    Attributes:
+        source: Where the values are from, for the table.
+        settings: Options of `n2uq fit` without the leading dashes, and their values.
+        weight_decay: By bit width, where the paper lowers it with the bits; else empty.
+    """
+
+    source: str
+    settings: Mapping[str, str]
+    weight_decay: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        row: Name of the config in the study's folder of configs, and of the row in the table.
+        seed: Seed of weights, order and augmentation.
+        epochs: Length of the run.
+        settings: Options of `n2uq fit` without the leading dashes, and their values.
+        source: Where the optimizer's values are from.
+        start: Row whose last checkpoint of the same seed the run starts from; None for random weights.
+    """
+
+    row: str
+    seed: int
+    epochs: int
+    settings: tuple[tuple[str, str], ...]
+    source: str
+    start: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder and of its file of figures."""
+        return f"{self.row}_seed{self.seed}"
+
+    def identity(self, configs: Path) -> str:
+        """Digest of what decides the run's outcome: values of the config, seed, length, settings, start."""
+        config = yaml.safe_load((configs / f"{self.row}.yaml").read_text(encoding="utf-8"))
+        parts = [config, self.seed, self.epochs, list(self.settings), self.start]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A list of runs over one data set.
+
+    Attributes:
+        name: Name of the study and of its folder of configs.
+        runs: In the order in which they are worked off.
+        data_options: Further options of `n2uq fit` for every run, without the leading dashes.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    data_options: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def configs(self) -> Path:
+        """Folder of the configs that the rows name."""
+        return CONFIGS / self.name
+
+
+_ADAM = {"optimizer": "adam", "lr": "1.25e-3", "schedule": "linear", "weight_decay": "0"}
+_N2UQ = Recipe("N2UQ, section 4.1: Adam, 1.25e-3, linear to 0, no decay, quantizers at lr/10", _ADAM)
+_SGD = {"optimizer": "sgd", "momentum": "0.9", "schedule": "cosine"}
+_LSQ_DECAY = {2: "2.5e-5", 3: "5e-5", 4: "1e-4"}
+_LSQ = Recipe(
+    "LSQ, section 3: SGD 0.9, 0.01, cosine, decay 1e-4 at 4 bits, half at 3, a quarter at 2",
+    {**_SGD, "lr": "0.01", "quantizer_lr_multiplier": "1"},
+    _LSQ_DECAY,
+)
+
+RECIPES: dict[str, Recipe] = {
+    "n2uq": _N2UQ,
+    "n2uq_fixed": _N2UQ,
+    "lsq": _LSQ,
+    "lsq_plus": Recipe(f"as {_LSQ.source}", _LSQ.settings, _LSQ_DECAY),
+    "pact": Recipe(
+        "PACT, appendix: SGD 0.9, 0.1, decay 2e-4 (cosine here, in place of its two steps)",
+        {**_SGD, "lr": "0.1", "weight_decay": "2e-4", "quantizer_lr_multiplier": "1"},
+    ),
+    "apot": Recipe(
+        "APoT's published code: SGD 0.9, 0.04, decay 1e-4 (cosine here, in place of its two steps)",
+        {**_SGD, "lr": "0.04", "weight_decay": "1e-4", "quantizer_lr_multiplier": "1"},
+    ),
+    "dorefa": Recipe("DoReFa-Net's published code: Adam, 1e-3 (linear to 0 here)", {**_ADAM, "lr": "1e-3"}),
+}
+FLOAT = Recipe(
+    "He et al. 2016 with warm-up: SGD 0.9, 0.1, decay 5e-4, cosine",
+    {**_SGD, "lr": "0.1", "weight_decay": "5e-4", "warmup_steps": "391"},
+)
+
+
+def _method_and_bits(row: str) -> tuple[str, int]:
+    method, _, width = row.rpartition("_w")
+    return method, int(width[0])
+
+
+def _run(row: str, seed: int, epochs: int, float_epochs: int) -> Run:
+    if row == "float":
+        recipe, start, length, decay = FLOAT, None, float_epochs, {}
+    else:
+        method, bits = _method_and_bits(row)
+        recipe, start, length = RECIPES[method], "float", epochs
+        decay = {"weight_decay": recipe.weight_decay[bits]} if recipe.weight_decay else {}
+    settings = {f"model.init_args.{name}": value for name, value in {**recipe.settings, **decay}.items()}
+    return Run(row, seed, length, tuple(sorted(settings.items())), recipe.source, start)
+
+
+def cifar10(epochs: int = 20, float_epochs: int = 30) -> Study:
+    """ResNet-20 on the 50,000 training images: float, then every method from that float network."""
+    first = ["float", "n2uq_w2a2", "lsq_w2a2", "n2uq_w4a4", "lsq_w4a4"]
+    others = ["n2uq_fixed_w2a2", "pact_w2a2", "apot_w2a2", "lsq_plus_w2a2", "dorefa_w2a2"]
+    others += ["n2uq_w3a3", "lsq_w3a3"]
+    order: list[tuple[str, int]] = [(row, 0) for row in first + others]
+    order += [(row, seed) for seed in (1, 2) for row in first]
+    # All 50,000 images are trained on; the test images, in place of a validation split, choose nothing.
+    everything = (("data.init_args.val_fraction", "0"),)
+    return Study("cifar10", tuple(_run(row, seed, epochs, float_epochs) for row, seed in order), everything)
+
+
+STUDIES = {"cifar10": cifar10}
+
+
+def runs_by_row(study: Study) -> Iterator[tuple[str, list[Run]]]:
+    """Rows of the table in the order of their first run, each with the runs of all seeds."""
+    rows: dict[str, list[Run]] = {}
+    for run in study.runs:
+        rows.setdefault(run.row, []).append(run)
+    yield from rows.items()

@@ -1,0 +1,73 @@
+"""The study's table and curves, from its JSON files alone."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study import results
+from benchmarks.study.plan import Study, runs_by_row
+
+
+def finished(study: Study, output: Path) -> dict[str, list[dict[str, Any]]]:
+    """Figures of all finished runs by row, in the order of the plan."""
+    found = {
+        row: [figures for run in runs if (figures := results.load(output, study, run)) is not None]
+        for row, runs in runs_by_row(study)
+    }
+    return {row: runs for row, runs in found.items() if runs}
+
+
+def markdown(study: Study, output: Path) -> str:
+    """A row per config: mean and standard error over the seeds, and each seed's accuracy, in percent."""
+    rows = finished(study, output)
+    lines = ["| row | accuracy [%] | standard error | per seed | against float | optimizer |"]
+    lines.append("|---|---|---|---|---|---|")
+    base = statistics.mean(run["test_acc"] for run in rows["float"]) if "float" in rows else None
+    for row, runs in rows.items():
+        values = [100 * run["test_acc"] for run in runs]
+        mean = statistics.mean(values)
+        error = f"{statistics.stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else "-"
+        each = ", ".join(f"{value:.2f}" for value in values)
+        against = "-" if base is None or row == "float" else f"{mean - 100 * base:+.2f}"
+        lines.append(
+            f"| `{study.name}/{row}` | {mean:.2f} | {error} | {each} | {against} | {runs[0]['optimizer']} |"
+        )
+    return "\n".join(lines)
+
+
+def status(study: Study, output: Path) -> str:
+    """One line per run: its figures, or that it is to be done."""
+    lines = []
+    for run in study.runs:
+        figures = results.load(output, study, run)
+        text = (
+            "to do" if figures is None else f"{100 * figures['test_acc']:.2f} % in {figures['seconds']:.0f} s"
+        )
+        lines.append(f"{run.name:24} {text}")
+    return "\n".join(lines)
+
+
+def draw(study: Study, output: Path, path: Path) -> None:
+    """Test accuracy by epoch, one line per row (the mean of its seeds); needs matplotlib."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    mpl.rcParams["svg.hashsalt"] = "lightning_n2uq"  # the same figures give the same file
+    figure, axes = pyplot.subplots(figsize=(8, 4))
+    for row, runs in finished(study, output).items():
+        epochs = range(1, runs[0]["epochs"] + 1)
+        means = [
+            100 * statistics.mean(values)
+            for values in zip(*(r["curves"]["val/acc"] for r in runs), strict=True)
+        ]
+        axes.plot(epochs, means, label=row, linewidth=1.2)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("test accuracy [%]")
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
+    pyplot.close(figure)

@@ -1,0 +1,194 @@
+"""The study runner: order, starts, stops, pauses, and that a stopped study ends as an uninterrupted one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.study import plan, results, table
+from benchmarks.study.plan import Run, Study
+from benchmarks.study.runner import PAUSE_FILE, Runner
+
+# Stands in for the command where the runner itself is tested: leaves a run's files, or does as it is told.
+FAKE = """
+import os, pathlib, signal, sys, time
+options = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+place = pathlib.Path(options["--trainer.default_root_dir"])
+start = options["--model.init_args.init_from"]
+assert start == "null" or pathlib.Path(start).is_file()
+print("started", flush=True)
+if (place.parent / "fail").exists():
+    sys.exit("no such thing")
+for _ in range(int((place.parent / "ticks").read_text()) if (place.parent / "ticks").exists() else 0):
+    time.sleep(0.05)
+    with (place / "ticked").open("a") as file:
+        file.write(".")
+(place / "last.ckpt").touch()
+rows = [f"{epoch},0.5,{0.25 * (epoch + 1)}" for epoch in range(int(options["--trainer.max_epochs"]))]
+(place / "metrics.csv").write_text("\\n".join(["epoch,train/loss,val/acc", *rows]) + "\\n")
+"""
+
+
+def run(row: str, seed: int = 0, start: str | None = None, epochs: int = 2) -> Run:
+    return Run(row, seed, epochs, (("model.init_args.lr", "0.01"),), "a paper", start)
+
+
+@pytest.fixture
+def study() -> Study:
+    return Study("digits", (run("float"), run("n2uq_w2a2", start="float"), run("float", seed=1)))
+
+
+@pytest.fixture
+def runner(study: Study, tmp_path: Path) -> Runner:
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE)
+    command = (sys.executable, str(script))
+    return Runner(study, None, tmp_path / "runs", tmp_path / "results", jobs=2, command=command)
+
+
+def test_all_runs_are_worked_off_and_keep_their_figures(runner: Runner, study: Study) -> None:
+    assert runner.work()
+    kept = {path.stem for path in (runner.output / "study_digits").glob("*.json")}
+    assert kept == {"float_seed0", "n2uq_w2a2_seed0", "float_seed1"}
+    figures = results.load(runner.output, study, study.runs[1])
+    assert figures["test_acc"] == 0.5
+    assert figures["curves"]["val/acc"] == [0.25, 0.5]
+    assert figures["settings"] == {"model.init_args.lr": "0.01"}
+
+
+def test_finished_runs_are_not_repeated(runner: Runner) -> None:
+    runner.work()
+    logs = {path: path.read_text() for path in runner.folder.rglob("log.txt")}
+    assert runner.work()
+    assert {path: path.read_text() for path in runner.folder.rglob("log.txt")} == logs
+
+
+def test_other_settings_are_another_run_and_lose_no_file(runner: Runner, study: Study) -> None:
+    runner.work()
+    runner.study = Study("digits", (run("float", epochs=3),))
+    assert results.load(runner.output, runner.study, runner.study.runs[0]) is None
+    assert runner.work()
+    assert len(list(runner.folder.glob("float_seed0.other-*/metrics.csv"))) == 1
+    assert results.load(runner.output, runner.study, runner.study.runs[0])["epochs"] == 3
+
+
+def test_a_failed_run_is_named_and_those_that_start_from_it_wait(runner: Runner, capsys) -> None:
+    runner.folder.mkdir()
+    (runner.folder / "fail").touch()
+    assert not runner.work()
+    assert runner.failed == ["float_seed0", "float_seed1"]
+    assert "float_seed0: failed with exit code 1, see " in capsys.readouterr().out
+    assert not (runner.folder / "n2uq_w2a2_seed0").exists()
+
+
+def test_the_pause_file_makes_processes_stand_still(runner: Runner) -> None:
+    runner.folder.mkdir()
+    (runner.folder / "ticks").write_text("60")
+    pause, ticked = runner.folder / PAUSE_FILE, runner.folder / "float_seed0" / "ticked"
+    seen: list[int] = []
+
+    def watch() -> None:
+        while not ticked.exists():
+            time.sleep(0.05)
+        pause.touch()
+        time.sleep(1.5)
+        seen.append(ticked.stat().st_size)
+        time.sleep(0.5)
+        seen.append(ticked.stat().st_size)
+        pause.unlink()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    runner.study = Study("digits", (run("float"),))
+    began = time.monotonic()
+    assert runner.work()
+    taken = time.monotonic() - began
+    thread.join()
+    assert seen[0] == seen[1] < 60
+    assert ticked.stat().st_size == 60
+    figures = results.load(runner.output, runner.study, runner.study.runs[0])
+    assert figures["seconds"] < taken - 0.9  # the pause of 2 s, noticed within a second, is not counted
+
+
+def test_two_at_once_are_refused(runner: Runner) -> None:
+    with (
+        runner._alone(),
+        pytest.raises(ValueError, match=r"folder: got '.*runs', where another process works"),
+    ):
+        Runner(runner.study, None, runner.folder, runner.output).work()
+
+
+def test_figures_need_every_epoch(runner: Runner, study: Study, tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,val/acc\n0,0.5\n")
+    with pytest.raises(ValueError, match=r"got 1 epochs in metrics\.csv, expected 2"):
+        results.collect(study.runs[0], study, tmp_path, 1.0)
+
+
+def test_the_plan_of_cifar10_names_shipped_configs_and_sources() -> None:
+    study = plan.cifar10()
+    assert [entry.name for entry in study.runs[:5]] == [
+        "float_seed0",
+        "n2uq_w2a2_seed0",
+        "lsq_w2a2_seed0",
+        "n2uq_w4a4_seed0",
+        "lsq_w4a4_seed0",
+    ]
+    assert len({entry.name for entry in study.runs}) == len(study.runs) == 22
+    for entry in study.runs:
+        assert entry.identity(study.configs)  # reads the config
+        assert entry.source
+        assert (entry.start is None) == (entry.row == "float")
+    decay = {e.row: dict(e.settings)["model.init_args.weight_decay"] for e in study.runs}
+    assert (decay["lsq_w2a2"], decay["lsq_w3a3"], decay["lsq_w4a4"]) == ("2.5e-5", "5e-5", "1e-4")
+
+
+def test_the_table_has_means_and_errors(runner: Runner, study: Study, tmp_path: Path) -> None:
+    runner.work()
+    path = results.path_of(runner.output, study, study.runs[2])
+    figures = json.loads(path.read_text())
+    path.write_text(json.dumps(figures | {"test_acc": 0.6}))
+    lines = table.markdown(study, runner.output).splitlines()
+    assert lines[2] == "| `digits/float` | 55.00 | 5.00 | 50.00, 60.00 | - | a paper |"
+    assert lines[3] == "| `digits/n2uq_w2a2` | 50.00 | - | 50.00 | -5.00 | a paper |"
+    table.draw(study, runner.output, tmp_path / "curves.svg")
+    assert (tmp_path / "curves.svg").read_text().count("n2uq_w2a2") >= 1
+
+
+def _real(folder: Path) -> list[str]:
+    """A Python program that works off two real runs."""
+    output = str(folder / "out")
+    program = (
+        "from pathlib import Path; from benchmarks.study.plan import Run, Study;"
+        "from benchmarks.study.runner import Runner;"
+        "runs = (Run('float', 0, 6, (), 'x'), Run('n2uq_w2a2', 0, 4, (), 'x', 'float'));"
+        f"done = Runner(Study('digits', runs), None, Path({str(folder)!r}), Path({output!r})).work();"
+        "raise SystemExit(not done)"
+    )
+    return [sys.executable, "-c", program]
+
+
+@pytest.mark.slow
+def test_a_study_that_is_stopped_three_times_has_the_figures_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    root = {"cwd": plan.ROOT, "timeout": 600}
+    subprocess.run(_real(tmp_path / "whole"), check=True, **root)
+    stops = 0
+    while stops < 3:
+        process = subprocess.Popen(_real(tmp_path / "stopped"), cwd=plan.ROOT)
+        time.sleep(14 + 3 * stops)
+        os.kill(process.pid, signal.SIGTERM)
+        process.wait(timeout=120)
+        stops += 1
+    subprocess.run(_real(tmp_path / "stopped"), check=True, **root)
+    for name in ("float_seed0", "n2uq_w2a2_seed0"):
+        whole, stopped = (
+            json.loads((tmp_path / kind / "out" / "study_digits" / f"{name}.json").read_text())
+            for kind in ("whole", "stopped")
+        )
+        for curve in ("val/loss", "val/acc"):  # the training averages of a stopped epoch begin anew
+            assert whole["curves"][curve] == stopped["curves"][curve]
