@@ -101,14 +101,16 @@ RECIPES: dict[str, Recipe] = {
     "lsq": _LSQ,
     "lsq_plus": Recipe(f"as {_LSQ.source}", _LSQ.settings, _LSQ_DECAY),
     "pact": Recipe(
-        "PACT, appendix: SGD 0.9, 0.1, decay 2e-4 (cosine here, in place of its two steps)",
+        "SGD 0.9, 0.1, decay 2e-4, cosine (not yet checked against PACT's paper)",
         {**_SGD, "lr": "0.1", "weight_decay": "2e-4", "quantizer_lr_multiplier": "1"},
     ),
     "apot": Recipe(
-        "APoT's published code: SGD 0.9, 0.04, decay 1e-4 (cosine here, in place of its two steps)",
+        "SGD 0.9, 0.04, decay 1e-4, cosine (APoT's code has 0.1 and two steps)",
         {**_SGD, "lr": "0.04", "weight_decay": "1e-4", "quantizer_lr_multiplier": "1"},
     ),
-    "dorefa": Recipe("DoReFa-Net's published code: Adam, 1e-3 (linear to 0 here)", {**_ADAM, "lr": "1e-3"}),
+    "dorefa": Recipe(
+        "Adam, 1e-3, linear to 0 (not yet checked against DoReFa-Net's code)", {**_ADAM, "lr": "1e-3"}
+    ),
 }
 FLOAT = Recipe(
     "He et al. 2016 with warm-up: SGD 0.9, 0.1, decay 5e-4, cosine",
