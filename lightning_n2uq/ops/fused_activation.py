@@ -47,7 +47,7 @@ def packed_activation(
         norm: The norm's parameters; None leaves the norm out.
         act: PReLU's parameters; None leaves PReLU and both biases out.
         quantizer: The quantizer's parameters, as for `threshold_quantize`.
-        dtype: The result's dtype.
+        dtype: The result's dtype; uint8 gives the codes, without a gradient, not on Triton.
         backend: What `dispatch.select` has answered; `auto` asks it here.
 
     Returns:

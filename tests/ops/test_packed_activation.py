@@ -82,6 +82,34 @@ def test_kernel_equals_the_reference(bits: int, shape: tuple[int, ...], act: boo
         torch.testing.assert_close(slow, fast, rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("kernels", ["reference", "numba"])
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bits", [1, 2, 4, 7])
+def test_a_map_of_codes_is_the_map_of_floats(
+    bits: int,
+    shape: tuple[int, ...],
+    norm: bool,
+    kernels: str,
+) -> None:
+    case = Case(shape, bits, norm, act=norm)
+    with torch.no_grad(), force(kernels):
+        case.x[0, 0] = torch.nan
+        case.x[-1, -1].view(-1)[0] = torch.inf
+        plain = packed_activation(case.x, case.norm, case.act, case.quantizer, torch.float32)
+        coded = packed_activation(case.x, case.norm, case.act, case.quantizer, torch.uint8)
+        module = load(OP, CPU, kernels)
+    assert torch.equal(plain[1], coded[1])
+    torch.testing.assert_close(plain[2], coded[2], rtol=0, atol=0, equal_nan=True)
+    assert coded[0].dtype == torch.uint8
+    assert module.has_nan(coded[1])
+    n = case.quantizer.widths.numel()
+    levels = torch.arange(n + 1).double() * (2 / n) * case.quantizer.scale_out.detach().double()
+    known = ~plain[0].isnan()
+    assert torch.equal(levels.float()[coded[0].long()][known], plain[0][known])
+    assert (coded[0][~known] == 0).all()
+
+
 @pytest.mark.parametrize("act", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_chain_without_norm_equals_plain_layers(shape: tuple[int, ...], act: bool) -> None:

@@ -47,10 +47,11 @@ class PlaneActivation(NamedTuple):
         quantizer: QuantizerParameters,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the quantized chain in `dtype`, its packed codes, and the batch's statistics."""
+        """Returns the quantized chain in `dtype` (uint8: its codes), packed codes, the batch's statistics."""
         source = planes(x)
         stats, known = measured_norm(source, norm, self.statistics)
-        y, packed = self.quantize(source, known, act, operator_tables(quantizer, torch.float32))
+        computed = torch.uint8 if dtype == torch.uint8 else torch.float32
+        y, packed = self.quantize(source, known, act, operator_tables(quantizer, torch.float32), computed)
         return y.reshape(x.shape).to(dtype), packed, stats
 
     def backward(

@@ -102,6 +102,11 @@ def packed_shape(x: Tensor, bits: int) -> list[int]:
     return [*x.shape[:2], packed_bytes(x.shape[2:].numel(), bits)]
 
 
+def has_nan(packed: Tensor) -> bool:
+    """Returns whether the packed codes are of a map with a NaN, which no code can say."""
+    return bool(packed[:, :, -1].any())
+
+
 def codes_for_backward(packed: Tensor) -> Tensor | None:
     """Returns None: the backward pass of the chain finds the codes again from its input."""
     return None

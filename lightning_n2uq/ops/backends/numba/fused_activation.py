@@ -16,10 +16,12 @@ from lightning_n2uq.ops.backends.common.planes import (
     PlaneNorm,
     codes_for_backward,
     empty_map,
+    has_nan,
     ordered,
     packed_shape,
 )
 from lightning_n2uq.ops.backends.numba.code_loops import rebuild_channels
+from lightning_n2uq.ops.backends.numba.code_map_loops import code_channels
 from lightning_n2uq.ops.backends.numba.fused_activation_loops import (
     backward_channels,
     forward_channels,
@@ -29,7 +31,16 @@ from lightning_n2uq.ops.backends.numba.threshold import segment_sums, staircase,
 from lightning_n2uq.ops.formats.fused_activation import PReLUParameters
 from lightning_n2uq.ops.tables import ThresholdTables
 
-__all__ = ["backward", "codes_for_backward", "empty_map", "forward", "ordered", "packed_shape", "rebuild"]
+__all__ = [
+    "backward",
+    "codes_for_backward",
+    "empty_map",
+    "forward",
+    "has_nan",
+    "ordered",
+    "packed_shape",
+    "rebuild",
+]
 
 MOST_BITS = 8  # of a quantizer on the fused path
 SMALLEST = 32768  # elements per thread below which waking a thread costs more than it saves
@@ -44,28 +55,24 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize(
-    x: Tensor, norm: PlaneNorm | None, act: PReLUParameters | None, tables: ThresholdTables
+    x: Tensor,
+    norm: PlaneNorm | None,
+    act: PReLUParameters | None,
+    tables: ThresholdTables,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the quantized chain and packed codes of `[N, C, P]` float32."""
+    """Returns the quantized chain (as uint8: its codes) and packed codes of `[N, C, P]` float32."""
     channels = x.shape[1]
     bits = tables.thresholds.numel().bit_length()
-    y = torch.empty_like(x)
+    y = torch.empty_like(x, dtype=dtype)
     packed = torch.empty(packed_shape(x, bits), dtype=torch.uint8)
     bounds, values, _ = staircase(array(tables.thresholds), array(tables.outputs))
-    run_chunks(
-        forward_channels,
-        channels,
-        smallest(x),
-        array(x),
-        norm_table(norm, channels),
-        act_table(act, channels),
-        array(tables.scale_in)[()],
-        bounds,
-        values,
-        bits,
-        array(y),
-        array(packed),
-    )
+    chain = array(x), norm_table(norm, channels), act_table(act, channels), array(tables.scale_in)[()], bounds
+    targets = bits, array(y), array(packed)
+    if dtype == torch.uint8:
+        run_chunks(code_channels, channels, smallest(x), *chain, *targets)
+    else:
+        run_chunks(forward_channels, channels, smallest(x), *chain, values, *targets)
     return y, packed
 
 

@@ -15,6 +15,7 @@ from lightning_n2uq.ops.backends.common.planes import (
     PlaneNorm,
     codes_for_backward,
     empty_map,
+    has_nan,
     ordered,
     packed_bytes,
     packed_shape,
@@ -22,7 +23,16 @@ from lightning_n2uq.ops.backends.common.planes import (
 from lightning_n2uq.ops.formats.fused_activation import PReLUParameters
 from lightning_n2uq.ops.tables import ThresholdTables
 
-__all__ = ["backward", "codes_for_backward", "empty_map", "forward", "ordered", "packed_shape", "rebuild"]
+__all__ = [
+    "backward",
+    "codes_for_backward",
+    "empty_map",
+    "forward",
+    "has_nan",
+    "ordered",
+    "packed_shape",
+    "rebuild",
+]
 
 MOST_BITS = 0  # the fused path is not taken: it would be slower than the plain one
 
@@ -44,13 +54,20 @@ def chain(x: Tensor, norm: PlaneNorm | None, act: PReLUParameters | None) -> tup
 
 
 def quantize(
-    x: Tensor, norm: PlaneNorm | None, act: PReLUParameters | None, tables: ThresholdTables
+    x: Tensor,
+    norm: PlaneNorm | None,
+    act: PReLUParameters | None,
+    tables: ThresholdTables,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the quantized chain and packed codes of `[N, C, P]` float32."""
+    """Returns the quantized chain (as uint8: its codes, a NaN's is 0) and packed codes of `[N, C, P]`."""
     _, v = chain(x, norm, act)
     scaled = v * tables.scale_in
     codes = reference.threshold_codes(scaled, tables.thresholds)
-    y = torch.where(scaled.isnan(), scaled, tables.outputs[codes.long()])
+    if dtype == torch.uint8:
+        y = codes.to(dtype)
+    else:
+        y = torch.where(scaled.isnan(), scaled, tables.outputs[codes.long()])
     return y, pack(codes, scaled.isnan().any(2), tables.thresholds.numel().bit_length())
 
 

@@ -71,6 +71,7 @@ from lightning_n2uq.ops.backends.triton.tables import (
 )
 from lightning_n2uq.ops.formats.fused_activation import ActivationGradients, NormParameters, PReLUParameters
 from lightning_n2uq.ops.tables import QuantizerParameters
+from lightning_n2uq.utils.validation import check
 
 __all__ = ["backward", "codes_for_backward", "empty_map", "forward", "ordered", "packed_shape", "rebuild"]
 
@@ -273,6 +274,7 @@ def forward(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the map in `dtype`, channels-last, its codes as one run of bytes, and the statistics."""
+    check(dtype.is_floating_point, "dtype", dtype, "is a floating one on CUDA")
     source, n = channels_last(x), quantizer.widths.numel()
     stats, known = torch.empty(2, 0, dtype=torch.float32, device=x.device), None
     if norm is not None:
