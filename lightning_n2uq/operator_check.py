@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.compression import NUQCodec
-from lightning_n2uq.ops import quantize_weight, threshold_quantize
+from lightning_n2uq.ops import integer_conv2d, integer_linear, quantize_weight, threshold_quantize
 from lightning_n2uq.ops.dispatch import force
 from lightning_n2uq.ops.formats.fused_activation import NormParameters, PReLUParameters, Window
 from lightning_n2uq.ops.fused_activation import packed_activation
@@ -33,6 +33,9 @@ class _Values:
 
     def channels(self, count: int) -> list[Tensor]:
         return [self.normal(_SHAPE[1], mean=0.5, spread=0.2) for _ in range(count)]
+
+    def integers(self, largest: int, *shape: int) -> Tensor:
+        return torch.randint(largest + 1, shape, generator=self._generator).to(self._device)
 
     def quantizer(self) -> QuantizerParameters:
         start, alpha, beta = (self.normal(1, mean=m, spread=0.0) for m in (0.0, 1.0, 1.0))
@@ -82,7 +85,17 @@ def _stem(values: _Values) -> list[Tensor]:
     return _gradients(y, x, gamma, beta)
 
 
+def _integer(values: _Values) -> list[Tensor]:
+    codes, levels = values.integers(15, *_SHAPE).to(torch.uint8), values.integers(15, 8, _SHAPE[1], 3, 3)
+    scale, flat = values.channels(1)[0].detach()[:8].abs(), codes.flatten(2)
+    limits = {"largest_code": 15, "largest_level": 15}
+    mapped = integer_conv2d(codes, levels.to(torch.int8), scale, padding=1, **limits)
+    rows = values.integers(15, 8, flat.shape[-1]).to(torch.int8)
+    return [mapped, integer_linear(flat, rows, scale, **limits)]
+
+
 CHECKS: dict[str, Callable[[_Values], list[Tensor]]] = {
+    "integer": _integer,
     "nuq": _nuq,
     "packed_activation": _chain,
     "quantize_weight": _weight,
@@ -90,7 +103,12 @@ CHECKS: dict[str, Callable[[_Values], list[Tensor]]] = {
     "stem": _stem,
     "threshold_quantize": _threshold,
 }
-_EXACT = {"nuq": 8, "quantize_weight": 2, "threshold_quantize": 2}  # how many results are the same bits
+_EXACT = {
+    "integer": 2,
+    "nuq": 8,
+    "quantize_weight": 2,
+    "threshold_quantize": 2,
+}  # how many results are the same bits
 
 
 def compare(name: str, device: str) -> None:

@@ -1,10 +1,14 @@
 """The one place that says which backend runs an operator on a device, and why.
 
-A backend is `reference` (plain torch, the judge of the others), `numba` (CPU) or `triton` (CUDA, or CPU under
-`TRITON_INTERPRET=1`); each is a folder of `lightning_n2uq.ops.backends` with one module per operator, and the
-modules of an operator have the same functions. The environment variable `LIGHTNING_N2UQ_KERNELS` (auto,
-reference, numba, triton) or `force` overrides the automatic choice. A forced backend that cannot run raises:
-a user's choice is never skipped silently.
+A backend is `reference` (plain torch, the judge of the others), `numba` (CPU), `triton` (CUDA, or CPU under
+`TRITON_INTERPRET=1`) or `onednn` (CPU; convolutions of integers); each is a folder of
+`lightning_n2uq.ops.backends` with one module per operator, and the modules of an operator have the same
+functions. The environment variable `LIGHTNING_N2UQ_KERNELS` (auto, reference, numba, triton, onednn) or
+`force` overrides the automatic choice. A forced backend that cannot run raises: a user's choice is never
+skipped silently.
+
+`onednn` has one operator, the integer one, and the others none of it. Forcing `onednn` leaves the other
+operators to the automatic choice; forcing another backend turns integer arithmetic off, and nothing else.
 
 An operator selects once, in its forward pass, and hands the name of its choice on to its backward pass.
 """
@@ -19,12 +23,13 @@ from typing import Literal, NamedTuple, cast
 
 import torch
 
-from lightning_n2uq.utils.compat import constant_in_graphs
+from lightning_n2uq.utils import processor
+from lightning_n2uq.utils.compat import constant_in_graphs, integer_operators
 
-Backend = Literal["reference", "numba", "triton"]
+Backend = Literal["reference", "numba", "triton", "onednn"]
 
 ENVIRONMENT_VARIABLE = "LIGHTNING_N2UQ_KERNELS"
-CHOICES = ("auto", "reference", "numba", "triton")
+CHOICES = ("auto", "reference", "numba", "triton", "onednn")
 
 MODULES = {
     "threshold_quantize": "threshold",
@@ -33,10 +38,12 @@ MODULES = {
     "residual_block": "residual",
     "stem": "stem",
     "nuq": "gradient_codec",
+    "integer": "integer",
 }
-"""The operators, and the module of each that every backend has."""
+"""The operators, and the module of each that every backend has (`onednn` the last one only, alone)."""
 
 _FASTEST = {"cpu": "numba", "cuda": "triton"}
+_FASTEST_INTEGER = {"cpu": "onednn"}
 _forced: str | None = None
 
 
@@ -55,7 +62,7 @@ def force(kernels: str | None) -> AbstractContextManager[object]:
     Takes effect at once; as a context manager (`with force("reference"):`) it is undone at the end.
 
     Args:
-        kernels: `auto`, `reference`, `numba`, `triton`, or None to follow the environment again.
+        kernels: `auto`, `reference`, `numba`, `triton`, `onednn`, or None to follow the environment again.
 
     Raises:
         ValueError: If `kernels` is none of these.
@@ -127,11 +134,14 @@ def _choose(op: str, device_type: str) -> tuple[Backend, str]:
 def _choose_from(
     op: str, device_type: str, wanted: str, source: str, interpreted: bool
 ) -> tuple[Backend, str]:
-    if wanted == "auto":
-        return _automatic(device_type, interpreted)
+    fastest = _FASTEST_INTEGER if op == "integer" else _FASTEST
+    if wanted == "auto" or (wanted == "onednn" and op != "integer"):
+        return _automatic(fastest.get(device_type), device_type, interpreted)
     obstacle = _obstacle(wanted, device_type, interpreted)
     if obstacle:
         raise ValueError(f"{source}={wanted!r} cannot run {op} on {device_type}: {obstacle}.")
+    if op == "integer" and wanted not in ("onednn", "reference"):
+        return "reference", f"turned off by {source}={wanted}"
     return cast("Backend", wanted), f"forced by {source}"
 
 
@@ -141,8 +151,7 @@ def _wanted() -> tuple[str, str]:
     return _known(os.environ.get(ENVIRONMENT_VARIABLE, "auto"), ENVIRONMENT_VARIABLE), ENVIRONMENT_VARIABLE
 
 
-def _automatic(device_type: str, interpreted: bool) -> tuple[Backend, str]:
-    preferred = _FASTEST.get(device_type)
+def _automatic(preferred: str | None, device_type: str, interpreted: bool) -> tuple[Backend, str]:
     if preferred is None:
         return "reference", f"no fast kernels for {device_type} devices"
     obstacle = _obstacle(preferred, device_type, interpreted)
@@ -155,6 +164,8 @@ def _obstacle(backend: str, device_type: str, interpreted: bool) -> str | None:
     """Returns what keeps a backend from running on a kind of device, or None."""
     if backend == "reference":
         return None
+    if backend == "onednn":
+        return _onednn_obstacle(device_type)
     if not _installed(backend):
         return f"{backend} is not installed"
     if backend == "numba":
@@ -162,6 +173,15 @@ def _obstacle(backend: str, device_type: str, interpreted: bool) -> str | None:
     if device_type == "cuda" or interpreted:
         return None
     return "triton kernels need a cuda device (or TRITON_INTERPRET=1)"
+
+
+def _onednn_obstacle(device_type: str) -> str | None:
+    if device_type != "cpu":
+        return "onednn kernels run on cpu only"
+    if not processor.has_vectors():
+        return "onednn needs an x86 processor with AVX2 or AVX-512"
+    available = torch.backends.mkldnn.is_available() and integer_operators() is not None
+    return None if available else "this build of torch has no integer convolutions of onednn"
 
 
 @functools.cache

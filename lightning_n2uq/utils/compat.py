@@ -7,11 +7,12 @@ otherwise. Nothing here imports Lightning before a function needs it.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -176,6 +177,34 @@ def operator_function(operator: Any) -> Callable[..., Any]:  # noqa: ANN401  # C
 def operator_name(operator: Any) -> str:  # noqa: ANN401
     """Returns a custom operator's name without its namespace."""
     return str(private(operator, "_name"))
+
+
+# torch: oneDNN's operators on integers
+
+
+class IntegerOperators(NamedTuple):
+    """Convolution and linear layer of uint8 times int8, and what packs their weights."""
+
+    pack_conv: Callable[..., Tensor]
+    conv: Callable[..., Tensor]
+    pack_linear: Callable[..., Tensor]
+    linear: Callable[..., Tensor]
+
+
+@functools.cache
+def integer_operators() -> IntegerOperators | None:
+    """Returns the operators of `torch.ops.onednn`, None where a build of torch has not all of them."""
+    try:
+        library = torch.ops.onednn
+        conv = getattr(library, "qconv_pointwise", None) or library.qconv2d_pointwise
+        return IntegerOperators(
+            library.qconv_prepack.default,
+            conv.default,
+            library.qlinear_prepack.default,
+            library.qlinear_pointwise.default,
+        )
+    except AttributeError:
+        return None
 
 
 # torch: DistributedDataParallel

@@ -144,6 +144,28 @@ def one_rank(tmp_path):
     torch.distributed.destroy_process_group()
 
 
+def test_the_integer_operators_of_onednn():  # torch 2.8, 2.14
+    operators = compat.integer_operators()
+    assert operators is not None
+    codes, levels = (
+        torch.full((1, 2, 3, 3), 3, dtype=torch.uint8),
+        torch.full((4, 2, 1, 1), -5, dtype=torch.int8),
+    )
+    scale, zeros, plain = torch.full((4,), 0.5), torch.zeros(4, dtype=torch.int64), ("none", [], "")
+    geometry = [1, 1], [0, 0], [1, 1], 1
+    packed = operators.pack_conv(levels, scale, 1.0, 0, *geometry)
+    given = codes, 1.0, 0, packed, scale, zeros, None, *geometry, 1.0, 0, torch.float32, *plain
+    assert (operators.conv(*given) == -15).all()
+    packed = operators.pack_linear(levels.flatten(1), None)
+    given = codes[0, :, 0].T.contiguous(), 1.0, 0, packed, scale, zeros, None, 1.0, 0, torch.float32, *plain
+    assert (operators.linear(*given) == -15).all()
+
+
+def test_a_build_without_the_integer_operators_is_seen(monkeypatch):
+    monkeypatch.setattr(compat.torch.ops, "onednn", object())
+    assert compat.integer_operators.__wrapped__() is None
+
+
 def test_buckets_are_rebuilt_once_and_before_the_second_step(one_rank):  # torch 2.8, 2.14
     model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)))
     model(torch.ones(1, 2)).sum().backward()

@@ -1,0 +1,1 @@
+"""oneDNN's convolutions of bytes, as torch ships them for x86 processors."""
