@@ -1,12 +1,20 @@
-"""Put the page together: one HTML document with its data, styles, scripts and plotly inside."""
+"""Put the page together: one HTML document with its data, styles, scripts and plotly inside.
+
+Names, numbers and texts of a run's files may come from a stranger. They reach the document through `Markup`
+only, which escapes whatever it is not told to be HTML; the content security policy lets the browser run the
+page's own scripts and no other, and load nothing.
+"""
 
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Sequence
-from html import escape
+from hashlib import sha256
 from importlib.resources import files
 from itertools import cycle
+
+from markupsafe import Markup, escape
 
 from lightning_n2uq.report import curves, tables
 from lightning_n2uq.report.figure import COLORS, Figure
@@ -14,9 +22,9 @@ from lightning_n2uq.report.layer_plots import layer_plots
 from lightning_n2uq.report.network_plots import confusion_matrices, entropy_maps
 from lightning_n2uq.report.run_data import Run
 
-_NO_SNAPSHOTS = (
-    "These runs kept no snapshots of their quantizers: add the callback "
-    "<code>QuantizationMonitor</code> to a run's config to see them here."
+_NO_SNAPSHOTS = Markup(
+    "<p>These runs kept no snapshots of their quantizers: add the callback "
+    "<code>QuantizationMonitor</code> to a run's config to see them here.</p>"
 )
 
 
@@ -38,85 +46,92 @@ def render(runs: Sequence[Run]) -> str:
     ]
     shown = [section for section in sections if section]
     data = {"figures": {figure.key: figure.spec() for figure in figures}}
-    values = {
-        "TITLE": escape(", ".join(run.name for run in runs)),
-        "STYLE": _asset("page.css"),
-        "NAVIGATION": "".join(_link(section) for section in shown),
+    plotly, script = _plotly(), _asset("page.js")
+    values: dict[str, str | Markup] = {
+        "TITLE": ", ".join(run.name for run in runs),
+        "POLICY": f"{_POLICY}; script-src {_hash(plotly)} {_hash(script)}",
+        "STYLE": Markup(_asset("page.css")),
+        "NAVIGATION": Markup("").join(_link(section) for section in shown),
         "LEGEND": _legend(runs),
-        "SECTIONS": "".join(text for _, _, text in shown),
-        "DATA": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
-        "PLOTLY": _plotly(),
-        "SCRIPT": _asset("page.js"),
+        "SECTIONS": Markup("").join(html for _, _, html in shown),
+        "DATA": Markup(json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")),
+        "PLOTLY": Markup(plotly),
+        "SCRIPT": Markup(script),
     }
     return _fill(_asset("page.html"), values)
 
 
-Section = tuple[str, str, str]
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+)
+
+
+def _hash(script: str) -> str:
+    """Returns a script's hash as a source of the content security policy."""
+    return f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
+
+
+Section = tuple[str, str, Markup]
 """Identifier, heading, HTML."""
 
 
-def _section(key: str, title: str, body: str) -> Section:
-    html = (
-        f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>{body}</section>'
-    )
-    return key, title, html
+def _section(key: str, title: str, body: Markup) -> Section:
+    html = Markup('<section id="{0}" aria-labelledby="{0}-title"><h2 id="{0}-title">{1}</h2>{2}</section>')
+    return key, title, html.format(key, title, body)
 
 
-def _link(section: Section) -> str:
-    return f'<li><a href="#{section[0]}">{section[1]}</a></li>'
+def _link(section: Section) -> Markup:
+    return Markup('<li><a href="#{}">{}</a></li>').format(*section[:2])
 
 
 def _plots(key: str, title: str, found: Sequence[Figure], figures: list[Figure]) -> Section | None:
     """Returns a section of plots, or None where the runs have no data for it."""
     figures.extend(found)
-    return _section(key, title, f'<div class="grid">{"".join(map(_plot, found))}</div>') if found else None
+    plots = Markup('<div class="grid">{}</div>').format(Markup("").join(map(_plot, found)))
+    return _section(key, title, plots) if found else None
 
 
-def _plot(figure: Figure) -> str:
-    key, summary = escape(figure.key, quote=True), escape(figure.summary)
-    height = figure.layout.get("height", 360)
-    return (
-        f'<figure aria-labelledby="t-{key}" aria-describedby="c-{key}">'
-        f'<h3 id="t-{key}">{escape(figure.title)}</h3>'
-        f'<div class="plot" data-figure="{key}" style="height:{height}px"></div>'
-        f'<figcaption id="c-{key}">{summary}</figcaption></figure>'
+def _plot(figure: Figure) -> Markup:
+    return Markup(
+        '<figure aria-labelledby="t-{key}" aria-describedby="c-{key}"><h3 id="t-{key}">{title}</h3>'
+        '<div class="plot" data-figure="{key}" style="height:{height}px"></div>'
+        '<figcaption id="c-{key}">{summary}</figcaption></figure>'
+    ).format(
+        key=figure.key,
+        title=figure.title,
+        height=int(figure.layout.get("height", 360)),
+        summary=figure.summary,
     )
 
 
 def _layers(runs: Sequence[Run], figures: list[Figure]) -> Section | None:
     names = list(dict.fromkeys(name for run in runs for name in run.layers))
     if not names:
-        return _section("layers", "Layers", f"<p>{_NO_SNAPSHOTS}</p>")
-    groups = []
+        return _section("layers", "Layers", _NO_SNAPSHOTS)
+    groups = Markup("")
     for i, name in enumerate(names):
         found = layer_plots(runs, name)
         figures.extend(found)
-        hidden = "" if i == 0 else " hidden"
-        plots = "".join(map(_plot, found))
-        groups.append(
-            f'<div class="grid layer" data-layer="{escape(name, quote=True)}"{hidden}>{plots}</div>'
-        )
-    options = "".join(f"<option>{escape(name)}</option>" for name in names)
-    chooser = f'<p><label>Layer <select id="layer">{options}</select></label> <span role="status"></span></p>'
-    overview = "".join(tables.layers_table(run) for run in runs if run.snapshots)
-    return _section("layers", "Layers", overview + chooser + "".join(groups))
+        hidden = Markup(" hidden" if i else "")
+        group = Markup('<div class="grid layer" data-layer="{}"{}>{}</div>')
+        groups += group.format(name, hidden, Markup("").join(map(_plot, found)))
+    options = tables.joined("<option>{}</option>", names)
+    chooser = Markup('<p><label>Layer <select id="layer">{}</select></label> <span role="status"></span></p>')
+    overview = Markup("").join(tables.layers_table(run) for run in runs if run.snapshots)
+    return _section("layers", "Layers", overview + chooser.format(options) + groups)
 
 
-def _configs(runs: Sequence[Run]) -> str:
-    texts = "".join(
-        f"<details><summary>config.yaml of {escape(run.name)}</summary>"
-        f'<pre tabindex="0">{escape(run.config)}</pre></details>'
-        for run in runs
-        if run.config
-    )
-    compared = tables.config_table(runs) if sum(bool(run.config) for run in runs) > 1 else ""
-    return compared + texts or "<p>These runs kept no config.yaml.</p>"
+def _configs(runs: Sequence[Run]) -> Markup:
+    text = Markup('<details><summary>config.yaml of {}</summary><pre tabindex="0">{}</pre></details>')
+    texts = Markup("").join(text.format(run.name, run.config) for run in runs if run.config)
+    compared = tables.config_table(runs) if sum(bool(run.config) for run in runs) > 1 else Markup("")
+    return compared + texts or Markup("<p>These runs kept no config.yaml.</p>")
 
 
-def _legend(runs: Sequence[Run]) -> str:
-    return "".join(
-        f'<li><span class="swatch" style="background:{color}"></span>{escape(run.name)}</li>'
-        for run, color in zip(runs, cycle(COLORS), strict=False)
+def _legend(runs: Sequence[Run]) -> Markup:
+    item = Markup('<li><span class="swatch" style="background:{}"></span>{}</li>')
+    return Markup("").join(
+        item.format(color, run.name) for run, color in zip(runs, cycle(COLORS), strict=False)
     )
 
 
@@ -135,7 +150,7 @@ def _asset(name: str) -> str:
     return files("lightning_n2uq.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _fill(template: str, values: dict[str, str]) -> str:
-    """Fills in all values in one pass, so that none is searched for another's mark."""
+def _fill(template: str, values: dict[str, str | Markup]) -> str:
+    """Fills in all values in one pass, so that none is searched for another's mark; escapes what is text."""
     parts = template.split("@@")
-    return "".join(values[part] if i % 2 else part for i, part in enumerate(parts))
+    return "".join(escape(values[part]) if i % 2 else part for i, part in enumerate(parts))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from markupsafe import Markup
 
 from lightning_n2uq.report.run_data import Run
 
@@ -23,21 +24,23 @@ _LAYER_COLUMNS = {
 _ALARMING = ("weight_dead_levels", "activation_dead_levels", "widths_at_floor")  # above 0
 
 
-def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns an HTML table of escaped cells; the first cell of each row is its header."""
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
-    body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>'
-        for row in rows
-    )
-    label = f'role="region" tabindex="0" aria-label="{escape(caption)}"'
-    return (
-        f'<div class="scroll" {label}><table><caption>{escape(caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Markup:
+    """Returns an HTML table; whatever is no `Markup` is escaped. The first cell of each row is its header."""
+    head = joined('<th scope="col">{}</th>', columns)
+    cells = [(row[0], joined("<td>{}</td>", row[1:])) for row in rows]
+    body = Markup("").join(Markup('<tr><th scope="row">{}</th>{}</tr>').format(*row) for row in cells)
+    return Markup(
+        '<div class="scroll" role="region" tabindex="0" aria-label="{0}"><table><caption>{0}</caption>'
+        "<thead><tr>{1}</tr></thead><tbody>{2}</tbody></table></div>"
+    ).format(caption, head, body)
 
 
-def runs_table(runs: Sequence[Run]) -> str:
+def joined(element: str, values: Iterable[object]) -> Markup:
+    """Returns one element per value, one after the other; values are escaped unless they are `Markup`."""
+    return Markup("").join(Markup(element).format(value) for value in values)
+
+
+def runs_table(runs: Sequence[Run]) -> Markup:
     """Returns a row per run: last values of what matters most, and the highest validation accuracy."""
     names = [name for name in _RUN_METRICS if any(name in run.metrics for run in runs)]
     rows = []
@@ -45,30 +48,30 @@ def runs_table(runs: Sequence[Run]) -> str:
         cells = [_number(run.metrics[n].last if n in run.metrics else None) for n in names]
         accuracy = [v for v in run.metrics["val/acc"].values if v == v] if "val/acc" in run.metrics else []
         best = _number(max(accuracy, default=None))
-        rows.append([escape(run.name), *cells, best])
+        rows.append([run.name, *cells, best])
     return table("Runs (last values)", ["run", *names, "best val/acc"], rows)
 
 
-def layers_table(run: Run) -> str:
+def layers_table(run: Run) -> Markup:
     """Returns a row per layer of the last snapshot; what needs a look is marked in colour and in words."""
     rows = []
     for layer in run.layers.values():
         scalars = layer.scalars()
         cells = [_cell(name, scalars.get(name)) for name in _LAYER_COLUMNS]
         bits = "/".join(str(part.bits) if part else "-" for part in (layer.weight, layer.activation))
-        rows.append([escape(layer.name), bits, *cells])
+        rows.append([layer.name, bits, *cells])
     columns = ["layer", "bits (W/A)", *_LAYER_COLUMNS.values()]
     return table(f"Layers of {run.name} at step {run.snapshots[-1].step}", columns, rows)
 
 
-def config_table(runs: Sequence[Run]) -> str:
+def config_table(runs: Sequence[Run]) -> Markup:
     """Returns the settings in which the runs differ."""
     flat = [flatten(_yaml(run.config)) for run in runs]
     keys = sorted({key for settings in flat for key in settings})
     differing = [key for key in keys if len({repr(settings.get(key)) for settings in flat}) > 1]
-    rows = [[escape(key), *(escape(str(settings.get(key, "-"))) for settings in flat)] for key in differing]
+    rows = [[key, *(settings.get(key, "-") for settings in flat)] for key in differing]
     if not rows:
-        return "<p>The configs do not differ.</p>"
+        return Markup("<p>The configs do not differ.</p>")
     return table("Settings that differ", ["setting", *(run.name for run in runs)], rows)
 
 
@@ -96,5 +99,5 @@ def _number(value: float | None) -> str:
 
 def _cell(name: str, value: float | None) -> str:
     if name in _ALARMING and value:
-        return f'<strong class="alarm">{value:g} (look)</strong>'
+        return Markup('<strong class="alarm">{:g} (look)</strong>').format(value)
     return _number(value)

@@ -122,3 +122,18 @@ def test_screen_readers_get_headings_names_and_words(page):
     assert page.locator("h1").count() == 1
     assert page.get_by_role("combobox", name="Layer").count() == 1
     assert page.get_by_role("figure", name="val/acc").count() == 1
+
+
+def test_the_browser_runs_no_script_but_the_pages_own(page):
+    page.evaluate(
+        """() => {
+            const script = document.createElement("script");
+            script.textContent = "window.foreign = true";
+            document.body.append(script);
+            const image = "<img src='data:,' onerror='window.foreign = true'>";
+            document.body.insertAdjacentHTML("beforeend", image);
+        }"""
+    )
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.foreign") is None
+    assert page.evaluate("typeof Plotly") == "object"

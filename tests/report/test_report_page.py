@@ -56,6 +56,73 @@ def test_names_of_a_run_cannot_break_the_page(tmp_path):
     assert any("</script><i>" in key for key in data_of(text))
 
 
+HOSTILE = "\"'></option></pre><script>alert(1)</script><img src=x onerror=alert(1)>"
+
+
+def leaves(value, path=()):
+    """Yields the paths of all plain values of parsed JSON, dictionaries' keys included."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield (*path, key), True
+            yield from leaves(part, (*path, key))
+    elif isinstance(value, list):
+        for i, part in enumerate(value[:1]):
+            yield from leaves(part, (*path, i))
+    else:
+        yield path, False
+
+
+def with_hostile(value, path, as_key):
+    copy = json.loads(json.dumps(value))
+    place = copy
+    for step in path[:-1]:
+        place = place[step]
+    if as_key:
+        place[HOSTILE] = place.pop(path[-1])
+    else:
+        place[path[-1]] = HOSTILE
+    return copy
+
+
+def hostile_runs(tmp_path):
+    """Yields run folders in which one value each, of every field of every file, is a script."""
+    for name in ("quantization.jsonl", "confusion.json"):
+        text = (write_run(tmp_path / "model" / name) / name).read_text()
+        first, *rest = text.splitlines() if name.endswith("jsonl") else [text]
+        for i, (path, as_key) in enumerate(leaves(json.loads(first))):
+            folder = write_run(tmp_path / f"{name}-{i}")
+            changed = json.dumps(with_hostile(json.loads(first), path, as_key))
+            (folder / name).write_text("\n".join([changed, *rest]))
+            yield folder
+    for name, old in {"metrics.csv": "val/acc", "config.yaml": "lr"}.items():
+        folder = write_run(tmp_path / f"in-{name}")
+        file = folder / name
+        file.write_text(file.read_text().replace(old, HOSTILE.replace('"', "")))
+        yield folder
+
+
+def test_no_field_of_any_file_can_put_html_into_the_page(tmp_path):
+    pages = 0
+    for folder in hostile_runs(tmp_path):
+        try:
+            text = page(tmp_path, folder)
+        except ValueError:  # a number that is none: one line, no page
+            continue
+        pages += 1
+        assert "<script>alert" not in text, folder
+        assert "<img src=x" not in text, folder
+    assert pages > 20  # most fields are only shown
+
+
+def test_bits_that_are_html_are_shown_as_text(tmp_path):
+    folder = write_run(tmp_path / "a")
+    lines = (folder / "quantization.jsonl").read_text().replace('"bits": 2', '"bits": "<script>x</script>"')
+    (folder / "quantization.jsonl").write_text(lines)
+    text = page(tmp_path, folder)
+    assert "&lt;script&gt;x&lt;/script&gt;/&lt;script&gt;" in text
+    assert "<script>x" not in text
+
+
 def test_two_runs_stand_side_by_side_and_their_configs_are_compared(tmp_path):
     first = write_run(tmp_path / "a" / "run", lr=0.002)
     second = write_run(tmp_path / "b" / "run", seed=1, lr=0.001)
