@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -15,6 +16,9 @@ import pytest
 from listening import listeners
 
 import lightning_n2uq
+from lightning_n2uq.cli import main
+from lightning_n2uq.cli.configs import run_name
+from lightning_n2uq.datamodules._data import image_files
 from lightning_n2uq.datamodules._data.decode import MAX_PIXELS, BrokenImageError, decode
 
 SOURCES = sorted(
@@ -133,6 +137,70 @@ def test_a_decompression_bomb_is_refused_before_it_unfolds(side, words):
     assert line.startswith("broken image file train/cat/bomb.png: ")
     assert words in line
     assert "\n" not in line
+
+
+def test_an_archive_of_one_huge_image_is_refused_before_it_unfolds(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_files, "MAX_BYTES", 2**20)
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train/cat/0.png", bytes(2**26))
+        archive.writestr("train/cat/1.png", b"small")
+    source = image_files.open_source(path)
+    tracemalloc.start()
+    with pytest.raises(BrokenImageError, match=f"train/cat/0.png: {2**26} bytes, allowed are {2**20}"):
+        source.read("train/cat/0.png")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+    assert source.read("train/cat/1.png") == b"small"
+
+
+def test_a_file_on_disk_is_bounded_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_files, "MAX_BYTES", 100)
+    (tmp_path / "0.png").write_bytes(bytes(101))
+    with pytest.raises(BrokenImageError, match=r"0.png: 101 bytes, allowed are 100"):
+        image_files.open_source(tmp_path).read("0.png")
+
+
+def test_damaged_bytes_of_an_archive_are_a_broken_image(tmp_path):
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train/cat/0.png", os.urandom(4000))
+    content = bytearray(path.read_bytes())
+    content[2000] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(BrokenImageError, match=r"train/cat/0\.png"):
+        image_files.open_source(path).read("train/cat/0.png")
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../tmp/x", "/abs", "~/x", "a/../../b", "..", "C:\\x", "a\x1b[2J", "a\x00b"]
+)
+def test_a_configs_name_cannot_leave_the_folder_of_the_runs(tmp_path, name):
+    config = tmp_path / "c.yaml"
+    config.write_text(f"# name: {name}\nmodel: null\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^config: .*c\.yaml' names its run .* allowed is a relative path"):
+        run_name([str(config)])
+
+
+def test_names_that_runs_have_are_allowed(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("# name: digits/n2uq_w2a2+nuqsgd (2)\n")
+    assert run_name([str(config)]) == "digits/n2uq_w2a2+nuqsgd (2)"
+
+
+def test_an_argument_that_unfolds_to_a_billion_entries_is_refused_at_once(capsys):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    text = "{" + ", ".join([*lines, "x: *a8"]) + "}"
+    for arguments in ([f"--model.init_args.backbone_args={text}"], ["--model.init_args.backbone_args", text]):
+        assert main(["fit", "--config", "digits/n2uq_w2a2", *arguments]) == 2
+        line = capsys.readouterr().err
+        assert "entries, allowed are 100000" in line
+        assert line.count("\n") == 1
+    recursive = "&m {a: *m}"
+    assert main(["fit", "--config", "digits/n2uq_w2a2", "--model.init_args.backbone_args", recursive]) == 2
+    assert "holds itself" in capsys.readouterr().err
 
 
 def test_the_bound_lets_large_photographs_pass():

@@ -2,9 +2,13 @@
 
 import os
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+from lightning_n2uq.datamodules._data.decode import BrokenImageError
+
+MAX_BYTES = 2**28  # 256 MiB of one encoded image: an archive of a few megabytes may claim any size
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
@@ -22,9 +26,26 @@ class ImageSource(ABC):
     def images(self, under: str) -> list[str]:
         """Returns the sorted names of all image files anywhere below `under`."""
 
-    @abstractmethod
     def read(self, name: str) -> bytes:
-        """Returns a file's bytes."""
+        """Returns a file's bytes.
+
+        Raises:
+            BrokenImageError: The file has more than `MAX_BYTES`, or its bytes cannot be unpacked.
+        """
+        size = self._size(name)
+        if size > MAX_BYTES:
+            raise BrokenImageError(
+                f"broken image file {self.where(name)}: {size} bytes, allowed are {MAX_BYTES}"
+            )
+        return self._bytes(name)
+
+    @abstractmethod
+    def _size(self, name: str) -> int:
+        """Returns a file's length in bytes, without reading it."""
+
+    @abstractmethod
+    def _bytes(self, name: str) -> bytes:
+        """Reads a file whose size is allowed."""
 
     @abstractmethod
     def stamp(self, name: str) -> str:
@@ -54,8 +75,10 @@ class FolderSource(ImageSource):
             found.extend(f"{prefix}/{file}" for file in files if is_image(file))
         return sorted(found)
 
-    def read(self, name: str) -> bytes:
-        """Implements `ImageSource`."""
+    def _size(self, name: str) -> int:
+        return (self.root / name).stat().st_size
+
+    def _bytes(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
 
     def stamp(self, name: str) -> str:
@@ -100,9 +123,14 @@ class ZipSource(ImageSource):
         """Implements `ImageSource`."""
         return [name for name in self._names if name.startswith(f"{under}/") and is_image(name)]
 
-    def read(self, name: str) -> bytes:
-        """Implements `ImageSource`."""
-        return self._archive().read(self._prefix + name)
+    def _size(self, name: str) -> int:
+        return self._archive().getinfo(self._prefix + name).file_size
+
+    def _bytes(self, name: str) -> bytes:
+        try:
+            return self._archive().read(self._prefix + name)  # at most the size that the directory states
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise BrokenImageError(f"broken image file {self.where(name)}: {error}") from error
 
     def stamp(self, name: str) -> str:
         """Returns the size and the checksum from the archive's directory."""

@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import yaml
 
@@ -54,13 +54,37 @@ def check_config(path: str) -> None:
     if size > MAX_BYTES:
         raise ValueError(f"config: {path!r} has {size} bytes, allowed are {MAX_BYTES}")
     try:
-        root = yaml.compose(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)
-        entries = 0 if root is None else _unfolded(root, {}, 0)
+        _check_entries(Path(path).read_text(encoding="utf-8"), f"config: {path!r}")
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"config: cannot read {path!r} as YAML ({reason})") from error
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Refuses arguments whose value unfolds into more than anything here needs: the parser reads YAML there.
+
+    Raises:
+        ValueError: An argument is too large or holds itself; one line.
+    """
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        name = flag if equals and flag.startswith("--") else "argument"
+        for text in {argument, value}:
+            if "*" not in text or "&" not in text:  # no alias, no unfolding
+                continue
+            try:
+                _check_entries(text, f"{name}: {text[:60]!r}")
+            except yaml.YAMLError:  # a glob, a query: a plain string to the parser, too
+                continue
+            except RecursionError as error:
+                raise ValueError(f"{name}: {text[:60]!r} is {error}") from error
+
+
+def _check_entries(text: str, name: str) -> None:
+    root = yaml.compose(text, yaml.SafeLoader)
+    entries = 0 if root is None else _unfolded(root, {}, 0)
     if entries > MAX_ENTRIES:
-        raise ValueError(f"config: {path!r} unfolds to {entries} entries, allowed are {MAX_ENTRIES}")
+        raise ValueError(f"{name} unfolds to {entries} entries, allowed are {MAX_ENTRIES}")
 
 
 def _unfolded(node: yaml.Node, known: dict[int, int], depth: int) -> int:
@@ -76,8 +100,18 @@ def _unfolded(node: yaml.Node, known: dict[int, int], depth: int) -> int:
 
 def run_name(paths: list[str]) -> str:
     """Returns the name of a run's folder: `digits/n2uq_w2a2`, further configs appended with `+`."""
-    names = [_name(path) for path in paths]
+    names = [_checked(_name(path), path) for path in paths]
     return "+".join(names[:1] + [name.rpartition("/")[2] for name in names[1:]]) or "default"
+
+
+def _checked(name: str, path: str) -> str:
+    """Returns the name if a folder of that name lies below the runs, wherever the config is from."""
+    parts = PurePosixPath(name).parts
+    if not parts or name[0] in "/~" or ".." in parts or "\\" in name or not name.isprintable():
+        raise ValueError(
+            f"config: {path!r} names its run {name[:100]!r}, allowed is a relative path without '..'"
+        )
+    return name
 
 
 def _name(path: str) -> str:

@@ -23,7 +23,7 @@ from lightning_n2uq.cli.arguments import (
     resolve_arguments,
     with_saved_config,
 )
-from lightning_n2uq.cli.configs import check_config, run_name
+from lightning_n2uq.cli.configs import check_arguments, check_config, run_name
 from lightning_n2uq.cli.errors import is_user_error
 from lightning_n2uq.cli.failures import impossible, meaning
 from lightning_n2uq.cli.parser import OWN_KEYS, TRAINER_DEFAULTS, WANDB_VARIABLE, add_options, check_linked
@@ -37,6 +37,7 @@ require(LightningCLI, "_parse_ckpt_path", "_instantiate_trainer", "_run_subcomma
 def run_training_command(command: str, arguments: list[str]) -> int:
     """Runs `fit`, `validate`, `test` or `predict` with its arguments; returns the exit code."""
     quiet_lightning()
+    check_arguments(arguments)
     arguments, paths = resolve_arguments(with_saved_config(arguments))
     for path in paths:
         check_config(path)
