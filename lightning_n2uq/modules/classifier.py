@@ -24,6 +24,7 @@ from lightning_n2uq.modules.published import (
     published_schedule_factor,
     set_numerics,
 )
+from lightning_n2uq.modules.same_network import check_same_network
 from lightning_n2uq.modules.schedules import SCHEDULES, schedule_factor
 from lightning_n2uq.modules.void_choices import void_choices
 from lightning_n2uq.utils.torchvision_models import TORCHVISION
@@ -202,6 +203,16 @@ class QuantizedClassifier(LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits `(batch, num_classes)` of images `(batch, in_channels, height, width)`."""
         return cast(Tensor, self.backbone(images))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses the checkpoint of another network, whose weights may fit all the same.
+
+        Raises:
+            ValueError: An argument differs that changes what the network computes.
+        """
+        saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY)
+        if saved is not None:
+            check_same_network(QuantizedClassifier, self.hparams, saved, "ckpt_path")
 
     def setup(self, stage: str) -> None:
         """Loads the teacher before a fit, and initial weights unless the run is resumed."""

@@ -87,6 +87,13 @@ def test_a_checkpoint_alone_is_enough_to_test_validate_and_predict(trained, in_e
     assert sum(float(rows[0][f"probability_{c}"]) for c in range(10)) == pytest.approx(1, abs=1e-5)
 
 
+def test_arguments_of_training_alone_are_free_in_evaluation(trained, in_empty_folder, capsys):
+    ckpt = ["--ckpt_path", str(trained[0] / "last.ckpt")]
+    free = ["--model.lr", "0.5", "--model.weight_gradient", "straight_through", "--model.schedule", "cosine"]
+    assert main(["test", *SMALL, *free, *ckpt]) == 0
+    assert "test/acc " in capsys.readouterr().out
+
+
 def test_a_checkpoint_called_best_uses_the_config_beside_it(trained, in_empty_folder, capsys):
     for name in ("config.yaml", "last.ckpt"):
         shutil.copy(trained[0] / name, in_empty_folder)
@@ -120,10 +127,14 @@ def test_the_command_to_resume_leaves_out_where_the_run_started():
     assert command_to_resume(started) == shown
 
 
-def test_a_checkpoint_of_another_network_is_refused_in_one_line(trained, in_empty_folder, capsys):
-    arguments = ["--config", "digits/n2uq_w3a3.yaml", "--ckpt_path", str(trained[0] / "last.ckpt")]
-    assert main(["test", *arguments]) == 2
-    assert "ckpt_path: the checkpoint does not fit this model" in capsys.readouterr().err
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_a_checkpoint_of_another_network_is_refused_in_one_line(trained, in_empty_folder, capsys, command):
+    other = ["--model.weight_bits", "4", "--ckpt_path", str(trained[0] / "last.ckpt")]
+    assert main([command, *SMALL, *other]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    message = "ckpt_path: the checkpoint's network has weight_bits 2, but the model has weight_bits 4"
+    assert line == f"n2uq: error: {message}"
+    assert not list(in_empty_folder.rglob("*.csv"))
 
 
 def test_test_after_fit_reports_the_best_checkpoint(in_empty_folder, capsys):
