@@ -116,7 +116,7 @@ def _conv2d(
     backend: str = "auto",
 ) -> Tensor:
     out = F.conv2d(y, quantized, bias, stride, padding, dilation, groups)
-    ordered: Tensor = load(OP, y.device, backend).ordered(out)
+    ordered: Tensor = load(OP, y.device, backend).ordered(out, y)
     return ordered
 
 
@@ -150,7 +150,7 @@ def _packed_conv2d_backward(
     if grads.weight is not None and weight_scale is not None:
         through = _through_scale(grads.weight, weight_scale, straight_through, weight.dtype)
         grads = grads._replace(weight=through)
-    return _laid_out(grads, weight, kernels)
+    return _laid_out(grads, y, weight, kernels)
 
 
 @_packed_conv2d_backward.register_fake
@@ -171,11 +171,12 @@ def _(
     needed: Sequence[bool],
     backend: str = "auto",
 ) -> list[Tensor]:
-    y = grad.new_empty(size)
+    kernels = load(OP, packed.device, backend)
+    y = kernels.empty_rebuilt(packed, size, grad.dtype)
     grads = _gradients(grad, y, weight, [stride, padding, dilation], groups, needed)
     if grads.weight is not None and weight_scale is not None:
         grads = grads._replace(weight=grads.weight.to(weight.dtype))
-    return _laid_out(grads, weight, load(OP, packed.device, backend))
+    return _laid_out(grads, y, weight, kernels)
 
 
 def _gradients(
@@ -198,11 +199,11 @@ def _through_scale(grad: Tensor, scale: Tensor, straight_through: bool, dtype: t
     return grad.to(dtype) if straight_through else through_scale(grad, scale, dtype, owned=True)
 
 
-def _laid_out(grads: ConvGradients, weight: Tensor, kernels: ModuleType) -> list[Tensor]:
-    """Returns the gradients without None, in an order of memory that no convolution has chosen."""
+def _laid_out(grads: ConvGradients, y: Tensor, weight: Tensor, kernels: ModuleType) -> list[Tensor]:
+    """Returns the gradients without None, in the memory order of the input `y` and of the weight."""
     dx, dweight, dbias = grads
     if dx is not None:
-        dx = kernels.ordered(dx)
+        dx = kernels.ordered(dx, y)
     if dweight is not None and dweight.stride() != weight.stride():
         dweight = torch.empty_like(weight, dtype=dweight.dtype).copy_(dweight)
     return present((dx, dweight, dbias))

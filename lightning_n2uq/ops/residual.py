@@ -127,7 +127,7 @@ def _(
     backend: str,
 ) -> list[Tensor]:
     kernels = load(OP, x.device, backend)
-    maps = [kernels.empty_map(x, x.dtype), kernels.empty_map(other, other.dtype)]
+    maps = [kernels.empty_map(x, x.dtype), kernels.empty_map(x, other.dtype)]
     return [*maps, *(p.new_empty(p.shape) for p in (*norm, *act, *other_norm))]
 
 

@@ -60,8 +60,8 @@ def _(
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     kernels = load(OP, x.device, backend)
-    pooled = x.new_empty(*x.shape[:2], *Window(kernel, stride, padding).pooled(x.shape[2:]))
-    y, taps = kernels.empty_map(pooled, x.dtype), kernels.empty_map(pooled, torch.uint8)
+    size = [*x.shape[:2], *Window(kernel, stride, padding).pooled(x.shape[2:])]
+    y, taps = kernels.empty_map(x, x.dtype, size), kernels.empty_map(x, torch.uint8, size)
     return y, taps, x.new_empty(2, x.shape[1], dtype=torch.float32)
 
 

@@ -141,11 +141,12 @@ def test_chain_with_norm_equals_plain_layers() -> None:
 @given(bits=st.integers(1, 8), pixels=st.integers(1, 70), seed=st.integers(0, 99))
 def test_packing_is_a_round_trip(bits: int, pixels: int, seed: int) -> None:
     codes = torch.randint(2**bits, (2, 3, pixels), generator=torch.Generator().manual_seed(seed))
-    packed = fused_reference.pack(codes, torch.zeros(2, 3, dtype=torch.bool), bits)
+    packed = fused_reference.pack(codes, torch.zeros(codes.shape, dtype=torch.bool), bits)
     assert packed.shape == (2, 3, packed_bytes(pixels, bits))
     outputs = torch.arange(2.0**bits)
     for backend in ("reference", "numba"):
-        assert torch.equal(load(OP, CPU, backend).unpack(packed, outputs, pixels), codes.float())
+        rebuilt = load(OP, CPU, backend).unpack(packed, outputs, codes.shape, torch.float32)
+        assert torch.equal(rebuilt, codes.float())
 
 
 @pytest.mark.parametrize("kernels", ["reference", "numba"])

@@ -1,16 +1,19 @@
-"""What the backends that work on contiguous maps share: planes, their batch norm, the format of packed codes.
+"""What the backends on CPU share: the layout of maps, their batch norm, the format of packed codes.
 
-A map `[N, C, ...]` is computed as planes, `[N, C, P]` in float32.
+A map `[N, C, ...]` is computed as planes, `[N, C, P]` in float32; a channels-last one as rows
+(`common.rows`). The layout of results is that of the input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_n2uq.ops.backends.common.rows import from_rows, is_rows, rows
+from lightning_n2uq.ops.backends.common.rows import packed_shape as packed_rows_shape
 from lightning_n2uq.ops.formats.fused_activation import ChannelGradients, NormParameters, PReLUParameters
 from lightning_n2uq.ops.tables import output_step
 
@@ -31,19 +34,42 @@ class PlaneNorm(NamedTuple):
     shift: Tensor
 
 
+def kernel_map(x: Tensor, like: Tensor) -> Tensor:
+    """Returns a map as kernels take it: rows `[R, C]` if the map `like` is channels-last, or else planes."""
+    return rows(x) if is_rows(like) else planes(x)
+
+
+def map_of(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Returns rows or planes as a map of that size again."""
+    return from_rows(x, size) if x.dim() == 2 else x.reshape(size)
+
+
 def planes(x: Tensor) -> Tensor:
     """Returns `[N, C, ...]` as contiguous `[N, C, P]` float32."""
     return x.detach().float().reshape(*x.shape[:2], -1).contiguous()
 
 
-def empty_map(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns an empty map of the shape of `x`, in the memory order in which the kernels leave it."""
-    return x.new_empty(x.shape, dtype=dtype)
+def empty_map(x: Tensor, dtype: torch.dtype, size: Sequence[int] | None = None) -> Tensor:
+    """Returns an empty map in the memory order in which kernels leave it that work on `x`.
+
+    Args:
+        x: The map that the kernels work on.
+        dtype: The dtype of the result.
+        size: The shape of the result; None stands for that of `x`.
+    """
+    order = torch.channels_last if is_rows(x) else torch.contiguous_format
+    return torch.empty(x.shape if size is None else size, dtype=dtype, device=x.device, memory_format=order)
 
 
-def ordered(x: Tensor) -> Tensor:
-    """Returns a map of other operators in the memory order that the kernels want: any will do."""
-    return x
+def ordered(x: Tensor, like: Tensor) -> Tensor:
+    """Returns a map of another operator in the memory order of the map `like`, its input."""
+    return x.contiguous(memory_format=torch.channels_last) if is_rows(like) else x.contiguous()
+
+
+def empty_rebuilt(packed: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Returns an empty map of that size in the memory order of the one whose codes these are."""
+    order = torch.channels_last if packed.dim() == 2 else torch.contiguous_format
+    return torch.empty(size, dtype=dtype, device=packed.device, memory_format=order)
 
 
 def measured_norm(
@@ -52,12 +78,12 @@ def measured_norm(
     """Returns mean and biased variance, `[2, C]` float32, and the norm; `[2, 0]` and None without a norm.
 
     Args:
-        x: `[N, C, P]` float32.
+        x: Planes `[N, C, P]` float32, or rows `[R, C]`.
         norm: The norm's parameters, or None.
         statistics: Returns mean and biased variance of every channel, `[C]` float64.
     """
     if norm is None:
-        return x.new_empty(2, 0), None
+        return x.new_empty(2, 0, dtype=torch.float32), None
     stats = torch.stack(statistics(x)).float()
     return stats, known_norm(stats, norm)
 
@@ -98,13 +124,15 @@ def packed_bytes(pixels: int, bits: int) -> int:
 
 
 def packed_shape(x: Tensor, bits: int) -> list[int]:
-    """Returns the shape of the packed codes of a map `[N, C, ...]`."""
+    """Returns the shape of the packed codes of a map `[N, C, ...]`, two-dimensional for rows."""
+    if is_rows(x):
+        return packed_rows_shape(x.numel(), x.shape[1], bits)
     return [*x.shape[:2], packed_bytes(x.shape[2:].numel(), bits)]
 
 
 def has_nan(packed: Tensor) -> bool:
     """Returns whether the packed codes are of a map with a NaN, which no code can say."""
-    return bool(packed[:, :, -1].any())
+    return bool(packed[..., -1].any())
 
 
 def codes_for_backward(packed: Tensor) -> Tensor | None:

@@ -6,20 +6,26 @@ float64 additions come in another order.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_n2uq.ops.backends.common.jit import Array, array, run_chunks
+from lightning_n2uq.ops.backends.common.jit import array, run_chunks
 from lightning_n2uq.ops.backends.common.plane_operators import PlaneActivation
 from lightning_n2uq.ops.backends.common.planes import (
     PlaneNorm,
     codes_for_backward,
     empty_map,
+    empty_rebuilt,
     has_nan,
     ordered,
     packed_shape,
 )
+from lightning_n2uq.ops.backends.numba import fused_activation_rows
+from lightning_n2uq.ops.backends.numba.channel_tables import act_table, moments_table, norm_table
 from lightning_n2uq.ops.backends.numba.code_loops import rebuild_channels
 from lightning_n2uq.ops.backends.numba.code_map_loops import code_channels
 from lightning_n2uq.ops.backends.numba.fused_activation_loops import (
@@ -35,6 +41,7 @@ __all__ = [
     "backward",
     "codes_for_backward",
     "empty_map",
+    "empty_rebuilt",
     "forward",
     "has_nan",
     "ordered",
@@ -48,7 +55,9 @@ COUNTED = 4096  # elements to share a histogram, whose clearing and adding up co
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns mean and biased variance of every channel of `[N, C, P]`, `[C]` float64."""
+    """Returns mean and biased variance of every channel of planes or rows, `[C]` float64."""
+    if x.dim() == 2:
+        return fused_activation_rows.statistics(x)
     stats = np.empty((2, x.shape[1]))
     run_chunks(statistics_channels, x.shape[1], smallest(x), array(x), stats)
     return torch.from_numpy(stats[0]), torch.from_numpy(stats[1])
@@ -61,7 +70,9 @@ def quantize(
     tables: ThresholdTables,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the quantized chain (as uint8: its codes) and packed codes of `[N, C, P]` float32."""
+    """Returns the quantized chain in `dtype` (uint8: its codes; float32 of planes), packed codes."""
+    if x.dim() == 2:
+        return fused_activation_rows.quantize(x, norm, act, tables, dtype)
     channels = x.shape[1]
     bits = tables.thresholds.numel().bit_length()
     y = torch.empty_like(x, dtype=dtype)
@@ -76,9 +87,11 @@ def quantize(
     return y, packed
 
 
-def unpack(packed: Tensor, outputs: Tensor, pixels: int) -> Tensor:
-    """Returns the quantized chain `[N, C, P]` from its packed codes; `outputs` is the table `[n + 1]`."""
-    y = torch.empty(*packed.shape[:2], pixels)
+def unpack(packed: Tensor, outputs: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Returns the quantized chain of a map of that size; `outputs` is the table `[n + 1]`."""
+    if packed.dim() == 2:
+        return fused_activation_rows.unpack(packed, outputs, size, dtype)
+    y = torch.empty(*packed.shape[:2], math.prod(size[2:]))
     bits = (outputs.numel() - 1).bit_length()
     run_chunks(rebuild_channels, y.shape[1], smallest(y), array(packed), array(outputs), bits, array(y))
     return y
@@ -92,11 +105,13 @@ def gradient(
     tables: ThresholdTables,
     scale_out: Tensor,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Returns the input gradient `[N, C, P]`, sums `[C, 4]`, and the quantizer's segment sums.
+    """Returns the input gradient, sums `[C, 4]`, and the quantizer's segment sums.
 
     The columns of the sums: gradients of the first bias (which is the norm's shift's), of the slope, of the
     second bias, and `sum d (x - mean)`.
     """
+    if x.dim() == 2:
+        return fused_activation_rows.gradient(grad, x, norm, act, tables, scale_out)
     channels, n = x.shape[1], tables.thresholds.numel()
     group = max(1, COUNTED * channels // max(1, x.numel()))  # by the shape alone: the bits hang on it
     groups = -(-channels // group)
@@ -124,27 +139,6 @@ def gradient(
 def smallest(x: Tensor) -> int:
     """Returns the fewest channels worth a thread of their own."""
     return max(1, SMALLEST * x.shape[1] // max(1, x.numel()))
-
-
-def norm_table(norm: PlaneNorm | None, channels: int) -> Array:
-    """Returns `[C, 2]` scale and shift, or no columns."""
-    if norm is None:
-        return np.empty((channels, 0), np.float32)
-    return array(torch.stack([norm.scale, norm.shift], 1))
-
-
-def moments_table(norm: PlaneNorm | None, channels: int) -> Array:
-    """Returns `[C, 3]` mean, 1 / deviation, scale; zeros without a norm."""
-    if norm is None:
-        return np.zeros((channels, 3), np.float32)
-    return array(torch.stack([norm.mean, norm.inverse, norm.scale], 1))
-
-
-def act_table(act: PReLUParameters | None, channels: int) -> Array:
-    """Returns `[C, 3]` bias, slope, bias, or no columns."""
-    if act is None:
-        return np.empty((channels, 0), np.float32)
-    return array(torch.stack([value.float() for value in act], 1))
 
 
 _PLANES = PlaneActivation(statistics, quantize, gradient, unpack)

@@ -1,7 +1,7 @@
 """CPU kernels (numba) of a residual block's end (see `residual_loops`).
 
 The same interface as `reference.residual`, which judges them: equal bit for bit but for sums, whose float64
-additions come in another order. Inputs are float32.
+additions come in another order.
 """
 
 from __future__ import annotations
@@ -13,13 +13,9 @@ from torch import Tensor
 from lightning_n2uq.ops.backends.common.jit import array, run_chunks
 from lightning_n2uq.ops.backends.common.plane_operators import PlaneResidual
 from lightning_n2uq.ops.backends.common.planes import PlaneNorm, empty_map
-from lightning_n2uq.ops.backends.numba.fused_activation import (
-    act_table,
-    moments_table,
-    norm_table,
-    smallest,
-    statistics,
-)
+from lightning_n2uq.ops.backends.numba import residual_rows
+from lightning_n2uq.ops.backends.numba.channel_tables import act_table, moments_table, norm_table
+from lightning_n2uq.ops.backends.numba.fused_activation import smallest, statistics
 from lightning_n2uq.ops.backends.numba.residual_loops import (
     residual_backward,
     residual_forward,
@@ -32,7 +28,9 @@ __all__ = ["backward", "empty_map", "forward"]
 def value(
     x: Tensor, norm: PlaneNorm, other: Tensor, other_norm: PlaneNorm | None, act: PReLUParameters
 ) -> Tensor:
-    """Returns `prelu(norm(x) + other_norm(other) + bias) + bias` of `[N, C, P]`."""
+    """Returns `prelu(norm(x) + other_norm(other) + bias) + bias` of planes or rows."""
+    if x.dim() == 2:
+        return residual_rows.value(x, norm, other, other_norm, act)
     y, channels = torch.empty_like(x), x.shape[1]
     tables = (
         norm_table(norm, channels),
@@ -52,7 +50,9 @@ def gradient(
     other_norm: PlaneNorm | None,
     act: PReLUParameters,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns both inputs' gradients `[N, C, P]`, and for each the sums of `fused_activation.gradient`."""
+    """Returns both inputs' gradients, and for each the sums of `fused_activation.gradient`."""
+    if x.dim() == 2:
+        return residual_rows.gradient(grad, x, norm, other, other_norm, act)
     channels = x.shape[1]
     dx, dother = torch.empty_like(x), torch.empty_like(x)
     sums, other_sums = np.zeros((channels, 4)), np.zeros((channels, 4))

@@ -9,7 +9,9 @@ from lightning_n2uq.ops.backends.common.plane_operators import PlaneResidual
 from lightning_n2uq.ops.backends.common.planes import PlaneNorm, empty_map
 from lightning_n2uq.ops.backends.reference.fused_activation import (
     activation_gradient,
+    as_planes,
     chain,
+    in_form_of,
     norm_gradient,
     statistics,
 )
@@ -29,10 +31,10 @@ def _branch_sum(
 def value(
     x: Tensor, norm: PlaneNorm, other: Tensor, other_norm: PlaneNorm | None, act: PReLUParameters
 ) -> Tensor:
-    """Returns `prelu(norm(x) + other_norm(other) + bias) + bias` of `[N, C, P]`."""
-    u = _branch_sum(x, norm, other, other_norm, act)
-    slope, bias_out = act.slope.detach().to(x.dtype)[:, None], act.bias_out.detach().to(x.dtype)[:, None]
-    return torch.where(u > 0, u, slope * u) + bias_out
+    """Returns `prelu(norm(x) + other_norm(other) + bias) + bias` of planes or rows."""
+    u = _branch_sum(as_planes(x), norm, as_planes(other), other_norm, act)
+    slope, bias_out = act.slope.detach().to(u.dtype)[:, None], act.bias_out.detach().to(u.dtype)[:, None]
+    return in_form_of(torch.where(u > 0, u, slope * u) + bias_out, x, x.dtype)
 
 
 def gradient(
@@ -43,16 +45,18 @@ def gradient(
     other_norm: PlaneNorm | None,
     act: PReLUParameters,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns both inputs' gradients `[N, C, P]`, and for each the sums of `fused_activation.gradient`."""
-    u = _branch_sum(x, norm, other, other_norm, act)
-    d, sums = activation_gradient(grad, u, x, norm, act)
+    """Returns both inputs' gradients, and for each the sums of `fused_activation.gradient`."""
+    source, branch = as_planes(x), as_planes(other)
+    u = _branch_sum(source, norm, branch, other_norm, act)
+    d, sums = activation_gradient(as_planes(grad), u, source, norm, act)
     other_sums = torch.zeros_like(sums)
     other_sums[:, 0] = sums[:, 0]
     dother = d
     if other_norm is not None:
-        other_sums[:, 3] = activation_gradient(d, u, other, other_norm, None)[1][:, 3]
-        dother = norm_gradient(d, other, other_norm, other_sums)
-    return norm_gradient(d, x, norm, sums), dother.clone(), sums, other_sums
+        other_sums[:, 3] = activation_gradient(d, u, branch, other_norm, None)[1][:, 3]
+        dother = norm_gradient(d, branch, other_norm, other_sums)
+    dx = norm_gradient(d, source, norm, sums)
+    return in_form_of(dx, x, x.dtype), in_form_of(dother.clone(), other, other.dtype), sums, other_sums
 
 
 _PLANES = PlaneResidual(statistics, value, gradient)

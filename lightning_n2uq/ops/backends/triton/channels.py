@@ -10,6 +10,7 @@ their sums stay in registers, in float32. Programs leave float64 partial sums; t
 them up in fixed order, which saves a launch.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -67,14 +68,15 @@ def channels_last(x: Tensor) -> Tensor:
     return x.detach().contiguous(memory_format=torch.channels_last)
 
 
-def ordered(x: Tensor) -> Tensor:
-    """Returns a map of other operators in channels-last order, whatever they have chosen."""
+def ordered(x: Tensor, like: Tensor) -> Tensor:
+    """Returns a map of another operator in channels-last order; `like` is its input."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def empty_map(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns an empty channels-last map of the shape of `x`."""
-    return torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last)
+def empty_map(x: Tensor, dtype: torch.dtype, size: Sequence[int] | None = None) -> Tensor:
+    """Returns an empty channels-last map of that size, which None says is that of `x`."""
+    size = x.shape if size is None else size
+    return torch.empty(size, dtype=dtype, device=x.device, memory_format=torch.channels_last)
 
 
 @triton.jit

@@ -99,6 +99,11 @@ def _rebuild_kernel(
         tl.store(y_ptr + begin * channels + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
+def empty_rebuilt(packed: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Returns an empty channels-last map of that size."""
+    return torch.empty(size, dtype=dtype, device=packed.device, memory_format=torch.channels_last)
+
+
 def rebuild(packed: Tensor, scale_out: Tensor, bits: int, size: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Returns the quantized map from its packed codes, channels-last; its levels lie behind the codes."""
     y = torch.empty(size, dtype=dtype, device=packed.device, memory_format=torch.channels_last)

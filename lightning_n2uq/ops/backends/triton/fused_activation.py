@@ -32,6 +32,7 @@ from lightning_n2uq.ops.backends.triton.channels import (
 )
 from lightning_n2uq.ops.backends.triton.codes import (
     codes_for_backward,
+    empty_rebuilt,
     load_codes,
     packed_shape,
     pixel_bytes,
@@ -73,7 +74,16 @@ from lightning_n2uq.ops.formats.fused_activation import ActivationGradients, Nor
 from lightning_n2uq.ops.tables import QuantizerParameters
 from lightning_n2uq.utils.validation import check
 
-__all__ = ["backward", "codes_for_backward", "empty_map", "forward", "ordered", "packed_shape", "rebuild"]
+__all__ = [
+    "backward",
+    "codes_for_backward",
+    "empty_map",
+    "empty_rebuilt",
+    "forward",
+    "ordered",
+    "packed_shape",
+    "rebuild",
+]
 
 MOST_BITS = 4  # of a quantizer on the fused path
 _CLIMBS = tl.constexpr(CLIMBS)
