@@ -208,9 +208,9 @@ def _quantized_weight(conv: FusibleConv2d, dtype: torch.dtype) -> QuantizedWeigh
         or has_hooks(quantizer)
     ):
         return QuantizedWeight(quantizer(conv.weight).to(dtype))
-    quantized, scale = quantize_weight_with_scale(conv.weight.detach(), quantizer.bits)
+    quantized, scale = quantize_weight_with_scale(conv.weight.detach(), quantizer.bits, dtype=dtype)
     through = quantizer.gradient == "straight_through"
-    return QuantizedWeight(quantized.to(dtype), conv.weight, scale, quantizer.bits, through)
+    return QuantizedWeight(quantized, conv.weight, scale, quantizer.bits, through)
 
 
 def _norm_parameters(norm: nn.BatchNorm2d) -> NormParameters:

@@ -144,7 +144,9 @@ def _packed_conv2d_backward(
 ) -> list[Tensor]:
     """Returns those of `ConvGradients` that are `needed`; without a scale `weight` is quantized already."""
     kernels = load(OP, packed.device, backend)
-    quantized = weight if weight_scale is None else apply_scale(weight, weight_scale, weight_bits)
+    quantized = weight
+    if weight_scale is not None:
+        quantized = apply_scale(weight, weight_scale, weight_bits, dtype=grad.dtype)
     y = kernels.rebuild(packed, scale_out, bits, size, grad.dtype)
     grads = _gradients(grad, y, quantized, [stride, padding, dilation], groups, needed)
     if grads.weight is not None and weight_scale is not None:

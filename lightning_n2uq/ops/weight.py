@@ -43,21 +43,27 @@ def quantize_weight(weight: Tensor, bits: int, gradient: str = "scaled") -> Tens
     return quantize_weight_with_scale(weight, bits, gradient)[0]
 
 
-def quantize_weight_with_scale(weight: Tensor, bits: int, gradient: str = "scaled") -> tuple[Tensor, Tensor]:
-    """Returns `quantize_weight` and the scale `S` `[C, 1, ..]` in the compute dtype, without gradient."""
+def quantize_weight_with_scale(
+    weight: Tensor, bits: int, gradient: str = "scaled", dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Returns `quantize_weight`, in `dtype`, and the scale `S` `[C, 1, ..]` in the compute dtype.
+
+    The scale has no gradient. None stands for the dtype of `weight`; another one costs no pass of its own.
+    """
     check_floating("weight", weight)
     if weight.dim() < 2:
         raise ValueError(f"weight: got shape {tuple(weight.shape)}, allowed is [channels, ...], 2-D or more")
     check_integer("bits", bits, 1, 8)
     check_choice("gradient", gradient, GRADIENTS)
-    quantized, scale = _apply(weight, bits, gradient == "straight_through", select(OP, weight.device))
+    quantized, scale = _apply(weight, bits, gradient == "straight_through", select(OP, weight.device), dtype)
     return quantized, scale.detach()
 
 
-def apply_scale(weight: Tensor, scale: Tensor, bits: int, backend: str = "auto") -> Tensor:
+def apply_scale(
+    weight: Tensor, scale: Tensor, bits: int, backend: str = "auto", dtype: torch.dtype | None = None
+) -> Tensor:
     """Returns the quantized weight for a scale that is known already: the same bits, no gradient."""
-    quantized: Tensor = _kernels(weight, backend).quantize(weight, scale, bits, measure=False)
-    return quantized
+    return _quantize(weight, scale, bits, backend, measure=False, dtype=dtype)
 
 
 def through_scale(
@@ -85,31 +91,52 @@ def _kernels(weight: Tensor, backend: str) -> ModuleType:
     return load(OP, weight.device, backend if runs else "reference")
 
 
+def _quantize(
+    weight: Tensor, scale: Tensor, bits: int, backend: str, *, measure: bool, dtype: torch.dtype | None
+) -> Tensor:
+    """Runs the backend's `quantize`; a weight in half precision is rounded to its own dtype first."""
+    wanted = dtype or weight.dtype
+    direct = wanted if weight.dtype == torch.float32 else weight.dtype
+    quantized: Tensor = _kernels(weight, backend).quantize(weight, scale, bits, measure, direct)
+    return quantized.to(wanted)
+
+
 @torch.library.custom_op("lightning_n2uq::quantize_weight", mutates_args=())
 def _quantize_weight(
-    weight: Tensor, bits: int, straight_through: bool, backend: str = "auto"
+    weight: Tensor,
+    bits: int,
+    straight_through: bool,
+    backend: str = "auto",
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     wide = weight.dtype == torch.float64  # in which the order of a backend's sum would show
     scale = reference.weight_scale(weight, bits) if wide else reference.empty_scale(weight)
-    return _kernels(weight, backend).quantize(weight, scale, bits, measure=not wide), scale
+    return _quantize(weight, scale, bits, backend, measure=not wide, dtype=dtype), scale
 
 
 @_quantize_weight.register_fake
-def _(weight: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(weight), reference.empty_scale(weight)
+def _(
+    weight: Tensor,
+    bits: int,
+    straight_through: bool,
+    backend: str = "auto",
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(weight, dtype=dtype), reference.empty_scale(weight)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
-    weight, _, ctx.straight_through, ctx.backend = inputs
+    weight, _, ctx.straight_through, ctx.backend, *_ = inputs
     ctx.dtype = weight.dtype
     ctx.save_for_backward(output[1])
 
 
-def _backward(ctx: Any, grad: Tensor, scale_grad: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
-    if not ctx.straight_through:
-        (scale,) = ctx.saved_tensors
-        grad = through_scale(grad, scale, ctx.dtype, owned=False, backend=ctx.backend)
-    return grad, None, None, None
+def _backward(ctx: Any, grad: Tensor, scale_grad: Tensor) -> tuple[Tensor, None, None, None, None]:  # noqa: ANN401
+    if ctx.straight_through:
+        return grad.to(ctx.dtype), None, None, None, None
+    (scale,) = ctx.saved_tensors
+    through = through_scale(grad, scale, ctx.dtype, owned=False, backend=ctx.backend)
+    return through, None, None, None, None
 
 
 _apply = differentiable(_quantize_weight, _setup_context, _backward)

@@ -74,3 +74,25 @@ def test_a_known_scale_gives_the_same_bits() -> None:
     weight = torch.randn(16, 27)
     quantized, scale = quantize_weight_with_scale(weight, 3)
     assert torch.equal(apply_scale(weight, scale, 3), quantized)
+
+
+@pytest.mark.parametrize("kernels", ["reference", "numba"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_another_dtype_is_the_weight_rounded_once(
+    kernels: str, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    weight = torch.randn(5, 33, 5, 5).contiguous(memory_format=layout)
+    weight[1], weight[2, 3] = 0.0, torch.nan
+    with force(kernels):
+        plain, scale = quantize_weight_with_scale(weight, 3)
+        narrow, same = quantize_weight_with_scale(weight, 3, dtype=dtype)
+        again = apply_scale(weight, scale, 3, dtype=dtype)
+    assert narrow.dtype == dtype
+    assert narrow.stride() == weight.stride()
+    torch.testing.assert_close(same, scale, rtol=0, atol=0, equal_nan=True)
+    for value in (narrow, again):
+        torch.testing.assert_close(value, plain.to(dtype), rtol=0, atol=0, equal_nan=True)
+    leaf = weight.nan_to_num().requires_grad_()
+    quantize_weight_with_scale(leaf, 3, "straight_through", dtype)[0].sum().backward()
+    assert leaf.grad.dtype == torch.float32

@@ -40,7 +40,7 @@ def store(values: Array, y: Array, begin: int) -> None:
 
 
 def _direct(x: types.Array) -> bool:
-    return x.dtype == types.float32
+    return x.dtype != types.int16
 
 
 @overload(loaded, strict=False)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops.backends.common.jit import Array, Number, array, compiled, run_chunks
+from lightning_n2uq.ops.backends.numba.row_loops import store, target
+from lightning_n2uq.ops.backends.numba.threshold_loops import BLOCK
 from lightning_n2uq.ops.backends.reference.weight import gradient
 from lightning_n2uq.ops.layout import flat, flat_like
 from lightning_n2uq.ops.reference import scale_factor
@@ -21,27 +23,28 @@ __all__ = ["gradient", "quantize"]
 SMALLEST = 65536  # weights per thread below which waking a thread costs more than it saves
 
 
-def quantize(weight: Tensor, scale: Tensor, bits: int, measure: bool) -> Tensor:
+def quantize(weight: Tensor, scale: Tensor, bits: int, measure: bool, dtype: torch.dtype) -> Tensor:
     """Returns the quantized weight; see `reference.weight.quantize`."""
-    quantized = torch.empty_like(weight)
+    quantized = torch.empty_like(weight, dtype=dtype)
     if weight.numel() == 0:
         return quantized
-    dtype, channels, n = scale.dtype, scale.numel(), 2**bits - 1
-    target = quantized if quantized.dtype == dtype else torch.empty_like(quantized, dtype=dtype)
+    computed, channels, n = scale.dtype, scale.numel(), 2**bits - 1
+    direct = dtype == computed or (dtype, computed) == (torch.bfloat16, torch.float32)
+    result = quantized if direct else torch.empty_like(quantized, dtype=computed)
     scales = array(scale).reshape(-1)
     number = scales.dtype.type
     run_chunks(
         _channels,
         channels,
         max(1, SMALLEST * channels // weight.numel()),
-        array(flat_like(weight.detach(), quantized).to(dtype)).reshape(channels, -1),
+        array(flat_like(weight.detach(), quantized).to(computed)).reshape(channels, -1),
         scales,
         scale_factor(bits) if measure else 0.0,
         number(n),
-        number(1.5 * 2 ** (23 if dtype == torch.float32 else 52)),
-        array(flat(target)).reshape(channels, -1),
+        number(1.5 * 2 ** (23 if computed == torch.float32 else 52)),
+        array(flat(result)).reshape(channels, -1),
     )
-    return quantized if target is quantized else quantized.copy_(target)
+    return quantized if direct else quantized.copy_(result)
 
 
 @compiled
@@ -80,16 +83,21 @@ def _channels(
     """
     one = n / n
     half = n / (one + one)
+    room = np.empty(BLOCK, weight.dtype)
     for channel in range(first, last):
-        source, target = weight[channel], quantized[channel]
+        source = weight[channel]
         if factor > 0:
             scales[channel] = sum_of_magnitudes(source) / source.size * factor
         scale = scales[channel]
         step = scale / n
         scale = one if scale == 0 else scale
-        for i in range(source.size):
-            s = source[i] / scale
-            s = -one if s < -one else s
-            s = one if s > one else s
-            rounded = (s + one) * half + magic - magic
-            target[i] = (rounded * (one + one) - n) * step
+        for begin in range(0, source.size, BLOCK):
+            end = min(begin + BLOCK, source.size)
+            part, values = source[begin:end], target(quantized[channel], begin, end, room)
+            for i in range(part.size):
+                s = part[i] / scale
+                s = -one if s < -one else s
+                s = one if s > one else s
+                rounded = (s + one) * half + magic - magic
+                values[i] = (rounded * (one + one) - n) * step
+            store(values, quantized[channel], begin)

@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_n2uq.ops import reference
 
 
-def quantize(weight: Tensor, scale: Tensor, bits: int, measure: bool) -> Tensor:
+def quantize(weight: Tensor, scale: Tensor, bits: int, measure: bool, dtype: torch.dtype) -> Tensor:
     """Returns the quantized weight.
 
     Args:
@@ -16,10 +16,11 @@ def quantize(weight: Tensor, scale: Tensor, bits: int, measure: bool) -> Tensor:
         scale: The scale `S` `[C, 1, ..]` in the compute dtype; read, or with `measure` written.
         bits: The code width, 1 to 8.
         measure: Whether the scale is to be found.
+        dtype: The dtype of the result.
     """
     if measure:
         scale.copy_(reference.weight_scale(weight, bits))
-    return torch.empty_like(weight).copy_(reference.quantize_weight(weight, bits))
+    return torch.empty_like(weight, dtype=dtype).copy_(reference.quantize_weight(weight, bits))
 
 
 def gradient(grad: Tensor, scale: Tensor, dtype: torch.dtype, owned: bool) -> Tensor:

@@ -78,9 +78,9 @@ def _gradient_kernel(grad_ptr, target_ptr, scale_ptr, row_length, TILE: tl.const
         tl.store(target_ptr + place, quotient.to(target_ptr.dtype.element_ty), mask=inside)
 
 
-def quantize(weight: Tensor, scale: Tensor, bits: int, measure: bool) -> Tensor:
+def quantize(weight: Tensor, scale: Tensor, bits: int, measure: bool, dtype: torch.dtype) -> Tensor:
     """Returns the quantized weight; see `reference.weight.quantize`."""
-    quantized, channels = torch.empty_like(weight), scale.numel()
+    quantized, channels = torch.empty_like(weight, dtype=dtype), scale.numel()
     if weight.numel() == 0:
         return quantized
     magic = 1.5 * 2.0 ** (23 if scale.dtype == torch.float32 else 52)
