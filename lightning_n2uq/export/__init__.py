@@ -1,9 +1,10 @@
 """Deployment: trained networks as integer networks, in PyTorch, numpy, ONNX, QONNX and safetensors.
 
 A trained network becomes one `Description` (`describe`), a list of plain steps. `ExactNetwork` executes it in
-PyTorch, `run_numpy` in numpy; `save_onnx`, `save_qonnx` and `save_safetensors` write it. Folders: `ir` (what
-a deployed network is), `lower` (how a trained one becomes it), `formats`, `runtime`, `verify`. torch and onnx
-are imported at first use: files are read and run in numpy without either.
+PyTorch, `FastNetwork` with integer kernels on the CPU, `run_numpy` in numpy; `save_onnx`, `save_qonnx` and
+`save_safetensors` write it. Folders: `ir` (what a deployed network is),
+`lower` (how a trained one becomes it), `formats`, `runtime`, `verify`. torch and onnx are imported at first
+use: files are read and run in numpy without either.
 """
 
 from importlib import import_module
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
     from lightning_n2uq.export.formats.onnx_file import save_onnx, to_onnx
     from lightning_n2uq.export.formats.qonnx_file import save_qonnx, to_qonnx
     from lightning_n2uq.export.lower.trace import describe
+    from lightning_n2uq.export.runtime.fast_engine import FastNetwork
     from lightning_n2uq.export.runtime.torch_engine import ExactNetwork
 
 _WHERE = {
     "ExactNetwork": "runtime.torch_engine",
+    "FastNetwork": "runtime.fast_engine",
     "describe": "lower.trace",
     "save_onnx": "formats.onnx_file",
     "save_qonnx": "formats.qonnx_file",
@@ -41,6 +44,7 @@ def __getattr__(name: str) -> object:
 __all__ = [
     "Description",
     "ExactNetwork",
+    "FastNetwork",
     "FoldReport",
     "describe",
     "load_safetensors",

@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--verify-images", type=_positive, help="use at most so many images")
     p.add_argument("--sweep", type=_positive, metavar="N", help="with --verify: also N values per quantizer")
-    p.add_argument("--engines", default="torch,numpy,onnxruntime,qonnx", help="engines of --verify")
+    p.add_argument("--engines", default="torch,fast,numpy,onnxruntime,qonnx", help="engines of --verify")
     p.add_argument("--mean", type=_numbers, help="take uint8 pixels and normalize inside: mean by channel")
     p.add_argument("--std", type=_numbers, help="likewise: standard deviation by channel")
     p.add_argument("--pixel-scale", type=float, default=255.0, help="pixel value that stands for 1")

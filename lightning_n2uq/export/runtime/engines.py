@@ -1,4 +1,4 @@
-"""The four engines behind one interface: images in, logits and every quantizer's codes out."""
+"""The engines behind one interface: images in, logits and every quantizer's codes out."""
 
 from __future__ import annotations
 
@@ -45,6 +45,21 @@ def torch_engine(description: Description) -> InferenceEngine:
     from lightning_n2uq.export.runtime.torch_engine import ExactNetwork
 
     network = ExactNetwork(description)
+
+    def run(images: Array) -> Outputs:
+        values = network.run(torch.from_numpy(images))
+        return outputs_of(description, {name: value.numpy() for name, value in values.items()})
+
+    return run
+
+
+def fast_engine(description: Description) -> InferenceEngine:
+    """Returns the fast engine on the CPU."""
+    import torch
+
+    from lightning_n2uq.export.runtime.fast_engine import FastNetwork
+
+    network = FastNetwork(description)
 
     def run(images: Array) -> Outputs:
         values = network.run(torch.from_numpy(images))
@@ -136,6 +151,7 @@ def qonnx_engine(description: Description, model: bytes | None = None) -> Infere
 
 ENGINES: dict[str, Callable[..., InferenceEngine]] = {
     "torch": torch_engine,
+    "fast": fast_engine,
     "numpy": numpy_engine,
     "onnxruntime": onnxruntime_engine,
     "qonnx": qonnx_engine,

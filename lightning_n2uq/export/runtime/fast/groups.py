@@ -1,0 +1,144 @@
+"""Runs a program of elementwise steps over maps: all at once, behind a stem, or in front of a max pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_n2uq.export.ir import steps as s
+from lightning_n2uq.export.runtime.fast import loops
+from lightning_n2uq.export.runtime.fast.layers import SplitProducts, SplitSums, TorchStep
+from lightning_n2uq.export.runtime.fast.program import Program, products
+from lightning_n2uq.ops.backends.common.jit import Array, array, run_chunks
+
+_LENGTH = 2048
+"""Values of a block: a few of them fit the processor's first cache."""
+_FEWEST_BLOCKS = 8
+"""Fewer blocks than this are not worth another thread."""
+
+Values = dict[str, Tensor]
+
+
+@dataclass
+class Stem:
+    """The `SplitConv` whose products a group begins with, and what runs instead for infinities and NaN."""
+
+    step: s.SplitConv
+    sums: SplitSums
+    plain: list[tuple[s.Step, TorchStep]]
+
+
+class Group:
+    """Elementwise steps of one shape.
+
+    Args:
+        program: What it runs.
+        stored: Names of the maps that it writes, and whether they are bytes.
+        shape: Of one sample's maps.
+        shared: Names of inputs that all samples have in common.
+        stem: The `SplitConv` that is one of its steps, if any.
+        pool: The max pooling behind it, if any.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        stored: Mapping[str, bool],
+        shape: tuple[int, ...],
+        shared: set[str],
+        stem: Stem | None = None,
+        pool: s.MaxPool | None = None,
+    ) -> None:
+        self._program, self._stored, self._shape = program, dict(stored), shape
+        self._shared, self._stem, self._pool = shared, stem, pool
+        self._elements = int(np.prod(shape))
+        self._length = max(1, _LENGTH // program.period) * program.period
+        self.outputs = [pool.name] if pool is not None else list(stored)
+        self.by_sample = bool(shared) or stem is not None or pool is not None
+
+    def run(self, values: Values) -> None:
+        """Adds the maps that the group writes to the values."""
+        if self._stem is None:
+            count = self._count(values)
+            self._allocate(values, count)
+            self._run(values, slice(0, count), None)
+            return
+        images = values[self._stem.step.inputs[0]]
+        scales = self._stem.sums.scales(images)
+        if not bool(torch.isfinite(scales).all()):
+            self._run_plain(values)
+            return
+        self._allocate(values, len(images))
+        for sample in range(len(images)):
+            part = slice(sample, sample + 1)
+            self._run(values, part, self._stem.sums(images[part], scales[part]))
+
+    def _run_plain(self, values: Values) -> None:
+        assert self._stem is not None
+        inside = dict(values)
+        for step, run in self._stem.plain:
+            inside[step.name] = run(*(inside[name] for name in step.inputs))
+        values.update({name: inside[name] for name in self.outputs})
+
+    def _count(self, values: Values) -> int:
+        names = [name for name in self._program.operands if name in values and name not in self._shared]
+        return len(values[names[0]])
+
+    def _allocate(self, values: Values, count: int) -> None:
+        if self._pool is not None:
+            size = self._pool.window.output_size(self._shape[1:], self._pool.kernel)
+            values[self._pool.name] = _empty((count, self._shape[0], *size), torch.float32)
+            return
+        for name, is_bytes in self._stored.items():
+            values[name] = _empty((count, *self._shape), torch.uint8 if is_bytes else torch.float32)
+
+    def _run(self, values: Values, part: slice, stem: SplitProducts | None) -> None:
+        """Runs the program on some samples."""
+        held = [self._operand(name, values, part, stem) for name in self._program.operands]
+        elements, count = self._elements, part.stop - part.start
+        if not self.by_sample:
+            elements, count = elements * count, 1
+        addresses = np.array([0] * loops.REGISTERS + [x.data_ptr() for x in held], np.int64)
+        spans = self._spans(elements)
+        scales = array(stem.scales.reshape(-1)) if stem is not None else np.zeros(1, np.float32)
+        program = self._program
+        numbers = program.code, program.params, addresses, spans, scales
+        if self._pool is not None:
+            y = values[self._pool.name][part]
+            self._run_pool(numbers, array(y.permute(0, 2, 3, 1)))
+            return
+        blocks = -(-elements // self._length) * count
+        sizes = elements, self._length, program.channels, program.period
+        run_chunks(loops.run_program, blocks, _FEWEST_BLOCKS, *numbers, *sizes)
+
+    def _operand(self, name: str, values: Values, part: slice, stem: SplitProducts | None) -> Tensor:
+        if stem is not None and self._stem is not None:
+            high, low = products(self._stem.step.name)
+            if name in (high, low):
+                return stem.high if name == high else stem.low
+        return values[name] if name in self._shared else values[name][part]
+
+    def _spans(self, elements: int) -> Array:
+        """Returns by operand how many values a sample has."""
+        high = "" if self._stem is None else products(self._stem.step.name)[0]
+        factors = [0 if name in self._shared else 1 + (name == high) for name in self._program.operands]
+        return np.array([0] * loops.REGISTERS + [factor * elements for factor in factors], np.int64)
+
+    def _run_pool(self, numbers: Sequence[Array], y: Array) -> None:
+        assert self._pool is not None
+        window, (_, height, width) = self._pool.window, self._shape
+        sizes = (self._pool.kernel, window.stride, window.pads[:2], window.dilation)
+        places = [np.array(size, np.int64) for size in sizes]
+        channels = self._program.channels, self._program.period
+        rows = y.shape[0] * y.shape[1]
+        run_chunks(loops.run_pool, rows, 4, *numbers, y, height, width, *places, *channels)
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if len(shape) != 4:
+        return torch.empty(shape, dtype=dtype)
+    return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)

@@ -1,0 +1,261 @@
+"""From a description's steps to the operations of the fast engine: which run together, and in what order.
+
+Layers run on their own. The elementwise steps between them run as groups, each a pass over its maps: a group
+begins where a layer (or a quantizer's codes) needs a value, takes in all elementwise steps that lead up to
+it, and every other quantizer that reads the same maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from lightning_n2uq.export.ir import steps as s
+from lightning_n2uq.export.ir.description import Description
+from lightning_n2uq.export.ir.shapes import infer_shapes
+from lightning_n2uq.export.runtime.fast.groups import Group, Stem, Values
+from lightning_n2uq.export.runtime.fast.layers import FixedSums, IntegerSums, SplitSums, TorchStep
+from lightning_n2uq.export.runtime.fast.program import ProgramBuilder, TooLargeError
+
+_MAPS = (s.Affine, s.PReLU, s.Clamp, s.Add, s.Mul, s.Normalize, s.SplitConv)
+_QUANTIZERS = (s.Codes, s.UniformCodes)
+_LAYERS = (s.IntConv, s.IntLinear)
+_FLOATS = (s.FixedLinear, s.MeanPool, s.BorderSums)
+FLOATS, BYTES, SUMS, OTHER = "floats", "bytes", "sums", "other"
+"""What a value is: float32, codes in uint8, integers as float32, anything else (int32 of large sums)."""
+
+
+@dataclass
+class Operation:
+    """One operation of a plan.
+
+    Attributes:
+        run: Adds its results to the values.
+        frees: Names of the values that nobody reads after it.
+    """
+
+    run: Callable[[Values], None]
+    frees: list[str] = field(default_factory=list)
+
+
+class Plan:
+    """The operations of a description, in order.
+
+    Attributes:
+        operations: What to run.
+        constants: Values that no input changes.
+        kinds: What the value of each step is, by name.
+        alone: Names of steps that run as the plain engine runs them.
+    """
+
+    def __init__(self, description: Description) -> None:
+        self.operations: list[Operation] = []
+        self.constants: Values = {}
+        self.kinds: dict[str, str] = {}
+        self.alone: list[str] = []
+        self._description = description
+        self._steps = {step.name: step for step in description.steps}
+        self._shapes = infer_shapes(description.steps)
+        self._readers: dict[str, list[s.Step]] = {name: [] for name in self._steps}
+        for step in description.steps:
+            for name in step.inputs:
+                self._readers[name].append(step)
+        pixels = {"float32": FLOATS, "uint8": BYTES}
+        self.kinds[description.input.name] = pixels.get(description.input.dtype, SUMS)
+        self._find_constants()
+        self._done = {description.input.name, *self.constants}
+        self._reads: list[set[str]] = []
+        for step in description.steps[1:]:
+            self._classify(step)
+        for step in description.steps[1:]:
+            if not isinstance(step, _MAPS) or step.name == description.output:
+                self._demand(step.name)
+        self._find_frees()
+
+    def _find_constants(self) -> None:
+        for step in self._description.steps[1:]:
+            if all(name in self.constants for name in step.inputs):
+                values = [self.constants[name] for name in step.inputs]
+                self.constants[step.name] = TorchStep(step, (False,) * len(values))(*values)
+                self.kinds[step.name] = FLOATS
+
+    def _classify(self, step: s.Step) -> None:
+        if step.name in self.constants:
+            return
+        inputs = {self.kinds[name] for name in step.inputs}
+        if type(step) in _QUANTIZERS:
+            kind = BYTES
+        elif type(step) in _LAYERS and isinstance(step, s.IntConv):
+            fits = inputs == {BYTES} and step.bound().max(initial=0) < s.EXACT_FLOAT32
+            kind = SUMS if fits else OTHER
+        elif type(step) in (s.MaxPool, s.Concat, s.Flatten):
+            kind = inputs.pop() if len(inputs) == 1 else OTHER
+        elif type(step) in (s.Affine, *_FLOATS) or (type(step) in _MAPS and OTHER not in inputs):
+            kind = FLOATS
+        else:
+            kind = OTHER
+        self.kinds[step.name] = kind
+
+    def _elementwise(self, step: s.Step) -> bool:
+        """Returns whether a step can be part of a group."""
+        if type(step) not in (*_MAPS, *_QUANTIZERS) or step.name in self.constants:
+            return False
+        kinds = [self.kinds[name] for name in step.inputs]
+        if OTHER in kinds:
+            return False
+        if BYTES in kinds:
+            return type(step) in (s.Affine, s.Normalize)
+        if isinstance(step, s.Add | s.Mul):
+            return all(self._shapes[name] == self._shapes[step.name] for name in step.inputs)
+        return True
+
+    def _demand(self, name: str) -> None:
+        """Places what computes a value, unless it has been."""
+        if name in self._done:
+            return
+        step = self._steps[name]
+        if self._elementwise(step):
+            self._place_group(step)
+        elif not (type(step) is s.MaxPool and self._place_pool(step)):
+            for source in step.inputs:
+                self._demand(source)
+            self._place_layer(step)
+
+    def _place_layer(self, step: s.Step) -> None:
+        run = self._layer(step)
+
+        def operate(values: Values) -> None:
+            values[step.name] = run(*(values[name] for name in step.inputs))
+
+        self._append(operate, set(step.inputs), [step.name])
+
+    def _layer(self, step: s.Step) -> Callable[..., Tensor]:
+        """Returns what computes a step from its inputs."""
+        if type(step) in _LAYERS and self.kinds[step.name] == SUMS:
+            assert isinstance(step, s.IntConv)
+            return IntegerSums(step)
+        if type(step) is s.FixedLinear and len(self._shapes[step.name]) == 3:
+            return FixedSums(step)
+        self.alone.append(step.name)
+        moves = type(step) in (s.MaxPool, s.Concat, s.Flatten)  # whatever the values are
+        return TorchStep(step, tuple(self.kinds[name] == SUMS and not moves for name in step.inputs))
+
+    def _append(self, run: Callable[[Values], None], reads: set[str], writes: list[str]) -> None:
+        self.operations.append(Operation(run))
+        self._reads.append(reads)
+        self._done.update(writes)
+
+    def _ancestors(self, step: s.Step) -> list[s.Step]:
+        """Returns the elementwise steps of one shape that lead up to a step, itself included, in order.
+
+        What else they read is placed first.
+        """
+        while True:
+            inside, outside = self._around(step)
+            if not outside:
+                return [other for other in self._description.steps if other.name in inside]
+            for name in sorted(outside):
+                self._demand(name)
+
+    def _around(self, step: s.Step) -> tuple[set[str], set[str]]:
+        """Returns the names of what runs together with a step, and of what is missing in front of it."""
+        inside, outside, waiting = {step.name}, set[str](), [step]
+        while waiting:
+            reader = waiting.pop()
+            for name in set(reader.inputs) - self._done - inside:
+                source = self._steps[name]
+                joins = self._elementwise(source) and self._shapes[name] == self._shapes[step.name]
+                if joins and not isinstance(source, _QUANTIZERS) and not isinstance(reader, s.SplitConv):
+                    inside.add(name)
+                    waiting.append(source)
+                else:
+                    outside.add(name)
+        return inside, outside
+
+    def _place_group(self, step: s.Step) -> None:
+        members = self._ancestors(step)
+        if step.name in self._done:  # placed with what it reads
+            return
+        stems = [member for member in members if isinstance(member, s.SplitConv)]
+        if len(stems) > 1:
+            for stem in stems:
+                self._place_members([stem])
+            self._place_group(step)
+            return
+        self._place_members(self._joined(members))
+
+    def _joined(self, members: list[s.Step]) -> list[s.Step]:
+        """Adds the quantizers that read the same maps and nothing that is not there yet."""
+        inside = {member.name for member in members}
+        near = inside | {name for member in members for name in member.inputs}
+        shape = self._shapes[members[0].name]
+        more = [
+            other
+            for other in self._description.steps
+            if isinstance(other, _QUANTIZERS)
+            and other.name not in inside | self._done
+            and self._elementwise(other)
+            and self._shapes[other.name] == shape
+            and set(other.inputs) <= near & (inside | self._done)
+        ]
+        return [*members, *more]
+
+    def _place_members(self, members: list[s.Step], pool: s.MaxPool | None = None) -> None:
+        inside = {member.name for member in members}
+        stored = (
+            [] if pool is not None else [member.name for member in members if self._leaves(member, inside)]
+        )
+        reads = {name for member in members for name in member.inputs} - inside
+        shape = self._shapes[members[0].name]
+        builder = ProgramBuilder(
+            shape[0],
+            set(stored),
+            {name for name in reads if self.kinds[name] == BYTES},
+            None if pool is None else pool.inputs[0],
+        )
+        try:
+            program = builder.build(members)
+        except TooLargeError:
+            for member in members:
+                self._place_layer(member)
+            return
+        bytewise = {name: self.kinds[name] == BYTES for name in stored}
+        shared = {name for name in reads if name in self.constants}
+        group = Group(program, bytewise, shape, shared, self._stem(members, pool), pool)
+        self._append(group.run, reads, group.outputs if pool is not None else stored)
+
+    def _stem(self, members: list[s.Step], pool: s.MaxPool | None) -> Stem | None:
+        stem = next((member for member in members if isinstance(member, s.SplitConv)), None)
+        if stem is None:
+            return None
+        steps = [*members, pool] if pool is not None else members
+        return Stem(
+            stem, SplitSums(stem), [(step, TorchStep(step, (False,) * len(step.inputs))) for step in steps]
+        )
+
+    def _leaves(self, step: s.Step, inside: set[str]) -> bool:
+        """Returns whether a step's value is needed outside a group."""
+        is_output = step.name == self._description.output
+        return is_output or any(reader.name not in inside for reader in self._readers[step.name])
+
+    def _place_pool(self, pool: s.MaxPool) -> bool:
+        """Places a max pooling together with the steps in front of it, if nothing else reads those."""
+        source = self._steps[pool.inputs[0]]
+        if source.name in self._done or not self._elementwise(source):
+            return False
+        members = self._ancestors(source)
+        inside = {member.name for member in members} | {pool.name}
+        alone = not any(self._leaves(member, inside) for member in members)
+        if source.name in self._done or not alone or sum(isinstance(m, s.SplitConv) for m in members) > 1:
+            return False
+        self._place_members(members, pool)
+        return True
+
+    def _find_frees(self) -> None:
+        kept = {self._description.input.name, self._description.output, *self.constants}
+        seen: set[str] = set()
+        for operation, reads in zip(reversed(self.operations), reversed(self._reads), strict=True):
+            operation.frees = sorted(reads - seen - kept)
+            seen |= reads
