@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]  # Lightning depends on it
 from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
 
 from lightning_n2uq.checkpointing import newest_checkpoint, read_file
 from lightning_n2uq.checkpointing.identity import check_training_file
+from lightning_n2uq.cli.changed_settings import Change, compare
 
 _SHARED_VARIABLE = "N2UQ_RESUME_FROM"  # rank 0's choice, for the ranks that Lightning starts
 
@@ -27,30 +29,88 @@ def check_mode(mode: str | None, ckpt_path: str | None) -> None:
         raise ValueError(f"resume: got 'auto' together with ckpt_path {ckpt_path!r}, allowed is one of them")
 
 
-def find_checkpoint(root: str, name: str, chosen: str | None = None) -> str | None:
-    """Returns the newest whole checkpoint of the runs in `root/name`; says what was found and what was not.
+def find_checkpoint(root: str, name: str, chosen: str | None, config: str) -> str | None:
+    """Returns the newest whole checkpoint of this config's runs; says what was found and what was not.
+
+    A run is of this config if no setting differs that makes another experiment (`changed_settings`): another
+    seed or learning rate is another run, even under the same name.
 
     Args:
         root: The folder that runs lie in.
         name: The config's name.
         chosen: The folder that the config gives to checkpoints (`checkpoint.dirpath`), searched as well; what
             an interruption saves is in the run's folder all the same.
+        config: The text of the command's `config.yaml`.
+
+    Raises:
+        ValueError: There are checkpoints of this config, and none of them can be used.
     """
     rank = getattr(rank_zero_only, "rank", 0)
     if rank and _SHARED_VARIABLE in os.environ:
         return os.environ[_SHARED_VARIABLE] or None
-    found = newest_checkpoint(Path(root, name), chosen)
+    others: dict[str, str] = {}
+    found = newest_checkpoint(Path(root, name), chosen, lambda run: _is_of(run, config, others))
+    if found.path is None and found.rejected:
+        raise ValueError(f"{found.rejected[0]}; without --resume a new run starts")
     for reason in found.rejected:
-        rank_zero_warn(f"{reason}; an earlier checkpoint is used if there is one")
+        rank_zero_warn(f"{reason}; an earlier checkpoint is used")
     path = None if found.path is None else str(found.path)
     os.environ[_SHARED_VARIABLE] = path or ""
     if not rank:
-        places = [str(Path(root, name)), *([] if chosen is None else [chosen])]
-        where = (
-            f"going on from {path}" if path else f"no checkpoint in {' or '.join(places)}, starting afresh"
+        places = " or ".join([str(Path(root, name)), *([] if chosen is None else [chosen])])
+        nothing = f"no run of this config in {places}" if others else f"no checkpoint in {places}"
+        for run, difference in others.items() if path is None else ():
+            print(f"resume: {run} is another run ({difference})", file=sys.stderr)
+        print(
+            f"resume: {f'going on from {path}' if path else f'{nothing}, starting afresh'}", file=sys.stderr
         )
-        print(f"resume: {where}", file=sys.stderr)
+    if path is not None:
+        _warn(compare(_saved(Path(path).parent), yaml.safe_load(config)).ranks)
     return path
+
+
+def check_settings(path: str, config: str) -> None:
+    """Refuses settings that a run resumed from `path` would not follow, where its config lies beside it.
+
+    Args:
+        path: The checkpoint.
+        config: The text of the command's `config.yaml`.
+
+    Raises:
+        ValueError: A setting differs; the message names it and both values.
+    """
+    changes = compare(_saved(Path(path).parent), yaml.safe_load(config))
+    if changes.refused:
+        shown = "; ".join(map(str, changes.refused[:4]))
+        raise ValueError(
+            f"ckpt_path: {path!r} is of a run with {shown}: a resumed run would not follow that; leave it "
+            "as it was, or start a new run with --model.init_from"
+        )
+    _warn(changes.method + changes.ranks)
+
+
+def _is_of(run: Path, config: str, others: dict[str, str]) -> bool:
+    """Returns whether a run's folder is of the config; notes in `others` why not."""
+    changes = compare(_saved(run), yaml.safe_load(config))
+    if different := changes.refused + changes.method:
+        others[str(run)] = str(different[0])
+    return not different
+
+
+def _saved(folder: Path) -> dict[str, Any]:
+    """Returns a run's config, or nothing where it has none that can be read."""
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _warn(changes: list[Change]) -> None:
+    for change in changes:
+        rank_zero_warn(
+            f"resume: {change}: followed from here on, so the run ends elsewhere than an uninterrupted one"
+        )
 
 
 def check_file(path: str, command: str) -> None:

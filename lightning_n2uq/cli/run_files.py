@@ -90,6 +90,21 @@ def place_files(config: Namespace, run_dir: str, name: str, wandb: str | None) -
         config.trainer.logger = kept or False
 
 
+def config_text(parser: LightningArgumentParser, given: Namespace, name: str, skip: set[str]) -> str:
+    """Returns what `config.yaml` of a run holds.
+
+    Args:
+        parser: Parser of the sub-command.
+        given: Config before the paths of the run were put in; not changed.
+        name: The run's name, kept in the first line.
+        skip: Keys that belong to one sub-command only.
+    """
+    given = given.clone()  # type: ignore[no-untyped-call]
+    for key in skip:
+        given.pop(key, None)
+    return f"{NAME_HEADER}{name}\n" + parser.dump(given, skip_none=False, skip_validation=True)
+
+
 class SaveRunConfig(SaveConfigCallback):
     """Writes `config.yaml` into the run's folder and beside the checkpoints, and tells it to every logger.
 
@@ -99,18 +114,12 @@ class SaveRunConfig(SaveConfigCallback):
     Args:
         parser: Parser of the sub-command.
         config: Config with the paths of this run (Lightning passes it; not saved).
-        given: Config before the paths of this run were put in.
-        name: The run's name, kept in the first line.
-        skip: Keys that belong to one sub-command only.
+        text: What `config_text` returned.
     """
 
-    def __init__(
-        self, parser: LightningArgumentParser, config: Namespace, given: Namespace, name: str, skip: set[str]
-    ) -> None:
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, text: str) -> None:
         super().__init__(parser, config, overwrite=True, save_to_log_dir=False)
-        for key in skip:
-            given.pop(key, None)
-        self._text = f"{NAME_HEADER}{name}\n" + parser.dump(given, skip_none=False, skip_validation=True)
+        self._text = text
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes the file; Lightning calls this once, on rank 0."""

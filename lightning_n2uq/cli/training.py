@@ -28,10 +28,11 @@ from lightning_n2uq.cli.errors import is_user_error
 from lightning_n2uq.cli.failures import impossible, meaning
 from lightning_n2uq.cli.parser import OWN_KEYS, TRAINER_DEFAULTS, WANDB_VARIABLE, add_options, check_linked
 from lightning_n2uq.cli.quiet import quiet_lightning
+from lightning_n2uq.cli.run_lock import RunLock
 from lightning_n2uq.cli.trainer_parts import plugins_with_checkpoint_io, wanted_callbacks
 from lightning_n2uq.utils.compat import require
 
-require(LightningCLI, "_parse_ckpt_path", "_instantiate_trainer", "_run_subcommand")
+require(LightningCLI, "_parse_ckpt_path", "_instantiate_trainer", "_run_subcommand", "_parser")
 
 
 def run_training_command(command: str, arguments: list[str]) -> int:
@@ -60,6 +61,7 @@ class N2UQCLI(LightningCLI):
         self.name = run_name(config_paths)
         self.root = self.run_dir = ""
         self.resumes = False
+        self.lock = RunLock()
         parser_options = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LightningModule,
@@ -113,22 +115,27 @@ class N2UQCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Chooses the run's folder; the config that gets saved is the one without it."""
         config = self.config[self.command]
-        self.save_config_kwargs = {"given": config.clone(), "name": self.name, "skip": OWN_KEYS}
+        text = run_files.config_text(self._parser(self.command), config, self.name, OWN_KEYS)
+        self.save_config_kwargs = {"text": text}
         self.root = str(config.trainer.default_root_dir)
-        self.run_dir = self._resumed_dir(config) or run_files.create_run_dir(
+        self.run_dir = self._resumed_dir(config, text) or run_files.create_run_dir(
             self.root, self.name, self.command
         )
         wandb = config.wandb or os.environ.get(WANDB_VARIABLE)
         if wandb != "online":
             os.environ.setdefault("WANDB_SILENT", "true")
         run_files.place_files(config, self.run_dir, self.name, wandb)
+        if self.command == "fit" and not getattr(rank_zero_only, "rank", 0):
+            self.lock.take(self.run_dir, str(config.checkpoint.dirpath))
 
-    def _resumed_dir(self, config: Any) -> str | None:  # noqa: ANN401
+    def _resumed_dir(self, config: Any, text: str) -> str | None:  # noqa: ANN401
         """With `--resume auto`, the folder of the run to go on with, its checkpoint put into the config."""
-        mode = config.get("resume")
-        resuming.check_mode(mode, config.get("ckpt_path"))
+        mode, asked = config.get("resume"), config.get("ckpt_path")
+        resuming.check_mode(mode, asked)
         chosen = config.checkpoint.dirpath
-        path = resuming.find_checkpoint(self.root, self.name, chosen) if mode else None
+        if self.command == "fit" and asked is not None and asked not in SPECIAL_CHECKPOINTS:
+            resuming.check_settings(str(asked), text)
+        path = resuming.find_checkpoint(self.root, self.name, chosen, text) if mode else None
         if path is None:
             return None
         config.ckpt_path = path
@@ -145,6 +152,7 @@ class N2UQCLI(LightningCLI):
             super().instantiate_classes()
             check_linked(self.model, self.datamodule, asked)
         except BaseException as error:
+            self.lock.release()
             run_files.remove_if_empty(self.run_dir, self.root)
             if isinstance(error, Exception) and not is_user_error(error):
                 raise impossible("these values", error) from error
@@ -174,6 +182,7 @@ class N2UQCLI(LightningCLI):
             if self.resumes and self.trainer.is_global_zero:
                 metrics_file.bring_back(self.trainer.loggers)  # a complete run was not continued
             run_files.finish_wandb(failed)
+            self.lock.release()
             run_files.remove_if_empty(self.run_dir, self.root)
 
     def predict(self, **arguments: Any) -> None:  # noqa: ANN401

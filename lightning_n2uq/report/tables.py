@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from lightning_n2uq.report.run_data import Run
+from lightning_n2uq.utils.nested import flatten
 
 _RUN_METRICS = ("val/acc", "val/loss", "test/acc", "train/loss", "quant/mean_weight_entropy")
 _LAYER_COLUMNS = {
@@ -73,18 +74,6 @@ def config_table(runs: Sequence[Run]) -> Markup:
     if not rows:
         return Markup("<p>The configs do not differ.</p>")
     return table("Settings that differ", ["setting", *(run.name for run in runs)], rows)
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401 -- parsed YAML
-    """Returns nested mappings and lists as one mapping with dotted keys."""
-    if isinstance(value, list):
-        value = dict(enumerate(value))
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, part in value.items():
-        flat |= flatten(part, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def _yaml(text: str) -> Any:  # noqa: ANN401 -- parsed YAML

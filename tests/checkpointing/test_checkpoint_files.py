@@ -152,6 +152,15 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
     assert newest_checkpoint(tmp_path / "none", tmp_path).path == own
 
 
+def test_the_newest_of_a_run_is_the_one_of_most_steps_whatever_the_clock_says(tmp_path):
+    for step, age in ((10, 50), (20, 90), (5, 0)):
+        path = save(tmp_path / f"run/{step}.ckpt")
+        torch.save({**torch.load(path, weights_only=True), "global_step": step}, path)
+        os.utime(path, (1e9 - age, 1e9 - age))
+    assert newest_checkpoint(tmp_path).path == tmp_path / "run/20.ckpt"
+    assert newest_checkpoint(tmp_path, wanted=lambda run: run.name != "run").path is None
+
+
 def test_another_version_is_named_and_a_foreign_file_refused(tmp_path):
     path = save(tmp_path / "a.ckpt")
     content = {**torch.load(path, weights_only=True), "lightning_n2uq_version": "0.0.1"}

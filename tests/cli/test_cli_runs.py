@@ -12,6 +12,7 @@ from small_run import SMALL
 
 from lightning_n2uq.cli import main
 from lightning_n2uq.cli.arguments import command_to_resume, with_saved_config
+from lightning_n2uq.cli.run_lock import RunLock
 from lightning_n2uq.modules import QuantizedClassifier
 
 
@@ -127,7 +128,7 @@ def test_the_command_to_resume_leaves_out_where_the_run_started():
     assert command_to_resume(started) == shown
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_a_checkpoint_of_another_network_is_refused_in_one_line(trained, in_empty_folder, capsys, command):
     other = ["--model.weight_bits", "4", "--ckpt_path", str(trained[0] / "last.ckpt")]
     assert main([command, *SMALL, *other]) == 2
@@ -200,3 +201,54 @@ def test_resume_auto_finds_checkpoints_in_a_folder_of_their_own(in_empty_folder,
     assert second != first
     saved = torch.load("elsewhere/last.ckpt", weights_only=True)
     assert (saved["epoch"], saved["global_step"]) == (1, 8)
+
+
+def test_another_seed_is_another_run_and_joins_none(in_empty_folder, capsys):
+    short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
+    first = run("fit", *SMALL, *short, "--resume", "auto")
+    capsys.readouterr()
+    second = run("fit", *SMALL, *short, "--resume", "auto", "--seed_everything", "2")
+    assert second != first
+    said = capsys.readouterr().err
+    assert f"resume: {first} is another run (seed_everything 0, got 2)" in said
+    assert "resume: no run of this config in runs/digits/n2uq_w2a2, starting afresh" in said
+    assert "seed_everything: 0" in (first / "config.yaml").read_text()
+    again = run("fit", *SMALL, *short, "--resume", "auto")
+    assert again == first
+
+
+def test_a_setting_that_a_resumed_run_would_not_follow_is_refused(trained, in_empty_folder, capsys):
+    checkpoint = ["--ckpt_path", str(trained[0] / "1.ckpt"), "--trainer.max_epochs", "4"]
+    assert main(["fit", *SMALL, *checkpoint, "--model.lr", "0.1", "--data.batch_size", "32"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "data.init_args.batch_size 128, got 32; model.init_args.lr 0.005, got 0.1" in line
+    assert not list(in_empty_folder.rglob("*.ckpt"))
+
+
+def test_resuming_never_starts_over_where_checkpoints_cannot_be_used(in_empty_folder, capsys):
+    short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
+    folder = run("fit", *SMALL, *short)
+    for path in folder.glob("*.ckpt"):
+        path.write_bytes(path.read_bytes()[:-200])
+    capsys.readouterr()
+    assert main(["fit", *SMALL, *short, "--resume", "auto"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("n2uq: error: resume: ")
+    assert "is damaged" in line
+    assert line.endswith("without --resume a new run starts")
+    assert [path for path in folder.parent.iterdir() if path.is_dir()] == [folder]
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(in_empty_folder, capsys):
+    short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
+    folder = run("fit", *SMALL, *short)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert ".lock" not in {path.name for path in before}
+    lock = RunLock()
+    lock.take(str(folder))
+    try:
+        assert main(["fit", *SMALL, *short, "--resume", "auto"]) == 2
+    finally:
+        lock.release()
+    assert f"{str(folder)!r} is being written by another process" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before

@@ -12,7 +12,7 @@ from lightning_n2uq.report.layer_plots import layer_plots
 from lightning_n2uq.report.layer_record import ActivationRecord
 from lightning_n2uq.report.plot_data import staircase_points, surrogate_points
 from lightning_n2uq.report.run_data import Series, read_runs, unique_names
-from lightning_n2uq.report.tables import flatten
+from lightning_n2uq.utils.nested import flatten
 
 pytest.importorskip("plotly", reason="plotly (extra `report`) is not installed: the page embeds its script")
 
