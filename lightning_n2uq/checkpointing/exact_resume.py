@@ -14,16 +14,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_n2uq.checkpointing import metrics_file, randomness, slurm
-from lightning_n2uq.checkpointing.signals import StopSignals, name_of
+from lightning_n2uq.checkpointing.signals import RunInterrupted, StopSignals, name_of
 from lightning_n2uq.utils import compat
 
 KEY = "exact_resume"
 FILE_NAME = "interrupted.ckpt"
 MARK = "resume/batch"  # logged where an epoch goes on: its averages are of the batches from this one on
-
-
-class RunInterrupted(SystemExit):  # no error: the way out that was asked for
-    """Ends the process: 128 + the signal's number on rank 0; 0 on others, rank 0 speaks for all."""
 
 
 class ExactResume(Checkpoint):

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+
+class RunInterrupted(SystemExit):  # no error: the way out that was asked for
+    """Ends the process: 128 + the signal's number on rank 0; 0 on others, rank 0 speaks for all."""
 
 
 class StopSignals:
@@ -39,6 +46,29 @@ class StopSignals:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = self.received or number
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Answers SIGTERM and SIGINT with `RunInterrupted` wherever no training step has to end first.
+
+    Lightning would end an evaluation, or a fit that has not begun, with exit code 0 or 1, or not at all.
+    While training runs, `StopSignals` is in this place.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        print(f"stopped by {name_of(number)}", file=sys.stderr, flush=True)
+        raise RunInterrupted(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def name_of(number: int) -> str:

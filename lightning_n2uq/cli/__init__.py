@@ -4,6 +4,7 @@ Nothing heavy is imported here, so that `n2uq --help` and the light sub-commands
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -22,8 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; those of the process if None.
 
     Returns:
-        0 when done, 2 for a mistake in the command, a config or a file it names. Other failures keep
-        their traceback, and so do all of them with `--debug` or `N2UQ_DEBUG=1`.
+        0 when done, 2 for a mistake in the command, a config or a file it names, 128 and the signal's number
+        when a signal stopped it. Other failures keep their traceback, and so do all of them with `--debug`
+        or `N2UQ_DEBUG=1`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = DEBUG_FLAG in arguments or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
@@ -31,7 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except SystemExit as stop:  # argparse's way out of --help and --print_config
+        if type(stop).__name__ == "SIGTERMException":  # Lightning's, which has no code
+            return 128 + signal.SIGTERM
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes at its end
         return 0

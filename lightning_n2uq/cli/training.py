@@ -16,6 +16,7 @@ import lightning_n2uq.datamodules
 import lightning_n2uq.modules
 import lightning_n2uq.strategies  # noqa: F401
 from lightning_n2uq.checkpointing import ExactResume, metrics_file
+from lightning_n2uq.checkpointing.signals import ending_at_once
 from lightning_n2uq.cli import resuming, run_files
 from lightning_n2uq.cli.arguments import (
     SPECIAL_CHECKPOINTS,
@@ -42,7 +43,8 @@ def run_training_command(command: str, arguments: list[str]) -> int:
     arguments, paths = resolve_arguments(with_saved_config(arguments))
     for path in paths:
         check_config(path)
-    N2UQCLI(command, arguments, paths)
+    with ending_at_once():
+        N2UQCLI(command, arguments, paths)
     return 0
 
 

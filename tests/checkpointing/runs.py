@@ -58,15 +58,19 @@ def write_config(folder, **trainer):
 
 def fit(folder, *arguments, stop_at=None):
     """Runs `n2uq fit` to its end; returns the finished process."""
+    return command("fit", folder, *arguments, STOP_AT=stop_at)
+
+
+def command(name, folder, *arguments, **variables):
+    """Runs a sub-command with variables in its environment; returns the finished process."""
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
     }  # fmt: skip
-    for name in ("N2UQ_RUN_DIR", "N2UQ_RESUME_FROM", "STOP_AT"):
-        environment.pop(name, None)
-    if stop_at:
-        environment["STOP_AT"] = stop_at
-    return warm.n2uq("fit", "--config", "tiny.yaml", *arguments, cwd=folder, env=environment)
+    for variable in ("N2UQ_RUN_DIR", "N2UQ_RESUME_FROM", "STOP_AT", "STOP_IN"):
+        environment.pop(variable, None)
+    environment |= {variable: value for variable, value in variables.items() if value}
+    return warm.n2uq(name, "--config", "tiny.yaml", *arguments, cwd=folder, env=environment)
 
 
 def run_folders(folder):
