@@ -14,18 +14,22 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
+from lightning_n2uq.layers.integer import integer_backend, integer_weight_known
 from lightning_n2uq.layers.prelu import BiasedPReLU
 from lightning_n2uq.ops.dispatch import load, select
 from lightning_n2uq.ops.formats.fused_activation import NormParameters, PReLUParameters, Window
 from lightning_n2uq.ops.fused_activation import OP as ACTIVATION
 from lightning_n2uq.ops.fused_activation import packed_activation
 from lightning_n2uq.ops.fused_conv import Geometry, PackedInput, QuantizedWeight, packed_conv2d
+from lightning_n2uq.ops.quantized_conv import LeveledWeight, quantized_conv2d
 from lightning_n2uq.ops.residual import OP as RESIDUAL
 from lightning_n2uq.ops.residual import residual_activation
 from lightning_n2uq.ops.stem import OP as STEM
 from lightning_n2uq.ops.stem import norm_relu_pool
 from lightning_n2uq.ops.tables import QuantizerParameters
+from lightning_n2uq.ops.uniform import UniformParameters
 from lightning_n2uq.ops.weight import quantize_weight_with_scale
+from lightning_n2uq.quantizers.base import Quantizer
 from lightning_n2uq.quantizers.n2uq import EntropyPreservingWeightQuantizer, LearnableThresholdQuantizer
 from lightning_n2uq.utils.compat import constant_in_graphs, convolve, has_hooks
 
@@ -40,23 +44,18 @@ class FusibleConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[N, C_in, H, W]` to `[N, C_out, H', W']`, dtype of `x` (autocast's under autocast)."""
-        if _suits(x) and (quantizer := _code_quantizer(self)) is not None:
-            return _fused_conv(x, None, None, quantizer, self)
+        if (grid := _grid(self, x)) is not None:
+            return _fused_conv(x, None, None, grid, self)
         y: Tensor = self.activation_quantizer(x)
         return convolve(self, y, self.weight_quantizer(self.weight), self.bias)
 
 
 def norm_act_conv(x: Tensor, norm: nn.Module | None, act: nn.Module, conv: nn.Module) -> Tensor:
     """Returns `conv(act(norm(x)))`, fused if these are batch norm (or None), `BiasedPReLU`, `QuantConv2d`."""
-    if (
-        _suits(x)
-        and _ordinary_act(act)
-        and _ordinary_conv(conv)
-        and (quantizer := _code_quantizer(conv)) is not None
-    ):
+    if _ordinary_act(act) and _ordinary_conv(conv) and (grid := _grid(conv, x)) is not None:
         if norm is None or _ordinary_norm(norm):
-            return _fused_conv(x, norm, act, quantizer, conv)
-        return _fused_conv(norm(x), None, act, quantizer, conv)
+            return _fused_conv(x, norm, act, grid, conv)
+        return _fused_conv(norm(x), None, act, grid, conv)
     return conv(act(x if norm is None else norm(x)))  # type: ignore[no-any-return]
 
 
@@ -151,66 +150,98 @@ def _pool_window(act: nn.Module, pool: nn.Module) -> Window | None:
     return Window(kernel, stride, padding) if plain and kernel <= 15 else None
 
 
-def _code_quantizer(conv: FusibleConv2d) -> LearnableThresholdQuantizer | None:
+def _code_quantizer(conv: FusibleConv2d) -> Quantizer | None:
     """Returns the activation quantizer if the convolution's input can be kept as its codes, else None."""
     quantizer = conv.activation_quantizer
-    if not isinstance(quantizer, LearnableThresholdQuantizer):
-        return None
     suitable = (
-        conv.training
-        and type(quantizer).forward is LearnableThresholdQuantizer.forward
+        isinstance(quantizer, Quantizer)
+        and conv.training
         and quantizer.training
-        and quantizer.ramp == 0
-        and quantizer.comparison == ">"
-        and quantizer.widths.dtype in _DTYPES
-        and quantizer.bits <= _most_bits(quantizer.widths.device)
+        and quantizer.tells_grid
+        and quantizer.bits <= _most_bits(conv.weight.device)
+        and all(p.dtype in _DTYPES for p in quantizer.parameters(recurse=False))
         and conv.padding_mode == "zeros"
         and isinstance(conv.padding, tuple)
         and conv.weight.dtype in _DTYPES
         and not has_hooks(quantizer)
     )
-    return quantizer if suitable else None
+    return quantizer if suitable else None  # type: ignore[return-value]
+
+
+def _grid(conv: FusibleConv2d, x: Tensor) -> QuantizerParameters | UniformParameters | None:
+    """Returns the parameters of the quantizer if `conv` takes the fused path on `x`, else None.
+
+    Uniform quantizers have operators on integers only. Compilers fuse them as they are.
+    """
+    if not _suits(x) or (quantizer := _code_quantizer(conv)) is None:
+        return None
+    if isinstance(quantizer, LearnableThresholdQuantizer):
+        return quantizer.grid(x)
+    if torch.compiler.is_compiling() or integer_backend(conv, x) == "reference":
+        return None
+    wide = all(p.dtype == torch.float32 for p in quantizer.parameters(recurse=False))
+    return quantizer.grid(x) if wide and integer_weight_known(conv) else None
 
 
 def _fused_conv(
     x: Tensor,
     norm: nn.BatchNorm2d | None,
     act: BiasedPReLU | None,
-    quantizer: LearnableThresholdQuantizer,
+    grid: QuantizerParameters | UniformParameters,
     conv: FusibleConv2d,
 ) -> Tensor:
-    """Returns `conv(act(norm(x)))`, fused; `quantizer` is the convolution's own."""
+    """Returns `conv(act(norm(x)))`, fused; `grid` is that of the convolution's own quantizer."""
     device = x.device.type
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
-    y, packed, stats = packed_activation(
-        x,
-        None if norm is None else _norm_parameters(norm),
-        None if act is None else _prelu_parameters(act),
-        QuantizerParameters(quantizer.start, quantizer.widths, quantizer.scale_in, quantizer.scale_out),
-        dtype,
-        backend := select(ACTIVATION, x.device),
-    )
-    if norm is not None:
-        _update_running_stats(norm, stats, x)
+    norm_given = None if norm is None else _norm_parameters(norm)
+    act_given = None if act is None else _prelu_parameters(act)
     assert isinstance(conv.padding, tuple)  # `_code_quantizer` has made sure
     bias = None if conv.bias is None else conv.bias.to(dtype)
-    source = PackedInput(y, packed, quantizer.scale_out, quantizer.bits, backend)
     geometry = Geometry(conv.stride, conv.padding, conv.dilation, conv.groups)
-    return packed_conv2d(source, _quantized_weight(conv, dtype), bias, geometry)
+    backend = select(ACTIVATION, x.device)
+    integers = integer_backend(conv, x)
+    leveled = None if integers == "reference" else _leveled_weight(conv)
+    if leveled is not None:
+        chain = norm_given, act_given, grid
+        out, stats = quantized_conv2d(x, *chain, leveled, bias, geometry, dtype, (backend, integers))
+    else:
+        assert isinstance(grid, QuantizerParameters)  # `_grid` has made sure
+        y, packed, stats = packed_activation(x, norm_given, act_given, grid, dtype, backend)
+        source = PackedInput(y, packed, grid.scale_out, grid.widths.numel().bit_length(), backend)
+        out = packed_conv2d(source, _quantized_weight(conv, dtype), bias, geometry)
+    if norm is not None:
+        _update_running_stats(norm, stats, x)
+    return out
 
 
 def _quantized_weight(conv: FusibleConv2d, dtype: torch.dtype) -> QuantizedWeight:
     quantizer = conv.weight_quantizer
-    if (
-        type(quantizer) is not EntropyPreservingWeightQuantizer
-        or not quantizer.rescale
-        or has_hooks(quantizer)
-    ):
+    if not _entropy_preserving(quantizer):
         return QuantizedWeight(quantizer(conv.weight).to(dtype))
     quantized, scale = quantize_weight_with_scale(conv.weight.detach(), quantizer.bits, dtype=dtype)
     through = quantizer.gradient == "straight_through"
     return QuantizedWeight(quantized, conv.weight, scale, quantizer.bits, through)
+
+
+def _leveled_weight(conv: FusibleConv2d) -> LeveledWeight | None:
+    """Returns the weight as integers, None where its quantizer has none."""
+    quantizer = conv.weight_quantizer
+    if _entropy_preserving(quantizer):
+        return LeveledWeight(conv.weight, quantizer.bits, quantizer.gradient == "straight_through")
+    if not integer_weight_known(conv):
+        return None
+    quantized = quantizer(conv.weight)  # first: it may set the quantizer's parameters
+    with torch.no_grad():
+        found = quantizer.weight_grid(conv.weight)  # type: ignore[operator]
+    return None if found is None else LeveledWeight(quantized, 0, False, *found)
+
+
+def _entropy_preserving(quantizer: nn.Module) -> TypeGuard[EntropyPreservingWeightQuantizer]:
+    """Returns whether the operators can quantize the weight themselves, as `quantizer` would."""
+    return (
+        type(quantizer) is EntropyPreservingWeightQuantizer and quantizer.rescale and not has_hooks(quantizer)
+    )
 
 
 def _norm_parameters(norm: nn.BatchNorm2d) -> NormParameters:

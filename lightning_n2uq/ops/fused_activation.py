@@ -25,6 +25,7 @@ from lightning_n2uq.ops.formats.fused_activation import (
     restored,
 )
 from lightning_n2uq.ops.tables import QuantizerParameters
+from lightning_n2uq.ops.uniform import THRESHOLDS, quantizer_parameters
 
 OP = "packed_activation"
 
@@ -119,6 +120,8 @@ def _packed_activation_backward(
     act: Sequence[Tensor],
     quantizer: Sequence[Tensor],
     backend: str,
+    method: str = THRESHOLDS,
+    bits: int = 0,
 ) -> list[Tensor]:
     """Returns `ActivationGradients` without None; `packed` is what `codes_for_backward` has kept."""
     kernels = load(OP, x.device, backend)
@@ -129,7 +132,7 @@ def _packed_activation_backward(
         stats,
         norm_parameters(norm, eps),
         prelu_parameters(act),
-        QuantizerParameters(*quantizer),
+        quantizer_parameters(method, bits, quantizer),
     )
     return present(grads)
 
@@ -145,12 +148,14 @@ def _(
     act: Sequence[Tensor],
     quantizer: Sequence[Tensor],
     backend: str,
+    method: str = THRESHOLDS,
+    bits: int = 0,
 ) -> list[Tensor]:
     dx = load(OP, x.device, backend).empty_map(x, x.dtype)
     return [dx, *(p.new_empty(p.shape) for p in (*norm, *act, *quantizer))]
 
 
-_gradients_of = undispatched(_packed_activation_backward)
+chain_gradients = undispatched(_packed_activation_backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:  # noqa: ANN401
@@ -163,7 +168,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad: Tensor, packed_grad: Tensor, stats_grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
     x, packed, stats, *parameters = ctx.saved_tensors
     norm, act, quantizer = present(parameters[:2]), present(parameters[2:5]), parameters[5:]
-    found = _gradients_of(grad, x, packed, stats, norm, ctx.eps, act, quantizer, ctx.backend)
+    found = chain_gradients(grad, x, packed, stats, norm, ctx.eps, act, quantizer, ctx.backend)
     grads = ActivationGradients(*restored(found, (p is not None for p in (x, *parameters))))  # type: ignore[arg-type]
     behind = grads.bias_in, grads.slope, grads.bias_out
     steps = grads.start, grads.widths, grads.scale_in, grads.scale_out

@@ -211,7 +211,7 @@ def _laid_out(grads: ConvGradients, y: Tensor, weight: Tensor, kernels: ModuleTy
     return present((dx, dweight, dbias))
 
 
-_gradients_of = undispatched(_packed_conv2d_backward)
+conv_gradients = undispatched(_packed_conv2d_backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
@@ -226,7 +226,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN
     codes, quantizer = (packed, scale_out, ctx.bits), (weight, scale, ctx.weight_bits, ctx.straight_through)
     y, _, _, _, quantized, known, _, _, _, bias, *_ = ctx.needs_input_grad
     needed = [y, quantized if scale is None else known, bias]
-    found = _gradients_of(grad, *codes, *quantizer, ctx.size, *ctx.geometry, needed, ctx.backend)
+    found = conv_gradients(grad, *codes, *quantizer, ctx.size, *ctx.geometry, needed, ctx.backend)
     grads = ConvGradients(*restored(found, needed))
     weights = (grads.weight, None) if scale is None else (None, grads.weight)
     return grads.x, None, None, None, *weights, None, None, None, grads.bias, *[None] * 5

@@ -151,9 +151,9 @@ def threshold_segment_sums(grad: Tensor, x: Tensor, tables: ThresholdTables) -> 
         tables: The quantizer's tables; `knots.dtype` is the compute dtype.
 
     Returns:
-        `sums`, `[n + 2, 2]` float64, with `sum g` and `sum g x` over segment `k` (0 and `n + 1`, the flat
-        ends, stay zero: their inputs may be infinite), a NaN input counted in segment `n` so that it
-        reaches every parameter; and the 0-d float64 `sum g value`, `value` being `D q` or the ramp.
+        `sums`, `[n + 2, 2]` float64, with `sum g` and `sum g x` over segment `k` (at 0 and `n + 1`, the flat
+        ends, the latter stays zero: their inputs may be infinite), a NaN input counted in segment `n` so that
+        it reaches every parameter; and the 0-d float64 `sum g value`, `value` being `D q` or the ramp.
     """
     dtype = tables.knots.dtype
     grad, x = grad.detach().to(dtype), x.detach().to(dtype)
@@ -162,9 +162,11 @@ def threshold_segment_sums(grad: Tensor, x: Tensor, tables: ThresholdTables) -> 
     segments = threshold_codes(scaled, tables.knots)
     segments[scaled.isnan()] = n
     sums = torch.zeros(n + 2, 2, dtype=torch.float64, device=x.device)
-    for k in range(1, n + 1):
+    for k in range(n + 2):
         inside = segments == k
         sums[k, 0] = grad[inside].double().sum()
+        if k in (0, n + 1):
+            continue
         sums[k, 1] = (grad[inside].double() * x[inside].double()).sum()
     if (tables.ramp_slopes > 0).any():
         value = ramp_staircase(scaled, tables)

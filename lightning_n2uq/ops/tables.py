@@ -12,7 +12,7 @@ cache. `backends.triton.tables` has them as one kernel, since torch would launch
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -43,6 +43,20 @@ class QuantizerParameters(NamedTuple):
     widths: Tensor
     scale_in: Tensor
     scale_out: Tensor
+
+
+class Tabled(Protocol):
+    """Another quantizer that is a table of thresholds, and which the kernels can therefore run."""
+
+    @property
+    def scale_out(self) -> Tensor | None:
+        """What the tables' slopes are multiplied by."""
+
+    def tables(self, dtype: torch.dtype) -> ThresholdTables:
+        """Returns the tables, rounded to `dtype`."""
+
+    def gradients(self, sums: Tensor, value_sum: Tensor) -> Any:  # noqa: ANN401
+        """Returns the parameters' gradients, as many as a `QuantizerParameters` has."""
 
 
 class ThresholdTables(NamedTuple):
@@ -107,18 +121,22 @@ def threshold_tables(
     return ThresholdTables(*(field.to(dtype) for field in fields))
 
 
-def operator_tables(quantizer: QuantizerParameters, dtype: torch.dtype, ramp: float = 0.0) -> ThresholdTables:
+def operator_tables(
+    quantizer: QuantizerParameters | Tabled, dtype: torch.dtype, ramp: float = 0.0
+) -> ThresholdTables:
     """Returns `threshold_tables` with the same bits, by numpy on CPU and kept: nobody may write to them.
 
     Only for code inside operators, where tensors hold data.
     """
+    if not isinstance(quantizer, QuantizerParameters):
+        return quantizer.tables(dtype)
     if quantizer.widths.device.type != "cpu":
         return threshold_tables(*quantizer, dtype, ramp)
     return _host_tables(*map(_bits, quantizer), ramp, dtype)
 
 
 def parameter_gradients(
-    sums: Tensor, value_sum: Tensor, quantizer: QuantizerParameters
+    sums: Tensor, value_sum: Tensor, quantizer: QuantizerParameters | Tabled
 ) -> QuantizerParameters:
     """Returns the gradients of a quantizer's parameters from per-segment sums.
 
@@ -127,6 +145,8 @@ def parameter_gradients(
         value_sum: The sum of `g value`, 0-d float64.
         quantizer: The parameters.
     """
+    if not isinstance(quantizer, QuantizerParameters):
+        return QuantizerParameters(*quantizer.gradients(sums, value_sum))
     if sums.device.type == "cpu":
         return _host_gradients(sums, value_sum, quantizer)
     tables = threshold_tables(*quantizer, torch.float64)

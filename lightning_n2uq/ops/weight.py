@@ -66,6 +66,15 @@ def apply_scale(
     return _quantize(weight, scale, bits, backend, measure=False, dtype=dtype)
 
 
+def weight_levels(weight: Tensor, bits: int, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """Returns the quantized weight as odd integers, int8, and the scale `S` `[C, 1, ..]`; no gradient.
+
+    `levels * S / n` is the quantized weight. Up to 7 bits the integers fit.
+    """
+    found: tuple[Tensor, Tensor] = _kernels(weight, backend).levels(weight, bits)
+    return found
+
+
 def through_scale(
     grad: Tensor, scale: Tensor, dtype: torch.dtype, *, owned: bool, backend: str = "auto"
 ) -> Tensor:

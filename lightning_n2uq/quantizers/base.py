@@ -8,9 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lightning_n2uq.ops.tables import QuantizerParameters
+from lightning_n2uq.ops.uniform import UniformParameters
 from lightning_n2uq.utils.validation import check, check_integer
 
 MIN_BITS, MAX_BITS = 2, 8
+_TOGETHER = ("forward", "grid", "weight_grid")
 
 
 def check_bits(bits: int, name: str = "bits") -> int:
@@ -28,9 +31,20 @@ class Quantizer(nn.Module):
         name: The key under which a config chooses the method.
         bits: The code width.
         num_levels: The number of levels, at most `2 ** bits`.
+        tells_grid: Whether `grid` belongs to the same class as `forward`, and so speaks of it.
+        tells_weight_grid: The same of `weight_grid`.
     """
 
     name: ClassVar[str]
+    tells_grid: ClassVar[bool] = False
+    tells_weight_grid: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: object) -> None:
+        """Notes which methods belong together: a subclass may replace `forward` alone."""
+        super().__init_subclass__(**options)
+        home = {name: next(c for c in cls.__mro__ if name in vars(c)) for name in _TOGETHER}
+        cls.tells_grid = home["grid"] is home["forward"]
+        cls.tells_weight_grid = home["weight_grid"] is home["forward"]
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -40,6 +54,30 @@ class Quantizer(nn.Module):
     def codes(self, x: Tensor) -> Tensor:
         """Returns the level index of every value, uint8, shape of `x`; no gradient."""
         raise NotImplementedError(f"{type(self).__name__} has no codes")
+
+    @property
+    def largest_level(self) -> int:
+        """The largest magnitude of the integers of `weight_grid`; 0 where there are none."""
+        return 0
+
+    def grid(self, x: Tensor) -> QuantizerParameters | UniformParameters | None:
+        """Returns what the fused chain needs to quantize activations as `forward` does, or None.
+
+        Codes, output levels and gradients of the parameters follow from it. None says that the method is not
+        uniform, or that it cannot be told from its parameters now.
+
+        Args:
+            x: Values as many as there are to quantize, with their dtype; their values are not read.
+        """
+        return None
+
+    def weight_grid(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Returns a weight's levels, int8, and the step `[C_out]` that they are multiplied by, or None.
+
+        Their product is the value of `forward`. No gradient. None says that the method is not uniform, or
+        that a level would not fit.
+        """
+        return None
 
     def extra_repr(self) -> str:
         """Shows the bits in `print(model)`."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.ops.ste import round_ste
+from lightning_n2uq.ops.uniform import UniformParameters
 from lightning_n2uq.quantizers.base import Quantizer
 
 
@@ -25,6 +26,10 @@ class DoReFa(Quantizer):
         """Quantizes `x` (any shape, floating) in float32; same shape and dtype."""
         n = self.num_levels - 1
         return (round_ste(_wide(x).clamp(0, 1) * n) / n).to(x.dtype)
+
+    def grid(self, x: Tensor) -> UniformParameters:
+        """Returns the bits: the range is fixed."""
+        return UniformParameters(self.name, self.bits)
 
     def codes(self, x: Tensor) -> Tensor:
         """Returns the level index of every value, `0 .. 2^b - 1`, uint8."""
@@ -46,6 +51,20 @@ class DoReFaWeight(Quantizer):
         unit, largest = self._unit(weight)
         quantized = round_ste(unit * n) * (2 / n) - 1
         return torch.where(largest == 0, torch.zeros_like(quantized), quantized).to(weight.dtype)
+
+    @property
+    def largest_level(self) -> int:
+        """`2^b - 1`; 0 at 8 bits, whose integers need 9."""
+        return self.num_levels - 1 if self.bits <= 7 else 0
+
+    def weight_grid(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Returns odd integers `-n .. n` (0 for a tensor of zeros) and `1 / n`; None at 8 bits."""
+        if self.bits > 7:
+            return None
+        n = self.num_levels - 1
+        unit, largest = self._unit(weight.detach())
+        levels = torch.where(largest == 0, 0.0, 2 * torch.round(unit * n) - n)
+        return levels.to(torch.int8), torch.full((len(weight),), 1 / n)
 
     def codes(self, weight: Tensor) -> Tensor:
         """Returns the level index of every value, `0 .. 2^b - 1`, uint8."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_n2uq.ops.ste import round_ste, scale_gradient
+from lightning_n2uq.ops.uniform import UniformParameters
 from lightning_n2uq.quantizers.base import DataInitializedQuantizer
 
 
@@ -52,6 +53,24 @@ class LSQ(DataInitializedQuantizer):
         (step,) = self.current(x, "step")
         return (self._integers(x.detach(), step.detach()) - self.low).to(torch.uint8)
 
+    def grid(self, x: Tensor) -> UniformParameters | None:
+        """Returns step (and offset), None before they have their first value."""
+        if self.signed or self._pending or not 0 < float(self.step.detach()) < math.inf:
+            return None
+        return UniformParameters(self.name, self.bits, self._learned(self.step, x))
+
+    @property
+    def largest_level(self) -> int:
+        """`2^(b-1)` of weights; activations have none."""
+        return -self.low
+
+    def weight_grid(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Returns the integers `-2^(b-1) .. 2^(b-1) - 1` and the step, one for all channels."""
+        if not self.signed or self._pending:
+            return None
+        step = self.step.detach()
+        return self._integers(weight.detach(), step).to(torch.int8), step.expand(len(weight))
+
     def _learned(self, parameter: Tensor, x: Tensor) -> Tensor:
         return scale_gradient(parameter, 1.0 / math.sqrt(max(x.numel(), 1) * self.high))
 
@@ -88,6 +107,17 @@ class LSQPlus(LSQ):
             return super().forward(x)
         step, offset = (self._learned(p, x) for p in self.current(x, "step", "offset"))
         return (self._integers(x, step, offset) * step + offset).to(x.dtype)
+
+    def grid(self, x: Tensor) -> UniformParameters | None:
+        """Returns step and offset, None before they have their first value."""
+        found = super().grid(x)
+        if found is None or self.offset is None:
+            return None
+        return found._replace(offset=self._learned(self.offset, x))
+
+    def weight_grid(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Returns the integers and the step, as LSQ does."""
+        return super().weight_grid(weight)
 
     def codes(self, x: Tensor) -> Tensor:
         """Returns the level index of every value, `0 .. 2^b - 1`, uint8."""

@@ -15,7 +15,13 @@ from lightning_n2uq.ops import quantize_weight, reference, threshold_codes, thre
 from lightning_n2uq.ops.plain_weight import largest_weight, plain_quantize_weight, plain_weight_codes
 from lightning_n2uq.ops.staircase import ramp_quantize
 from lightning_n2uq.ops.ste import next_above
-from lightning_n2uq.ops.tables import ThresholdTables, compute_dtype, output_step, threshold_tables
+from lightning_n2uq.ops.tables import (
+    QuantizerParameters,
+    ThresholdTables,
+    compute_dtype,
+    output_step,
+    threshold_tables,
+)
 from lightning_n2uq.ops.weight import GRADIENTS
 from lightning_n2uq.quantizers.base import Quantizer
 from lightning_n2uq.utils.validation import check_choice
@@ -70,6 +76,12 @@ class LearnableThresholdQuantizer(Quantizer):
             raised = next_above(x.detach().to(compute_dtype(x.dtype)) * self.scale_in.detach())
             return threshold_codes(raised, self.start, self.widths, torch.ones_like(self.scale_in))
         return threshold_codes(x, self.start, self.widths, self.scale_in)
+
+    def grid(self, x: Tensor) -> QuantizerParameters | None:
+        """Returns the parameters, None above ramp 0 in training and with the comparison `>=`."""
+        if (self.training and self.ramp > 0) or self.comparison != ">":
+            return None
+        return QuantizerParameters(self.start, self.widths, self.scale_in, self.scale_out)
 
     def thresholds(self) -> Tensor:
         """Returns `T_1 .. T_n` `[n]`, which `scale_in * x` has to exceed, in the parameters' dtype."""
@@ -128,6 +140,18 @@ class EntropyPreservingWeightQuantizer(Quantizer):
         """Returns the level index `0 .. 2^b - 1`, uint8; the odd integer is `2 * code - (2^b - 1)`."""
         integers = reference.weight_codes if self.rescale else plain_weight_codes
         return ((integers(weight, self.bits) + (self.num_levels - 1)) / 2).to(torch.uint8)
+
+    @property
+    def largest_level(self) -> int:
+        """`2^b - 1`; 0 at 8 bits, whose integers need 9."""
+        return self.num_levels - 1 if self.bits <= 7 else 0
+
+    def weight_grid(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Returns odd integers and `S / n` `[C]`; None at 8 bits, whose integers need 9."""
+        if self.bits > 7:
+            return None
+        integers = reference.weight_codes if self.rescale else plain_weight_codes
+        return integers(weight, self.bits).to(torch.int8), self.scale(weight).flatten()
 
     def scale(self, weight: Tensor) -> Tensor:
         """Returns `S / n` `[C, 1, ..]`, the number whose odd multiples the quantized weights are."""

@@ -5,10 +5,13 @@ Choi et al., "PACT: Parameterized Clipping Activation for Quantized Neural Netwo
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from lightning_n2uq.ops.ste import round_ste
+from lightning_n2uq.ops.uniform import UniformParameters
 from lightning_n2uq.quantizers.base import Quantizer
 from lightning_n2uq.utils.validation import check, check_choice
 
@@ -47,6 +50,13 @@ class PACT(Quantizer):
             share = (y / clip).detach()  # round(x n / clip) / n
             y = y + share * (clip - clip.detach())
         return y.to(x.dtype)
+
+    def grid(self, x: Tensor) -> UniformParameters | None:
+        """Returns the clip, None unless it is positive."""
+        if not 0 < float(self.clip.detach()) < math.inf:
+            return None
+        method = "pact" if self.gradient == "paper" else "pact_published"
+        return UniformParameters(method, self.bits, self.clip)
 
     def codes(self, x: Tensor) -> Tensor:
         """Returns the level index of every value, `0 .. 2^b - 1`, uint8."""

@@ -11,10 +11,11 @@ from torch import Tensor, distributed, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_n2uq.backbones import resnet18, resnet20
-from lightning_n2uq.layers import QuantConv2d, QuantSpec, fused
-from lightning_n2uq.ops.dispatch import force
+from lightning_n2uq.layers import QuantConv2d, QuantSpec, fused, integer
+from lightning_n2uq.ops.dispatch import force, select
 from lightning_n2uq.ops.fused_activation import packed_activation
 from lightning_n2uq.ops.fused_conv import packed_conv2d
+from lightning_n2uq.ops.quantized_conv import quantized_conv2d
 from lightning_n2uq.ops.residual import residual_activation
 from lightning_n2uq.quantizers import quantizer_parameters
 from seen_operators import SeenOperators
@@ -56,8 +57,17 @@ KINDS = {"weight", "bias", "bias_in", "slope", "bias_out", "start", "widths", "s
 """Last names of the parameters of a ResNet."""
 
 
+@pytest.fixture(params=["integers", "floats"])
+def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every convolution on integers, or none, whatever its size."""
+    monkeypatch.setattr(integer, "FEWEST", 0 if request.param == "integers" else 2**62)
+    if request.param == "integers" and select("integer", torch.device("cpu")) == "reference":
+        pytest.skip("no integer kernels on this processor")
+    return request.param
+
+
 @pytest.fixture
-def small() -> nn.Module:
+def small(arithmetic: str) -> nn.Module:
     return resnet20(width=8).train()
 
 
@@ -67,13 +77,14 @@ def images() -> Tensor:
 
 
 @pytest.mark.parametrize(("bits", "limit"), [(2, 0.70), (4, 0.72)])
-def test_resnet18_keeps_less_than_the_float_network(bits: int, limit: float) -> None:
+def test_resnet18_keeps_less_than_the_float_network(bits: int, limit: float, arithmetic: str) -> None:
     x = torch.randn(1, 3, 96, 96)
     ours, theirs = kept_bytes(resnet18(bits, bits), x), kept_bytes(torchvision.models.resnet18(), x)
     assert ours < limit * theirs
 
 
-def test_a_packed_convolution_has_the_bits_of_the_plain_one() -> None:
+@pytest.mark.parametrize("arithmetic", ["floats"], indirect=True)
+def test_a_packed_convolution_has_the_bits_of_the_plain_one(arithmetic: str) -> None:
     conv = QuantConv2d(6, 8, 3, padding=1, spec=QuantSpec(2, 3))
     results = []
     for kernels in ("auto", "reference"):
@@ -190,6 +201,11 @@ def fused_parts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counts.update(sums=1, norms=1 + (other_norm is not None))
         return residual_activation(x, norm, other, other_norm, act)
 
+    def both(x: Tensor, norm: object, act: object, *rest: object) -> object:
+        counts.update(activations=1, norms=norm is not None, prelus=act is not None, convolutions=1)
+        return quantized_conv2d(x, norm, act, *rest)
+
+    monkeypatch.setattr(fused, "quantized_conv2d", both)
     monkeypatch.setattr(fused, "packed_activation", activation)
     monkeypatch.setattr(fused, "packed_conv2d", convolution)
     monkeypatch.setattr(fused, "residual_activation", residual)
@@ -260,29 +276,44 @@ def test_what_the_fused_path_cannot_do_is_left_to_the_plain_one(
     assert relative_error(ours, plain) < 0.01
 
 
-@pytest.mark.parametrize("method", ["lsq", "pact", "dorefa", "apot", "n2uq_fixed"])
-def test_other_activation_quantizers(images: Tensor, method: str) -> None:
-    model = resnet20(width=8, activation_quantizer=method).train()
+METHODS = {
+    "lsq": "lsq",
+    "lsq_plus": "lsq_plus",
+    "pact": "dorefa",
+    "dorefa": "dorefa",
+    "apot": "apot",
+    "n2uq_fixed": "n2uq",
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_other_quantizers(images: Tensor, method: str, arithmetic: str) -> None:
+    model = resnet20(width=8, activation_quantizer=method, weight_quantizer=METHODS[method]).train()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith((".bias", ".bias_in", ".bias_out")):
+                parameter.normal_(0, 0.2)  # else many values lie at an end of a clipping range
+    model(images)  # LSQ finds its steps
     twin = copy.deepcopy(model)
     with SeenOperators() as seen:
         ours = step(model, images)
     with force("reference"), SeenOperators() as left:
         plain = step(twin, images)
-    # Only learned thresholds, or fixed ones of their kind, are fused; a block's end is, whatever quantizes.
-    assert {"packed_activation", "packed_conv2d"} & seen.names == (
-        {"packed_activation", "packed_conv2d"} if method == "n2uq_fixed" else set()
-    )
+    # Integers serve whatever is uniform, floats only thresholds; a block's end is fused, whatever quantizes.
+    thresholds = method == "n2uq_fixed"
+    assert ("quantized_conv2d" in seen.names) == (arithmetic == "integers" and method != "apot")
+    assert ("packed_conv2d" in seen.names) == (arithmetic == "floats" and thresholds)
     assert "residual_activation" in seen.names
-    assert not {"packed_activation", "residual_activation"} & left.names
+    assert not {"packed_activation", "quantized_conv2d", "residual_activation"} & left.names
     names = ["output", *(n for n, p in model.named_parameters() if p.requires_grad)]
     for name, a, b in zip(names, ours, plain, strict=False):  # a norm's last bits move single codes
         assert (a - b).norm() <= 0.25 * b.norm() + 1e-3, name
-    learned = [p for _, p in quantizer_parameters(model)]
+    learned = [p for n, p in quantizer_parameters(model) if not n.endswith("offset")]  # nothing lies outside
     assert all(p.grad.abs().sum() > 0 for p in learned)
     assert bool(learned) is (method != "dorefa")
 
 
-def test_running_statistics_move_as_torch_moves_them(images: Tensor) -> None:
+def test_running_statistics_move_as_torch_moves_them(images: Tensor, arithmetic: str) -> None:
     model = resnet20(width=8).train()
     twin = copy.deepcopy(model)
     model(images)

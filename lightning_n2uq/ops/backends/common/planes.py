@@ -141,7 +141,12 @@ def codes_for_backward(packed: Tensor) -> Tensor | None:
 
 
 def output_table(scale_out: Tensor, bits: int) -> Tensor:
-    """Returns `beta * D * q`, `[2^b]` float32: the `outputs` of `threshold_tables`."""
+    """Returns `beta * D * q`, `[2^b]` float32: the `outputs` of `threshold_tables`.
+
+    A uniform quantizer hands over all its levels in place of `scale_out`; they are returned.
+    """
+    if scale_out.numel() > 1:
+        return scale_out
     n = 2**bits - 1
     levels = torch.arange(n + 1, dtype=torch.float64, device=scale_out.device) * output_step(n)
     return (levels * scale_out.detach().double().reshape(())).float()

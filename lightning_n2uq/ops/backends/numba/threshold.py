@@ -109,6 +109,7 @@ def segment_sums(bins: Array, tables: ThresholdTables, ramped: bool) -> tuple[Te
     sums = np.zeros((n + 2, 2))
     sums[1:-1] = bins[1 : 2 * n : 2] + bins[2 : 2 * n + 1 : 2]
     sums[n] += bins[2 * n + 2]
+    sums[0, 0], sums[n + 1, 0] = bins[0, 0], bins[2 * n + 1, 0]
     levels = array(tables.levels).astype(np.float64).repeat(2)
     value = bins[-1, 0] if ramped else (bins[: 2 * n + 2, 0] * levels).sum()
     if bins[-1, 1] > 0:

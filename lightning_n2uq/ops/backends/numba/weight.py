@@ -16,9 +16,9 @@ from lightning_n2uq.ops.backends.numba.row_loops import store, target
 from lightning_n2uq.ops.backends.numba.threshold_loops import BLOCK
 from lightning_n2uq.ops.backends.reference.weight import gradient
 from lightning_n2uq.ops.layout import flat, flat_like
-from lightning_n2uq.ops.reference import scale_factor
+from lightning_n2uq.ops.reference import empty_scale, scale_factor
 
-__all__ = ["gradient", "quantize"]
+__all__ = ["gradient", "levels", "quantize"]
 
 SMALLEST = 65536  # weights per thread below which waking a thread costs more than it saves
 
@@ -45,6 +45,27 @@ def quantize(weight: Tensor, scale: Tensor, bits: int, measure: bool, dtype: tor
         array(flat(result)).reshape(channels, -1),
     )
     return quantized if direct else quantized.copy_(result)
+
+
+def levels(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Returns odd integers and the scale; see `reference.weight.levels`."""
+    source = weight.detach().contiguous().float()
+    found, scale = torch.empty_like(source, dtype=torch.int8), empty_scale(source)
+    if source.numel() == 0:
+        return found, scale
+    channels, n = scale.numel(), 2**bits - 1
+    run_chunks(
+        _level_channels,
+        channels,
+        max(1, SMALLEST * channels // source.numel()),
+        array(source).reshape(channels, -1),
+        array(scale).reshape(-1),
+        scale_factor(bits),
+        np.float32(n),
+        np.float32(1.5 * 2**23),
+        array(found).reshape(channels, -1),
+    )
+    return found, scale
 
 
 @compiled
@@ -101,3 +122,30 @@ def _channels(
                 rounded = (s + one) * half + magic - magic
                 values[i] = (rounded * (one + one) - n) * step
             store(values, quantized[channel], begin)
+
+
+@compiled
+def _level_channels(
+    first: int,
+    last: int,
+    weight: Array,
+    scales: Array,
+    factor: float,
+    n: Number,
+    magic: Number,
+    levels: Array,
+) -> None:
+    """Writes levels and scales of the channels `first .. last - 1`; rounds as `_channels`."""
+    one = n / n
+    half = n / (one + one)
+    for channel in range(first, last):
+        source, target = weight[channel], levels[channel]
+        scales[channel] = sum_of_magnitudes(source) / source.size * factor
+        scale = scales[channel]
+        scale = one if scale == 0 else scale
+        for i in range(source.size):
+            s = source[i] / scale
+            s = -one if s < -one else s
+            s = one if s > one else s
+            rounded = (s + one) * half + magic - magic
+            target[i] = np.int8(np.int32(rounded * (one + one) - n))

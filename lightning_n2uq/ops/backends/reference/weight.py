@@ -23,6 +23,18 @@ def quantize(weight: Tensor, scale: Tensor, bits: int, measure: bool, dtype: tor
     return torch.empty_like(weight, dtype=dtype).copy_(reference.quantize_weight(weight, bits))
 
 
+def levels(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Returns the odd integers `-n .. n` of the quantized weight, int8, and the scale `S` `[C, 1, ..]`.
+
+    Args:
+        weight: The weight `[C, ...]`, computed in float32.
+        bits: The code width, 1 to 7.
+    """
+    wide = weight.detach().contiguous().float()
+    scale = reference.weight_scale(wide, bits)
+    return reference.codes_of_scale(wide, scale, bits).to(torch.int8), scale
+
+
 def gradient(grad: Tensor, scale: Tensor, dtype: torch.dtype, owned: bool) -> Tensor:
     """Returns `grad` divided by the scale, and by 1 for a channel of zeros, which has none.
 

@@ -19,6 +19,8 @@ from lightning_n2uq.ops.reference import scale_factor
 
 _TILE = 1024
 
+levels = plain.levels  # integer convolutions on CUDA would want a kernel
+
 
 @triton.jit
 def _channel_scale(weight_ptr, row_length, FACTOR: tl.constexpr, TILE: tl.constexpr):

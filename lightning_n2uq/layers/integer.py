@@ -1,0 +1,67 @@
+"""Which layers compute with integers in training, and why the others do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from lightning_n2uq.ops.dispatch import Backend
+from lightning_n2uq.ops.formats.integer import IntegerRange
+from lightning_n2uq.ops.integer import exact_backend, integer_obstacle
+from lightning_n2uq.quantizers.base import Quantizer
+
+FEWEST = 2**20  # multiplications of a convolution below which its call costs more than integers save
+
+
+def integer_backend(conv: nn.Conv2d, x: Tensor) -> Backend:
+    """Returns the backend that trains `conv` on integers; `reference` stands for floats.
+
+    Args:
+        conv: A convolution with quantizers, zero padding given in numbers.
+        x: Its input, `[N, C, H, W]`.
+    """
+    size = _range(conv)
+    if size is None or x.shape[0] * x.shape[2:].numel() * conv.weight.numel() < FEWEST:
+        return "reference"
+    return exact_backend(x.device, *size)
+
+
+def integer_weight_known(conv: nn.Conv2d) -> bool:
+    """Returns whether the weight quantizer tells its integers."""
+    quantizer = conv.weight_quantizer
+    return isinstance(quantizer, Quantizer) and quantizer.tells_weight_grid and quantizer.largest_level > 0
+
+
+def float_layers(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Gives name and reason of every quantized layer that trains in floats on its device.
+
+    Layers whose inputs are too small to gain are not told from others, since that depends on the input.
+    """
+    for name, module in model.named_modules():
+        if hasattr(module, "weight_quantizer") and (reason := _reason(module)) is not None:
+            yield name, reason
+
+
+def _reason(layer: nn.Module) -> str | None:
+    activation, weight = layer.activation_quantizer, layer.weight_quantizer
+    if not isinstance(layer, nn.Conv2d):
+        return f"{type(layer).__name__} has no integer training"
+    if not isinstance(activation, Quantizer) or not activation.tells_grid:
+        return f"activations of {getattr(activation, 'name', type(activation).__name__)} are not uniform"
+    if not integer_weight_known(layer):
+        return f"weights of {getattr(weight, 'name', type(weight).__name__)} are not integers of 8 bits"
+    if layer.padding_mode != "zeros" or not isinstance(layer.padding, tuple):
+        return f"padding {layer.padding!r} in mode {layer.padding_mode!r}"
+    if layer.weight.dtype == torch.float64:
+        return "float64"
+    size = _range(layer)
+    return None if size is None else integer_obstacle(size, layer.weight.device)
+
+
+def _range(conv: nn.Conv2d) -> IntegerRange | None:
+    if not integer_weight_known(conv):
+        return None
+    code = conv.activation_quantizer.num_levels - 1
+    return IntegerRange(code, conv.weight_quantizer.largest_level, conv.weight[0].numel())
