@@ -30,7 +30,7 @@ from lightning_n2uq.ops.formats.fused_activation import (
 )
 from lightning_n2uq.ops.fused_activation import OP, chain_gradients
 from lightning_n2uq.ops.fused_conv import Geometry, conv_gradients
-from lightning_n2uq.ops.integer import IntegerGeometry, memory_format, out_size, prepare, run_conv2d
+from lightning_n2uq.ops.integer import IntegerGeometry, out_size, prepare, run_conv2d
 from lightning_n2uq.ops.tables import QuantizerParameters, output_step
 from lightning_n2uq.ops.uniform import THRESHOLDS, UniformParameters, quantizer_parameters
 from lightning_n2uq.ops.weight import apply_scale, weight_levels
@@ -141,14 +141,16 @@ def _quantized_conv2d(
         y, _, _ = kernels.forward(x, norm, act, quantizer, dtype)
         plain = apply_scale(weight, scale, weight_bits) if weight_bits > 0 else weight
         out = F.conv2d(y, plain.to(dtype), None if bias is None else bias.to(dtype), *geometry)
-        return kernels.ordered(out), packed, stats, scale
+        return kernels.ordered(out, x), packed, stats, scale
     prepared = prepare(levels, (step.double() * _step_of(quantizer)).float(), geometry, integer_backend)
     shift = None if bias is None else bias.float()
-    if isinstance(quantizer, UniformParameters) and quantizer.offset is not None:
-        out = run_conv2d(codes, prepared, shift, geometry, torch.float32, integer_backend)
-        out += _of_offset(levels, step, quantizer.offset, codes, geometry)
-        return out.to(dtype), packed, stats, scale
-    return run_conv2d(codes, prepared, shift, geometry, dtype, integer_backend), packed, stats, scale
+    offset = quantizer.offset if isinstance(quantizer, UniformParameters) else None
+    out = run_conv2d(
+        codes, prepared, shift, geometry, dtype if offset is None else torch.float32, integer_backend
+    )
+    if offset is not None:
+        out = out.add_(_of_offset(levels, step, offset, codes, geometry)).to(dtype)
+    return kernels.ordered(out, x), packed, stats, scale
 
 
 @_quantized_conv2d.register_fake
@@ -183,8 +185,7 @@ def _(
     kernels = load(OP, x.device, backend)
     geometry = IntegerGeometry(tuple(stride), tuple(padding), tuple(dilation), groups)
     size = x.shape[0], weight.shape[0], *out_size(x.shape[2:], weight.shape[2:], geometry)
-    form = memory_format(kernels.empty_map(x, torch.uint8))
-    out = x.new_empty(size, dtype=dtype).contiguous(memory_format=form)
+    out = kernels.empty_map(x, dtype, size)
     packed = x.new_empty(kernels.packed_shape(x, bits), dtype=torch.uint8)
     stats = x.new_empty(2, 0 if gamma is None else x.shape[1], dtype=torch.float32)
     scale = [weight.shape[0], 1, 1, 1] if weight_bits > 0 else [0]
