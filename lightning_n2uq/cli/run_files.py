@@ -1,18 +1,15 @@
 """Where a run's files go, and what is written there besides checkpoints and metrics."""
 
 import contextlib
-import csv
 import os
 import sys
 import time
 from pathlib import Path
 
-import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_only
-from torch import Tensor
 
 from lightning_n2uq.cli.configs import NAME_HEADER
 
@@ -134,15 +131,3 @@ class SaveRunConfig(SaveConfigCallback):
             Path(folder, self.config_filename).write_text(self._text, encoding="utf-8")
         for logger in trainer.loggers:
             logger.log_hyperparams({"config": yaml.safe_load(self._text)})
-
-
-def write_predictions(batches: list[dict[str, Tensor]], path: str) -> None:
-    """Writes one line per image: its index, the predicted label, one probability per class."""
-    labels = torch.cat([batch["labels"] for batch in batches]).tolist()
-    probabilities = torch.cat([batch["probabilities"] for batch in batches]).float().tolist()
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["index", "label", *(f"probability_{c}" for c in range(len(probabilities[0])))])
-        writer.writerows(
-            [i, label, *row] for i, (label, row) in enumerate(zip(labels, probabilities, strict=True))
-        )

@@ -28,6 +28,7 @@ from lightning_n2uq.cli.configs import check_arguments, check_config, run_name
 from lightning_n2uq.cli.errors import is_user_error
 from lightning_n2uq.cli.failures import impossible, meaning
 from lightning_n2uq.cli.parser import OWN_KEYS, TRAINER_DEFAULTS, WANDB_VARIABLE, add_options, check_linked
+from lightning_n2uq.cli.predictions import PredictionsFile
 from lightning_n2uq.cli.quiet import quiet_lightning
 from lightning_n2uq.cli.run_lock import RunLock
 from lightning_n2uq.cli.trainer_parts import plugins_with_checkpoint_io, wanted_callbacks
@@ -164,6 +165,8 @@ class N2UQCLI(LightningCLI):
         """Leaves out what the Trainer's own switches turn off, and adds what writes and resumes."""
         if self.command == "fit":
             callbacks = [*callbacks, ExactResume(self.run_dir, command_to_resume(self.arguments))]
+        if self.command == "predict":
+            callbacks = [*callbacks, PredictionsFile(self.run_dir)]
         config["plugins"] = plugins_with_checkpoint_io(config)
         guard = self.config[self.command].non_finite_guard
         return super()._instantiate_trainer(config, wanted_callbacks(config, callbacks, guard))
@@ -188,12 +191,8 @@ class N2UQCLI(LightningCLI):
             run_files.remove_if_empty(self.run_dir, self.root)
 
     def predict(self, **arguments: Any) -> None:  # noqa: ANN401
-        """Predicts, and writes the result: LightningCLI itself would drop it."""
-        batches: Any = self.trainer.predict(**{**arguments, "return_predictions": True})
-        rank, ranks = self.trainer.global_rank, self.trainer.world_size
-        path = os.path.join(self.run_dir, f"predictions{f'-{rank}' if ranks > 1 else ''}.csv")
-        run_files.write_predictions(batches, path)
-        print(f"predictions: {path}")
+        """Predicts; `PredictionsFile` writes the result, and nothing is kept besides."""
+        self.trainer.predict(**{**arguments, "return_predictions": False})
 
     def after_fit(self) -> None:
         """Tests if asked to, then says how it went and where the files are."""

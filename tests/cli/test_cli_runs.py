@@ -10,6 +10,7 @@ import torch
 import yaml
 from small_run import SMALL
 
+import warm
 from lightning_n2uq.cli import main
 from lightning_n2uq.cli.arguments import command_to_resume, with_saved_config
 from lightning_n2uq.cli.run_lock import RunLock
@@ -86,6 +87,20 @@ def test_a_checkpoint_alone_is_enough_to_test_validate_and_predict(trained, in_e
     rows = read_rows(predicted / "predictions.csv")
     assert len(rows) == 128  # one batch
     assert sum(float(rows[0][f"probability_{c}"]) for c in range(10)) == pytest.approx(1, abs=1e-5)
+
+
+def test_predictions_of_two_ranks_are_those_of_one(trained, in_empty_folder):
+    ckpt = ["--ckpt_path", str(trained[0] / "last.ckpt"), "--data.batch_size", "50"]
+    one = run("predict", *ckpt)
+    done = warm.n2uq(
+        "predict", *ckpt, "--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.default_root_dir",
+        "two", cwd=in_empty_folder, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (path,) = Path("two").rglob("predictions*.csv")
+    rows = read_rows(path)
+    assert [int(row["index"]) for row in rows] == list(range(180))
+    assert [row["label"] for row in rows] == [row["label"] for row in read_rows(one / "predictions.csv")]
 
 
 def test_arguments_of_training_alone_are_free_in_evaluation(trained, in_empty_folder, capsys):
