@@ -1,10 +1,10 @@
-"""Deployment: trained networks as integer networks, in PyTorch, numpy, ONNX, QONNX and safetensors.
+"""Deployment: trained networks as integer networks, in PyTorch, numpy, ONNX, QONNX, pt2 and safetensors.
 
 A trained network becomes one `Description` (`describe`), a list of plain steps. `ExactNetwork` executes it in
-PyTorch, `FastNetwork` with integer kernels on the CPU, `run_numpy` in numpy; `save_onnx`, `save_qonnx` and
-`save_safetensors` write it. Folders: `ir` (what a deployed network is),
-`lower` (how a trained one becomes it), `formats`, `runtime`, `verify`. torch and onnx are imported at first
-use: files are read and run in numpy without either.
+PyTorch, `FastNetwork` with integer kernels on the CPU, `run_numpy` in numpy; `save_onnx`, `save_qonnx`,
+`save_pt2` and `save_safetensors` write it. Folders: `ir` (what a deployed network is), `lower` (how a trained
+one becomes it), `formats`, `runtime`, `verify`. torch and onnx are imported at first use: files are read and
+run in numpy without either.
 """
 
 from importlib import import_module
@@ -18,6 +18,7 @@ from lightning_n2uq.export.runtime.numpy_engine import run_numpy
 
 if TYPE_CHECKING:
     from lightning_n2uq.export.formats.onnx_file import save_onnx, to_onnx
+    from lightning_n2uq.export.formats.pt2_file import load_pt2, save_pt2
     from lightning_n2uq.export.formats.qonnx_file import save_qonnx, to_qonnx
     from lightning_n2uq.export.lower.trace import describe
     from lightning_n2uq.export.runtime.fast_engine import FastNetwork
@@ -27,7 +28,9 @@ _WHERE = {
     "ExactNetwork": "runtime.torch_engine",
     "FastNetwork": "runtime.fast_engine",
     "describe": "lower.trace",
+    "load_pt2": "formats.pt2_file",
     "save_onnx": "formats.onnx_file",
+    "save_pt2": "formats.pt2_file",
     "save_qonnx": "formats.qonnx_file",
     "to_onnx": "formats.onnx_file",
     "to_qonnx": "formats.qonnx_file",
@@ -47,10 +50,12 @@ __all__ = [
     "FastNetwork",
     "FoldReport",
     "describe",
+    "load_pt2",
     "load_safetensors",
     "main",
     "run_numpy",
     "save_onnx",
+    "save_pt2",
     "save_qonnx",
     "save_safetensors",
     "to_onnx",

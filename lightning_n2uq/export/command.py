@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
     from lightning_n2uq.export.ir.description import Description
 
-PACKAGES = {"onnx": {"onnx"}, "qonnx": {"onnx"}, "safetensors": {"safetensors"}}
+PACKAGES: dict[str, set[str]] = {
+    "onnx": {"onnx"},
+    "qonnx": {"onnx"},
+    "safetensors": {"safetensors"},
+    "pt2": set(),
+}
 """Formats, with the packages that each needs."""
 
 
@@ -56,7 +61,10 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--verify-images", type=_positive, help="use at most so many images")
     p.add_argument("--sweep", type=_positive, metavar="N", help="with --verify: also N values per quantizer")
-    p.add_argument("--engines", default="torch,fast,numpy,onnxruntime,qonnx", help="engines of --verify")
+    p.add_argument(
+        "--engines",
+        help="engines of --verify (default: torch,fast,numpy,onnxruntime,qonnx, and pt2 for its files)",
+    )
     p.add_argument("--mean", type=_numbers, help="take uint8 pixels and normalize inside: mean by channel")
     p.add_argument("--std", type=_numbers, help="likewise: standard deviation by channel")
     p.add_argument("--pixel-scale", type=float, default=255.0, help="pixel value that stands for 1")
@@ -87,6 +95,11 @@ def _numbers(text: str) -> tuple[float, ...]:
 def _check(arguments: argparse.Namespace) -> None:
     """Refuses what would fail after the network has been read."""
     needed = PACKAGES[arguments.format] | (set() if arguments.verify is None else {"onnx", "onnxruntime"})
+    if arguments.format == "pt2":
+        from lightning_n2uq.export.formats.pt2_file import check_name, compiler
+
+        check_name(arguments.output)
+        compiler()
     missing = sorted(package for package in needed if find_spec(package) is None)
     if missing:
         raise ValueError(f"format: {', '.join(missing)} missing; pip install 'lightning_n2uq[export]'")
@@ -105,6 +118,10 @@ def _write(description: Description, output: Path, arguments: argparse.Namespace
         from lightning_n2uq.export.formats.qonnx_file import save_qonnx
 
         save_qonnx(description, output, arguments.batch)
+    elif arguments.format == "pt2":
+        from lightning_n2uq.export.formats.pt2_file import save_pt2
+
+        save_pt2(description, output)
     else:
         from lightning_n2uq.export.formats.safetensors_file import save_safetensors
 
@@ -116,13 +133,14 @@ def _verify(description: Description, model: nn.Module, output: Path, arguments:
     from lightning_n2uq.export.verify.data import run_data, to_pixels, verification_batches
     from lightning_n2uq.export.verify.parity import compare, float_engine
 
-    subject, file = description, None
+    subject: Description = description
+    file: bytes | Path | None = None
     if arguments.format == "safetensors":
         from lightning_n2uq.export.formats.safetensors_file import load_safetensors
 
         subject = load_safetensors(output)
     else:
-        file = output.read_bytes()
+        file = output if arguments.format == "pt2" else output.read_bytes()
     names = _engine_names(subject, arguments)
     engines = chosen_engines(names, subject, file, arguments.format)
     source, root = run_data(arguments.verify, arguments.verify_root, arguments.ckpt)
@@ -137,7 +155,8 @@ def _verify(description: Description, model: nn.Module, output: Path, arguments:
 
 def _engine_names(description: Description, arguments: argparse.Namespace) -> list[str]:
     """Returns the engines asked for, less those that cannot run here, which are named."""
-    names: list[str] = arguments.engines.split(",")
+    usual = ["torch", "fast", "numpy", "onnxruntime", "qonnx"] + ["pt2"] * (arguments.format == "pt2")
+    names: list[str] = usual if arguments.engines is None else arguments.engines.split(",")
     wide = "sums pass 2^24" if description.wide_layers() else ""
     reason = wide or ("not installed" if find_spec("qonnx") is None else "")
     if "qonnx" in names and reason:
@@ -149,8 +168,12 @@ def _engine_names(description: Description, arguments: argparse.Namespace) -> li
 def _sweep(description: Description, names: list[str], arguments: argparse.Namespace) -> bool:
     if not arguments.sweep:
         return True
-    from lightning_n2uq.export.verify.sweep import sweep
+    from lightning_n2uq.export.verify.sweep import SWEPT, sweep
 
+    left_out = [name for name in names if name not in SWEPT]
+    if left_out:
+        print(f"{left_out[0]}: left out of the sweep (every quantizer would be compiled alone)")
+    names = [name for name in names if name in SWEPT]
     wrong = 0
     for step in description.quantizers():
         counts = sweep(step, arguments.sweep, names)

@@ -207,6 +207,28 @@ def integer_operators() -> IntegerOperators | None:
         return None
 
 
+def trace_packed_weights() -> None:
+    """Lets `torch.export` trace the packing of a convolution's weight, which torch 2.8 to 2.14 cannot."""
+    name = "onednn::qconv_prepack"
+    if not private(torch._C, "_dispatch_has_kernel_for_dispatch_key")(name, "Meta"):
+        _LIBRARIES.append(library := torch.library.Library("onednn", "IMPL", "Meta"))
+        library.impl("qconv_prepack", lambda weight, *_: weight.new_empty(weight.shape))
+
+
+_LIBRARIES: list[torch.library.Library] = []  # a registration lasts as long as its library
+
+
+def compile_package(program: Any, file: Any, settings: dict[str, Any]) -> None:  # noqa: ANN401
+    """Compiles an exported program with AOTInductor and writes the package into a binary file."""
+    compiler = private("torch._inductor", "aoti_compile_and_package")
+    compiler(program, package_path=file, inductor_configs=settings)
+
+
+def load_package(path: str) -> Any:  # noqa: ANN401 -- torch's class is private
+    """Returns a package of AOTInductor as a callable that also has `get_metadata`."""
+    return private("torch._inductor", "aoti_load_package")(path)
+
+
 # torch: DistributedDataParallel
 
 

@@ -204,6 +204,24 @@ def test_a_process_group_is_joined_through_a_store(tmp_path):  # lightning 2.5.5
         torch.distributed.destroy_process_group()
 
 
+def test_packing_of_weights_can_be_traced_and_programs_compiled(monkeypatch):  # torch 2.14
+    compat.trace_packed_weights()
+    compat.trace_packed_weights()
+    operators = compat.integer_operators()
+    assert operators is not None
+    weight, geometry = torch.empty(4, 3, 1, 1, dtype=torch.int8, device="meta"), ([1, 1], [0, 0], [1, 1])
+    assert operators.pack_conv(weight, torch.empty(4), 1.0, 0, *geometry, 1).shape == weight.shape
+    calls = []
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", lambda *a, **k: calls.append((a, k)))
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda path: calls.append(path))
+    compat.compile_package("program", "file", {"freezing": True})
+    compat.load_package("net.pt2")
+    assert calls == [
+        (("program",), {"package_path": "file", "inductor_configs": {"freezing": True}}),
+        "net.pt2",
+    ]
+
+
 def test_a_strategy_names_its_backend():  # lightning 2.5.5, 2.6.6
     from lightning.pytorch.strategies import DDPStrategy
 

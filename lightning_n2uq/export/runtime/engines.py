@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lightning_n2uq.export.ir.description import Description
@@ -149,26 +151,58 @@ def qonnx_engine(description: Description, model: bytes | None = None) -> Infere
     return run
 
 
+def pt2_engine(description: Description, path: str | Path | None = None) -> InferenceEngine:
+    """Returns the compiled network.
+
+    Args:
+        description: The network to execute.
+        path: The file that gives the logits; compiled anew if None. The codes come from a copy with further
+            outputs, which takes as long to compile.
+    """
+    import torch
+
+    from lightning_n2uq.export.formats.pt2_file import load_pt2, save_pt2
+
+    with tempfile.TemporaryDirectory() as folder:
+        copy_path = Path(folder) / "codes.pt2"
+        save_pt2(description, copy_path, code_outputs=True)
+        copy = load_pt2(copy_path)
+    deployed = copy if path is None else load_pt2(path)
+    names = [step.name for step in description.quantizers()]
+
+    def run(images: Array) -> Outputs:
+        tensor = torch.from_numpy(images)
+        _, *codes = copy.run(tensor)
+        values = {name: value.numpy() for name, value in zip(names, codes, strict=True)}
+        return Outputs(deployed(tensor).numpy(), values)
+
+    return run
+
+
 ENGINES: dict[str, Callable[..., InferenceEngine]] = {
     "torch": torch_engine,
     "fast": fast_engine,
     "numpy": numpy_engine,
     "onnxruntime": onnxruntime_engine,
     "qonnx": qonnx_engine,
+    "pt2": pt2_engine,
 }
 """Engines by name; the first is what the others are compared with."""
 
 
 def chosen_engines(
-    names: Sequence[str], description: Description, model: bytes | None = None, file_format: str = "onnx"
+    names: Sequence[str],
+    description: Description,
+    model: bytes | Path | None = None,
+    file_format: str = "onnx",
 ) -> dict[str, InferenceEngine]:
     """Returns engines by name, ready to run.
 
     Args:
         names: Keys of `ENGINES`.
         description: The network to execute.
-        model: A file for the engine that reads its format.
-        file_format: Format of the file, `onnx` or `qonnx`.
+        model: A file for the engine that reads its format: its content, or for `pt2` its path.
+        file_format: Format of the file, `onnx`, `qonnx` or `pt2`.
 
     Raises:
         ValueError: A name is unknown, or there are fewer than two.

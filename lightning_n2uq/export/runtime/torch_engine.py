@@ -98,7 +98,8 @@ def _(step: s.UniformCodes, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
     return torch.round(x / divisor).nan_to_num(nan=0.0).clamp(0, step.levels).to(torch.uint8)
 
 
-def _convolve(x: Tensor, weight: Tensor, window: s.Window, wide: bool) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, window: s.Window, wide: bool) -> Tensor:
+    """Returns the convolution in the dtype of the weight, or in float64 if `wide`."""
     dtype = torch.float64 if wide else weight.dtype
     top, left, bottom, right = window.pads
     x = x.to(dtype)
@@ -110,7 +111,7 @@ def _convolve(x: Tensor, weight: Tensor, window: s.Window, wide: bool) -> Tensor
 
 @run_step.register
 def _(step: s.IntConv, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
-    return _convolve(x, arrays["weight"], step.window, wide).to(torch.int32)
+    return convolve(x, arrays["weight"], step.window, wide).to(torch.int32)
 
 
 @run_step.register
@@ -122,17 +123,18 @@ def _(step: s.IntLinear, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
 @run_step.register
 def _(step: s.BorderSums, arrays: Arrays, wide: bool) -> Tensor:
     ones = torch.ones(1, 1, *step.size, device=arrays["weight"].device)
-    return _convolve(ones, arrays["weight"], step.window, wide).float()
+    return convolve(ones, arrays["weight"], step.window, wide).float()
 
 
-def _sample_scale(x: Tensor, bits: int) -> Tensor:
+def sample_scale(x: Tensor, bits: int) -> Tensor:
+    """Returns `max(max|x|, TINY) * 2^-bits` of every sample, with as many axes as `x`."""
     largest = x.abs().amax(dim=tuple(range(1, x.dim())), keepdim=True)
     return largest.clamp_min(s.TINY) * 2.0**-bits
 
 
 @run_step.register
 def _(step: s.FixedLinear, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
-    scale = _sample_scale(x, step.bits)
+    scale = sample_scale(x, step.bits)
     integers = torch.round(x / scale).double()
     if x.dim() == 4:
         total = F.conv2d(integers, arrays["weight"][:, :, None, None], stride=step.stride)
@@ -143,20 +145,20 @@ def _(step: s.FixedLinear, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
 
 @run_step.register
 def _(step: s.SplitConv, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
-    scale = _sample_scale(x, step.high_bits)
+    scale = sample_scale(x, step.high_bits)
     unit = x / scale
     high = torch.round(unit)
     low = torch.round((unit - high) * 2.0**step.low_bits) * 2.0**-step.low_bits
     pairs = ((high, "high"), (high, "low"), (low, "high"))
     main, high_low, low_high = (
-        _convolve(part, arrays[weight], step.window, wide).float() * scale for part, weight in pairs
+        convolve(part, arrays[weight], step.window, wide).float() * scale for part, weight in pairs
     )
     return main + (high_low + low_high)
 
 
 @run_step.register
 def _(step: s.MeanPool, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
-    scale = _sample_scale(x, step.bits)
+    scale = sample_scale(x, step.bits)
     total = torch.round(x / scale).double().sum(dim=(2, 3), keepdim=True)
     count = torch.tensor(x.shape[2] * x.shape[3], dtype=torch.float64, device=x.device)
     return (total / count).float() * scale

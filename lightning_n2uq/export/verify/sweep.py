@@ -14,6 +14,9 @@ from lightning_n2uq.export.ir.steps import EXACT_FLOAT32, Codes, Input, UniformC
 from lightning_n2uq.export.ir.thresholds import uniform_thresholds
 from lightning_n2uq.export.runtime.engines import ENGINES
 
+SWEPT = tuple(name for name in ENGINES if name != "pt2")
+"""Engines that run one quantizer alone; pt2 would compile a package for each."""
+
 
 def sweep_values(step: Codes | UniformCodes, count: int, seed: int = 0) -> NDArray[Any]:
     """Returns inputs `[1, C, m, 1]` of the quantizer, at least `count` in all.
@@ -66,7 +69,7 @@ def _floats(table: NDArray[Any], around: NDArray[Any], count: int, rng: np.rando
         return np.concatenate(parts, 1).astype(np.float32)
 
 
-def sweep(step: Codes | UniformCodes, count: int, engines: Iterable[str] = tuple(ENGINES)) -> dict[str, int]:
+def sweep(step: Codes | UniformCodes, count: int, engines: Iterable[str] = SWEPT) -> dict[str, int]:
     """Runs one quantizer on `sweep_values` in each engine.
 
     Returns:
