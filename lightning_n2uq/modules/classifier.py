@@ -18,6 +18,7 @@ from lightning_n2uq.backbones.pretrained import load_pretrained
 from lightning_n2uq.checkpointing.identity import other_version
 from lightning_n2uq.modules.checkpoints import load_matching, read_checkpoint
 from lightning_n2uq.modules.distillation import load_teacher, soft_cross_entropy
+from lightning_n2uq.modules.memory_format import MEMORY_FORMATS, in_format
 from lightning_n2uq.modules.optimizers import OPTIMIZERS, build_optimizer, parameter_groups
 from lightning_n2uq.modules.published import (
     published_parameter_groups,
@@ -81,6 +82,8 @@ class QuantizedClassifier(LightningModule):
         pact_gradient: The gradient of PACT's clip: `paper`, or `published` as in the published MobileNetV2.
         init_from: `torchvision/<model>` (its real-valued weights) or a checkpoint of this package. A new run
             starts from those of its weights that fit, whatever its bit widths, and reports the rest.
+        memory_format: The order of maps in memory, `contiguous` or `channels_last`: a choice of speed, which
+            depends on the processor and the precision; it does not change what the network computes.
 
     Raises:
         ValueError: A value is impossible; the message names the argument, the value and what is allowed.
@@ -115,13 +118,14 @@ class QuantizedClassifier(LightningModule):
         weight_gradient: Literal["scaled", "straight_through"] = "scaled",
         pact_gradient: Literal["paper", "published"] = "paper",
         init_from: str | None = None,
+        memory_format: Literal["contiguous", "channels_last"] = "contiguous",
     ) -> None:
         super().__init__()
         betas = [float(beta) for beta in betas]  # a tuple would be no plain YAML in loggers' files
         self.save_hyperparameters()
         self._check_arguments()
         self.num_classes = num_classes
-        self.backbone = self._build_backbone()
+        self.backbone = self._build_backbone().to(memory_format=MEMORY_FORMATS[memory_format])
         set_numerics(self.backbone, threshold_comparison, weight_gradient, pact_gradient)
         self.example_input_array = torch.zeros(2, in_channels, image_size, image_size)
         self.metrics = self._build_metrics()
@@ -137,6 +141,7 @@ class QuantizedClassifier(LightningModule):
         check_choice("optimizer", hp.optimizer, OPTIMIZERS)
         check_choice("schedule", hp.schedule, (*SCHEDULES, "published"))
         check_choice("parameter_groups", hp.parameter_groups, ("all", "published"))
+        check_choice("memory_format", hp.memory_format, MEMORY_FORMATS)
         check_integer("warmup_steps", hp.warmup_steps, 0)
         check_number("lr", hp.lr, 0.0, above=True)
         check_number("temperature", hp.temperature, 0.0, above=True)
@@ -202,7 +207,7 @@ class QuantizedClassifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits `(batch, num_classes)` of images `(batch, in_channels, height, width)`."""
-        return cast(Tensor, self.backbone(images))
+        return cast(Tensor, self.backbone(in_format(images, self.hparams["memory_format"])))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the checkpoint of another network, whose weights may fit all the same.
@@ -222,7 +227,8 @@ class QuantizedClassifier(LightningModule):
         for line in void_choices(QuantizedClassifier, hp):
             rank_zero_warn(line)
         if hp.teacher is not None:
-            self._teacher = (load_teacher(hp.teacher, self.num_classes, QuantizedClassifier.from_checkpoint),)
+            teacher = load_teacher(hp.teacher, self.num_classes, QuantizedClassifier.from_checkpoint)
+            self._teacher = (teacher.to(memory_format=MEMORY_FORMATS[hp.memory_format]),)
         # A second fit of the same object continues; it must not fall back to the initial weights.
         if hp.init_from is not None and self.trainer.ckpt_path is None and not self._initialised:
             rank_zero_info(self._load_initial_weights(hp.init_from))
@@ -288,7 +294,7 @@ class QuantizedClassifier(LightningModule):
             loss = loss + share * F.cross_entropy(logits, labels, label_smoothing=hp.label_smoothing)
         if share < 1:
             with torch.no_grad():
-                teacher_logits = self._teacher[0](images)
+                teacher_logits = self._teacher[0](in_format(images, hp.memory_format))
             loss = loss + (1 - share) * soft_cross_entropy(logits, teacher_logits, hp.temperature)
         return loss
 

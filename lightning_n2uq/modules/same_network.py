@@ -10,10 +10,10 @@ TRAINING_ONLY = frozenset(
     {
         "image_size", "label_smoothing", "teacher", "temperature", "hard_label_weight", "optimizer", "lr",
         "weight_decay", "momentum", "betas", "schedule", "warmup_steps", "quantizer_lr_multiplier",
-        "parameter_groups", "weight_gradient", "pact_gradient", "init_from",
+        "parameter_groups", "weight_gradient", "pact_gradient", "init_from", "memory_format",
     }
 )  # fmt: skip
-"""Arguments that change how a network is trained, but not what it computes; all others are compared."""
+"""Arguments that change how a network is trained, or how fast, not what it computes; others are compared."""
 
 
 def check_same_network(cls: type, wanted: Mapping[str, Any], saved: Mapping[str, Any], argument: str) -> None:

@@ -189,11 +189,22 @@ def _gradients(
     groups: int,
     needed: Sequence[bool],
 ) -> ConvGradients:
+    if _overruns(y, quantized, geometry[0]):
+        grad, y, quantized = (t.clone(memory_format=torch.contiguous_format) for t in (grad, y, quantized))
     bias_size, output_padding = [quantized.shape[0]], [0, 0]
     grads = torch.ops.aten.convolution_backward(
         grad, y, quantized.to(grad.dtype), bias_size, *geometry, False, output_padding, groups, needed
     )
     return ConvGradients(*(g if wanted else None for g, wanted in zip(grads, needed, strict=True)))
+
+
+def _overruns(y: Tensor, weight: Tensor, stride: Sequence[int]) -> bool:
+    """Returns whether the gradient of the weight would write past a buffer of oneDNN's (its issue 6035).
+
+    It does in strided 1x1 convolutions of channels-last maps with fewer channels than vectors have lanes.
+    """
+    strided_point = weight.shape[2:].numel() == 1 and max(stride) > 1
+    return strided_point and weight.shape[1] < 16 and y.device.type == "cpu" and not y.is_contiguous()
 
 
 def _through_scale(grad: Tensor, scale: Tensor, straight_through: bool, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,7 @@ from lightning_n2uq.ops.backends.common.rows import is_rows, units
 from lightning_n2uq.ops.dispatch import force, load
 from lightning_n2uq.ops.formats.fused_activation import NormParameters, PReLUParameters, Window
 from lightning_n2uq.ops.fused_activation import OP, packed_activation
+from lightning_n2uq.ops.fused_conv import Geometry, PackedInput, QuantizedWeight, packed_conv2d
 from lightning_n2uq.ops.residual import residual_activation
 from lightning_n2uq.ops.stem import norm_relu_pool
 from lightning_n2uq.ops.tables import QuantizerParameters
@@ -231,3 +232,23 @@ def test_opcheck(dtype: torch.dtype) -> None:
     torch.library.opcheck(ops.norm_relu_pool.default, (x, *norm_of(3), 3, 2, 1))
     for second in ((None, None), norm_of(3)[:2]):
         torch.library.opcheck(ops.residual_activation.default, (x, *norm_of(3), other, *second, 1e-3, *act))
+
+
+def test_strided_points_of_few_channels_have_the_gradients_of_contiguous_ones() -> None:
+    """oneDNN itself writes past a buffer here, which ends the process or spoils the gradient."""
+    weight, quantizer, geometry = (
+        torch.randn(8, 4, 1, 1),
+        quantizer_of(2),
+        Geometry((2, 2), (0, 0), (1, 1), 1),
+    )
+    plain = torch.randn(8, 4, 16, 16)
+    grad, results = torch.randn(8, 8, 8, 8), []
+    for order in (torch.contiguous_format, torch.channels_last):
+        x = plain.clone(memory_format=order).requires_grad_()
+        kept = weight.clone(memory_format=order).requires_grad_()
+        y, packed, _ = packed_activation(x, None, None, quantizer, torch.float32)
+        source = PackedInput(y, packed, quantizer.scale_out, 2)
+        out = packed_conv2d(source, QuantizedWeight(kept), None, geometry)
+        results.append(torch.autograd.grad(out, [x, kept], grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
