@@ -12,7 +12,8 @@ from lightning_n2uq.layers import fused
 
 pytest.importorskip("numba")
 CHANNELS_LAST = torch.channels_last
-OPERATORS = ("packed_activation", "packed_conv2d", "residual_activation", "norm_relu_pool")
+ENDS = ("residual_activation", "norm_relu_pool")
+CONVOLUTIONS = {"integers": ("quantized_conv2d",), "floats": ("packed_activation", "packed_conv2d")}
 
 
 def step(network: nn.Module, x: Tensor, *, autocast: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
@@ -40,7 +41,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Tensor]]:
 
         return call
 
-    for name in OPERATORS:
+    for name in (*ENDS, *CONVOLUTIONS["integers"], *CONVOLUTIONS["floats"]):
         monkeypatch.setattr(fused, name, watched(name, getattr(fused, name)))
     return maps
 
@@ -66,14 +67,24 @@ def test_channels_last_is_another_order_of_the_same_step() -> None:
 @pytest.mark.parametrize(
     ("autocast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)], ids=["bf16", "fp32"]
 )
+@pytest.mark.parametrize("arithmetic", CONVOLUTIONS)
 def test_maps_keep_dtype_and_order_between_layers(
-    seen: list[tuple[str, Tensor]], autocast: bool, dtype: torch.dtype
+    seen: list[tuple[str, Tensor]],
+    arithmetic: str,
+    autocast: bool,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    backend = fused.integer_backend
+    monkeypatch.setattr(
+        fused, "integer_backend", lambda *a: backend(*a) if arithmetic == "integers" else "reference"
+    )
+    operators = (*ENDS, *CONVOLUTIONS[arithmetic])
     network = resnet18(2, 2, num_classes=10).to(memory_format=CHANNELS_LAST).train()
     x = torch.randn(2, 3, 64, 64).contiguous(memory_format=CHANNELS_LAST)
     step(network, x, autocast=autocast)
-    assert {name for name, _ in seen} == {
-        f"{name}, {kind}" for name in OPERATORS for kind in ("input", "output", "gradient")
+    assert {name for name, _ in seen} >= {
+        f"{name}, {kind}" for name in operators for kind in ("input", "output", "gradient")
     }
     for name, value in seen:
         assert value.dtype == dtype, name
