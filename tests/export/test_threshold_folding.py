@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_n2uq.export.ir.steps import Affine, Clamp, PReLU
-from lightning_n2uq.export.ir.thresholds import float_from_key
+from lightning_n2uq.export.ir.thresholds import float_from_key, last_failing_float
 from lightning_n2uq.export.lower.deferred import evaluate
 from lightning_n2uq.export.lower.fold import fold_float, fold_integer
 
@@ -126,3 +126,15 @@ def test_keys_rank_floats_in_order(values):
     assert (np.diff(floats) > 0).all()
     bits = np.abs(np.array(values, np.float32)).view(np.int32).astype(np.int64)
     np.testing.assert_array_equal(float_from_key(bits), np.abs(np.array(values, np.float32)))
+
+
+@pytest.mark.parametrize("error", [0.0, 1e-3, 1e30, -np.inf, np.inf, np.nan])
+def test_a_guess_changes_no_threshold(error):
+    targets = np.array([[-3e38, -1.5, -1e-40, 0.0, 2e-45, 1.0, 7e20, 3.4e38]])
+
+    def passes(x):
+        with np.errstate(over="ignore"):
+            return x.astype(np.float64) * 1.5 > targets
+
+    expected = last_failing_float(passes, targets.shape)
+    np.testing.assert_array_equal(last_failing_float(passes, targets.shape, targets / 1.5 + error), expected)

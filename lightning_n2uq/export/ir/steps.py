@@ -136,8 +136,8 @@ class IntConv(Step, op="int_conv"):
 
     def bound(self) -> NDArray[np.int64]:
         """Returns the largest magnitude of every output channel's sum, and of all its partial sums."""
-        weight = np.abs(self.weight.astype(np.int64))
-        bound: NDArray[np.int64] = weight.reshape(len(weight), -1).sum(1) * self.levels
+        weight = np.abs(self.weight).reshape(len(self.weight), -1)
+        bound: NDArray[np.int64] = weight.sum(1, dtype=np.int64) * self.levels
         return bound
 
     @property

@@ -27,6 +27,21 @@ def last_failing(passes: Callable[[Int64], Bool], low: Int64, high: Int64) -> In
     return low
 
 
+def near(passes: Callable[[Int64], Bool], low: Int64, high: Int64, guess: Int64) -> tuple[Int64, Int64]:
+    """Returns narrower limits for `last_failing` around a guess, and those given where the guess is wrong."""
+    below, above = np.clip(guess - 4, low, high), np.clip(guess + 4, low, high)
+    wrong = ((below > low) & passes(below)) | ((above < high) & ~passes(np.minimum(above + 1, high)))
+    return np.where(wrong, low, below), np.where(wrong, high, above)
+
+
+def key_from_float(values: NDArray[np.float64]) -> Int64:
+    """Returns the rank of the float32 next to each value; that of zero for NaN."""
+    with np.errstate(over="ignore"):
+        numbers = np.nan_to_num(values, nan=0.0).astype(np.float32)
+    magnitude = np.abs(numbers).view(np.int32).astype(np.int64)
+    return np.where(numbers < 0, -magnitude, magnitude)
+
+
 def float_from_key(key: Int64) -> Float32:
     """Returns the float32 of a rank: 0 is zero, 1 the smallest positive number, -1 the largest negative."""
     magnitude = np.abs(key).astype(np.int32).view(np.float32)
@@ -34,10 +49,24 @@ def float_from_key(key: Int64) -> Float32:
     return value
 
 
-def last_failing_float(passes: Callable[[Float32], Bool], shape: tuple[int, int]) -> Float32:
-    """Returns elementwise the largest finite float32 that does not pass, minus infinity where all pass."""
+def last_failing_float(
+    passes: Callable[[Float32], Bool], shape: tuple[int, int], guess: NDArray[np.float64] | None = None
+) -> Float32:
+    """Returns elementwise the largest finite float32 that does not pass, minus infinity where all pass.
+
+    Args:
+        passes: The test, monotone.
+        shape: Of the result.
+        guess: About what it will be, which makes the search shorter; the result does not depend on it.
+    """
     low, high = np.full(shape, -_MAX_KEY - 1), np.full(shape, _MAX_KEY)
-    key = last_failing(lambda middle: passes(float_from_key(middle)), low, high)
+
+    def test(middle: Int64) -> Bool:
+        return passes(float_from_key(middle))
+
+    if guess is not None:
+        low, high = near(test, low, high, key_from_float(guess))
+    key = last_failing(test, low, high)
     finite = float_from_key(np.maximum(key, -_MAX_KEY))
     return np.where(key < -_MAX_KEY, np.float32(-np.inf), finite)
 

@@ -75,6 +75,20 @@ def evaluate(steps: tuple[ChannelStep, ...], x: Float64) -> Float64:
     return x[0]
 
 
+def invert(steps: tuple[ChannelStep, ...], y: Float64) -> Float64:
+    """Returns about where the steps reach `y` `[C, k]`: a first guess, infinite or NaN for nowhere."""
+    with np.errstate(all="ignore"):
+        for step in reversed(steps):
+            if isinstance(step, Affine):
+                scale, shift = scale_and_shift(step)
+                y = (y - shift[:, None]) / scale[:, None]
+            elif isinstance(step, PReLU):
+                y = np.where(y > 0, y, y / step.slope[:, None])
+            elif isinstance(step, Clamp):
+                y = np.where(y < step.low, -np.inf, np.where(y < step.high, y, np.inf))
+    return y
+
+
 def directions(steps: tuple[ChannelStep, ...], channels: int) -> NDArray[np.int8]:
     """Returns by channel `[C]`: 1 where the composed map increases, -1 where it decreases, 0 for neither."""
     product = np.ones(channels, np.int8)

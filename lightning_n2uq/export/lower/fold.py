@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_n2uq.export.ir.steps import ChannelStep
-from lightning_n2uq.export.ir.thresholds import Bool, Float32, Int64, last_failing, last_failing_float
-from lightning_n2uq.export.lower.deferred import Float64, directions, evaluate
+from lightning_n2uq.export.ir.thresholds import Bool, Float32, Int64, last_failing, last_failing_float, near
+from lightning_n2uq.export.lower.deferred import Float64, directions, evaluate, invert
 
 
 def fold_integer(
@@ -41,7 +41,8 @@ def fold_integer(
     def passes(x: Int64) -> Bool:
         return evaluate(steps, (x * sign[:, None]).astype(np.float64)) > thresholds
 
-    return last_failing(passes, low, high).astype(np.int32), sign
+    guess = np.clip(np.nan_to_num(_guess(steps, thresholds, sign)), low, high).astype(np.int64)
+    return last_failing(passes, *near(passes, low, high, guess)).astype(np.int32), sign
 
 
 def fold_float(steps: tuple[ChannelStep, ...], thresholds: Float64, channels: int) -> tuple[Float32, Int64]:
@@ -58,7 +59,14 @@ def fold_float(steps: tuple[ChannelStep, ...], thresholds: Float64, channels: in
         with np.errstate(over="ignore", invalid="ignore"):
             return evaluate(steps, x.astype(np.float64) * sign[:, None]) > thresholds
 
-    return last_failing_float(passes, (channels, thresholds.size)), sign
+    guess = _guess(steps, thresholds, sign)
+    return last_failing_float(passes, (channels, thresholds.size), guess), sign
+
+
+def _guess(steps: tuple[ChannelStep, ...], thresholds: Float64, sign: Int64) -> Float64:
+    """Returns about where the thresholds are reached, `[C, n]`."""
+    targets = np.broadcast_to(thresholds, (sign.size, thresholds.size))
+    return invert(steps, targets) * sign[:, None]
 
 
 def _signs(steps: tuple[ChannelStep, ...], channels: int) -> Int64:
