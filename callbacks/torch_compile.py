@@ -128,6 +128,7 @@ class TorchCompile(Callback):
                 self._why = why
             return (uncompiled if why else compiled)(*args, **kwargs)
 
+        call.compiles_training_only = not self.evaluation  # type: ignore[attr-defined]
         return call
 
 

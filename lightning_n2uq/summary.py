@@ -237,6 +237,8 @@ def main(argv: Sequence[str]) -> int:
             (given["in_channels"], given["image_size"], given["image_size"]),
         )
     )
+    if evaluation := getattr(network, "evaluation", None):
+        print(f"evaluation on the CPU: {evaluation()}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """The LightningModule that trains a low-bit image classifier."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -18,6 +18,7 @@ from lightning_n2uq.backbones.pretrained import load_pretrained
 from lightning_n2uq.checkpointing.identity import other_version
 from lightning_n2uq.modules.checkpoints import load_matching, read_checkpoint
 from lightning_n2uq.modules.distillation import load_teacher, soft_cross_entropy
+from lightning_n2uq.modules.integer_evaluation import CHOICES, IntegerEvaluation
 from lightning_n2uq.modules.memory_format import MEMORY_FORMATS, in_format
 from lightning_n2uq.modules.optimizers import OPTIMIZERS, build_optimizer, parameter_groups
 from lightning_n2uq.modules.published import (
@@ -30,6 +31,9 @@ from lightning_n2uq.modules.schedules import SCHEDULES, schedule_factor
 from lightning_n2uq.modules.void_choices import void_choices
 from lightning_n2uq.utils.torchvision_models import TORCHVISION
 from lightning_n2uq.utils.validation import check, check_choice, check_integer, check_number
+
+if TYPE_CHECKING:
+    from lightning_n2uq.export.runtime.fast_engine import FastNetwork
 
 Stage = Literal["train", "val", "test"]
 
@@ -80,6 +84,8 @@ class QuantizedClassifier(LightningModule):
         weight_gradient: The gradient of N2UQ's weights: `scaled` (the published code's `1/S`) or
             `straight_through`.
         pact_gradient: The gradient of PACT's clip: `paper`, or `published` as in the published MobileNetV2.
+        integer_evaluation: `auto` (in evaluation mode on the CPU, the integer network that would be exported
+            runs, where there is one) or `off` (always the plain modules).
         init_from: `torchvision/<model>` (its real-valued weights) or a checkpoint of this package. A new run
             starts from those of its weights that fit, whatever its bit widths, and reports the rest.
         memory_format: The order of maps in memory, `contiguous` or `channels_last`: a choice of speed, which
@@ -117,6 +123,7 @@ class QuantizedClassifier(LightningModule):
         threshold_comparison: Literal[">", ">="] = ">",
         weight_gradient: Literal["scaled", "straight_through"] = "scaled",
         pact_gradient: Literal["paper", "published"] = "paper",
+        integer_evaluation: Literal["auto", "off"] = "auto",
         init_from: str | None = None,
         memory_format: Literal["contiguous", "channels_last"] = "contiguous",
     ) -> None:
@@ -132,6 +139,8 @@ class QuantizedClassifier(LightningModule):
         # In a tuple, out of nn.Module's sight: neither in state_dict nor in parameters().
         self._teacher: tuple[nn.Module, ...] = ()
         self._initialised = False
+        self._integer = IntegerEvaluation(integer_evaluation)
+        self._reported: str | None = None
 
     def _check_arguments(self) -> None:
         hp: Any = self.hparams
@@ -142,6 +151,7 @@ class QuantizedClassifier(LightningModule):
         check_choice("schedule", hp.schedule, (*SCHEDULES, "published"))
         check_choice("parameter_groups", hp.parameter_groups, ("all", "published"))
         check_choice("memory_format", hp.memory_format, MEMORY_FORMATS)
+        check_choice("integer_evaluation", hp.integer_evaluation, CHOICES)
         check_integer("warmup_steps", hp.warmup_steps, 0)
         check_number("lr", hp.lr, 0.0, above=True)
         check_number("temperature", hp.temperature, 0.0, above=True)
@@ -207,7 +217,31 @@ class QuantizedClassifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits `(batch, num_classes)` of images `(batch, in_channels, height, width)`."""
+        if not self.training:
+            logits = self._integer.logits(self.backbone, images)
+            self._report_evaluation()
+            if logits is not None:
+                return logits
         return cast(Tensor, self.backbone(in_format(images, self.hparams["memory_format"])))
+
+    def deployed(self, images: Tensor) -> "FastNetwork | None":
+        """Returns the integer network that evaluates these images; None if the plain modules do."""
+        return self._integer.network(self.backbone, images)
+
+    def evaluation(self) -> str:
+        """Returns in words what evaluation on the CPU runs: the integer network, or plain modules and why."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval().deployed(cast(Tensor, self.example_input_array))
+        for module, mode in modes:
+            module.training = mode
+        return self._integer.describe()
+
+    def _report_evaluation(self) -> None:
+        """Logs what runs in evaluation, whenever it is another than before."""
+        if self._trainer is None or self._integer.obstacle == self._reported:
+            return
+        self._reported = self._integer.obstacle
+        rank_zero_info(f"evaluation: {self._integer.describe()}")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the checkpoint of another network, whose weights may fit all the same.
@@ -261,6 +295,18 @@ class QuantizedClassifier(LightningModule):
         images = batch if isinstance(batch, Tensor) else batch[0]
         probabilities = self(images).softmax(dim=-1)
         return {"probabilities": probabilities, "labels": probabilities.argmax(dim=-1)}
+
+    def on_validation_start(self) -> None:
+        """Looks at the weights anew, however they were changed."""
+        self._integer.forget()
+
+    def on_test_start(self) -> None:
+        """Looks at the weights anew."""
+        self._integer.forget()
+
+    def on_predict_start(self) -> None:
+        """Looks at the weights anew."""
+        self._integer.forget()
 
     def on_validation_epoch_start(self) -> None:
         """Starts a new confusion matrix; the last one stays readable until here."""

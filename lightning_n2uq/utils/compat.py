@@ -133,6 +133,12 @@ def set_compiled_call(module: nn.Module, call: Callable[..., Any] | None) -> Non
     module._compiled_call_impl = call
 
 
+def runs_compiled(module: nn.Module) -> bool:
+    """Returns whether calling a module in evaluation mode runs what `Module.compile` has put in."""
+    call = private(module, "_compiled_call_impl")
+    return call is not None and not getattr(call, "compiles_training_only", False)
+
+
 def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copies many small tensors in one call."""
     private(torch, "_foreach_copy_")(targets, sources)

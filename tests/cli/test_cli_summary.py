@@ -57,6 +57,7 @@ def test_the_command_prints_the_configs_network(in_empty_folder, capsys):
     assert "layer3.2.conv2" in text
     assert "n2uq 4" in text
     assert "total" in text
+    assert "evaluation on the CPU: the integer network, as deployed" in text
     assert not list(in_empty_folder.iterdir())
 
 

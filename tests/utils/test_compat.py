@@ -85,8 +85,10 @@ def test_a_compiled_call_is_put_in_and_taken_out():  # torch 2.8, 2.14
     plain = module(x)
     compat.set_compiled_call(module, lambda value: compat.uncompiled_call(module)(value) + 1)
     assert torch.equal(module(x), plain + 1)
+    assert compat.runs_compiled(module)
     compat.set_compiled_call(module, None)
     assert torch.equal(module(x), plain)
+    assert not compat.runs_compiled(module)
 
 
 def test_many_tensors_are_copied_at_once():  # torch 2.8, 2.14
