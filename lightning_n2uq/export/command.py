@@ -131,7 +131,7 @@ def _write(description: Description, output: Path, arguments: argparse.Namespace
 def _verify(description: Description, model: nn.Module, output: Path, arguments: argparse.Namespace) -> bool:
     from lightning_n2uq.export.runtime.engines import chosen_engines
     from lightning_n2uq.export.verify.data import run_data, to_pixels, verification_batches
-    from lightning_n2uq.export.verify.parity import compare, float_engine
+    from lightning_n2uq.export.verify.parity import compare, evaluation_engine, float_engine
 
     subject: Description = description
     file: bytes | Path | None = None
@@ -148,6 +148,8 @@ def _verify(description: Description, model: nn.Module, output: Path, arguments:
     normalize = description.normalize
     if normalize is not None:
         batches = to_pixels(batches, normalize)
+    if evaluation := evaluation_engine(model, normalize):
+        engines["evaluation"] = evaluation
     report = compare(engines, batches, float_engine(model, normalize))
     print(report.table())
     return _sweep(subject, names, arguments) and report.ok

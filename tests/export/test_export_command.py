@@ -47,6 +47,8 @@ def test_onnx_is_written_and_verified_on_the_digits(checkpoint, tmp_path, capsys
     assert "sweep: all engines agree" in printed
     assert "layer3.2.conv2.codes" in printed
     assert "accuracy:" in printed
+    head = printed.splitlines()[printed.splitlines().index("codes that differ from torch, 180 images") + 1]
+    assert head.split() == ["numpy", "onnxruntime", "evaluation", "float"]
     assert "file / float32: 0." in printed
 
 

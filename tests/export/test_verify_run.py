@@ -56,7 +56,7 @@ def test_a_run_is_verified_on_its_own_images(image_run, tmp_path, capsys, monkey
     assert not rest
     assert sorted(labels) == list(range(10))
     assert images.min() < -1
-    assert "against the float evaluation: 0 % of the codes and 0 % of the top-1 answers differ" in printed
+    assert "against the plain float modules: 0 % of the codes and 0 % of the top-1 answers differ" in printed
 
 
 @pytest.mark.parametrize(

@@ -68,9 +68,9 @@ class ParityReport:
     Attributes:
         reference: Name of the engine that the others are compared with.
         engines: Tally by engine.
-        floating: Tally of the ordinary float evaluation, which may differ by roundings.
+        floating: Tally of the plain float modules, which may differ by roundings.
         images: Number of images.
-        correct: Right answers of the reference and of the float evaluation, where labels are known.
+        correct: Right answers of the reference and of the float modules, where labels are known.
     """
 
     reference: str
@@ -109,8 +109,9 @@ class ParityReport:
         agreement = 100 * (1 - floating.top1 / self.images)
         note = "" if agreement >= FLOAT_AGREEMENT else f", BELOW {FLOAT_AGREEMENT} %"
         return (
-            f"against the float evaluation: {codes} of the codes and {_percent(floating.top1, self.images)} "
-            f"of the top-1 answers differ (agreement {agreement:.2f} %{note})"
+            f"against the plain float modules: {codes} of the codes and "
+            f"{_percent(floating.top1, self.images)} of the top-1 answers differ "
+            f"(agreement {agreement:.2f} %{note})"
         )
 
 
@@ -128,7 +129,7 @@ def compare(
     Args:
         engines: Engines by name; the first is the reference.
         batches: Images and labels, or None for unknown labels.
-        floating: The ordinary float evaluation; it is reported, not required to agree.
+        floating: The plain float modules; they are reported, not required to agree.
 
     Raises:
         ValueError: There are no images.
@@ -153,7 +154,7 @@ def compare(
 
 
 def float_engine(model: nn.Module, normalize: Normalize | None = None) -> InferenceEngine:
-    """Returns the trained model's own evaluation, with the codes of its quantizers.
+    """Returns the trained model's plain float modules, with the codes of their quantizers.
 
     Args:
         model: The model as given to `describe`.
@@ -178,6 +179,32 @@ def float_engine(model: nn.Module, normalize: Normalize | None = None) -> Infere
             for handle in handles:
                 handle.remove()
         return Outputs(logits.float().numpy(), codes)
+
+    return run
+
+
+def evaluation_engine(model: nn.Module, normalize: Normalize | None = None) -> InferenceEngine | None:
+    """Returns a classifier's ordinary evaluation, with the codes behind its answers; sets evaluation mode.
+
+    Args:
+        model: The model as given to `describe`.
+        normalize: What the deployed network does to its pixels first, if it takes pixels.
+
+    Returns:
+        None for a model that does not evaluate as deployed.
+    """
+    deployed = getattr(model.eval(), "deployed", None)
+    if deployed is None or deployed(model.example_input_array) is None:
+        return None
+
+    def run(images: Array) -> Outputs:
+        x = torch.from_numpy(images if normalize is None else run_step(normalize, images))
+        with torch.no_grad():
+            logits, network = model.eval()(x), deployed(x)
+        if network is None:
+            return float_engine(model, normalize)(images)
+        codes, quantizers = network.run(x), network.description.quantizers()
+        return Outputs(logits.numpy(), {step.name: codes[step.name].numpy() for step in quantizers})
 
     return run
 

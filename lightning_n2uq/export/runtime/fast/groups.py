@@ -42,6 +42,10 @@ class Group:
         shared: Names of inputs that all samples have in common.
         stem: The `SplitConv` that is one of its steps, if any.
         pool: The max pooling behind it, if any.
+
+    Attributes:
+        stem: As given.
+        outputs: Names of the maps that it writes.
     """
 
     def __init__(
@@ -54,33 +58,34 @@ class Group:
         pool: s.MaxPool | None = None,
     ) -> None:
         self._program, self._stored, self._shape = program, dict(stored), shape
-        self._shared, self._stem, self._pool = shared, stem, pool
+        self._shared, self._pool = shared, pool
+        self.stem = stem
         self._elements = int(np.prod(shape))
         self._length = max(1, _LENGTH // program.period) * program.period
         self.outputs = [pool.name] if pool is not None else list(stored)
-        self.by_sample = bool(shared) or stem is not None or pool is not None
+        self._by_sample = bool(shared) or stem is not None or pool is not None
 
     def run(self, values: Values) -> None:
         """Adds the maps that the group writes to the values."""
-        if self._stem is None:
+        if self.stem is None:
             count = self._count(values)
             self._allocate(values, count)
             self._run(values, slice(0, count), None)
             return
-        images = values[self._stem.step.inputs[0]]
-        scales = self._stem.sums.scales(images)
+        images = values[self.stem.step.inputs[0]]
+        scales = self.stem.sums.scales(images)
         if not bool(torch.isfinite(scales).all()):
             self._run_plain(values)
             return
         self._allocate(values, len(images))
         for sample in range(len(images)):
             part = slice(sample, sample + 1)
-            self._run(values, part, self._stem.sums(images[part], scales[part]))
+            self._run(values, part, self.stem.sums(images[part], scales[part]))
 
     def _run_plain(self, values: Values) -> None:
-        assert self._stem is not None
+        assert self.stem is not None
         inside = dict(values)
-        for step, run in self._stem.plain:
+        for step, run in self.stem.plain:
             inside[step.name] = run(*(inside[name] for name in step.inputs))
         values.update({name: inside[name] for name in self.outputs})
 
@@ -100,7 +105,7 @@ class Group:
         """Runs the program on some samples."""
         held = [self._operand(name, values, part, stem) for name in self._program.operands]
         elements, count = self._elements, part.stop - part.start
-        if not self.by_sample:
+        if not self._by_sample:
             elements, count = elements * count, 1
         addresses = np.array([0] * loops.REGISTERS + [x.data_ptr() for x in held], np.int64)
         spans = self._spans(elements)
@@ -116,15 +121,15 @@ class Group:
         run_chunks(loops.run_program, blocks, _FEWEST_BLOCKS, *numbers, *sizes)
 
     def _operand(self, name: str, values: Values, part: slice, stem: SplitProducts | None) -> Tensor:
-        if stem is not None and self._stem is not None:
-            high, low = products(self._stem.step.name)
+        if stem is not None and self.stem is not None:
+            high, low = products(self.stem.step.name)
             if name in (high, low):
                 return stem.high if name == high else stem.low
         return values[name] if name in self._shared else values[name][part]
 
     def _spans(self, elements: int) -> Array:
         """Returns by operand how many values a sample has."""
-        high = "" if self._stem is None else products(self._stem.step.name)[0]
+        high = "" if self.stem is None else products(self.stem.step.name)[0]
         factors = [0 if name in self._shared else 1 + (name == high) for name in self._program.operands]
         return np.array([0] * loops.REGISTERS + [factor * elements for factor in factors], np.int64)
 

@@ -57,7 +57,8 @@ class IntegerSums:
         self._window = IntegerGeometry(step.window.stride, padding, step.window.dilation, step.window.groups)
         self._linear = step.weight.ndim == 2
         self._packed = self._pack(step)
-        self._weight = dense(torch.from_numpy(step.weight.astype(np.float32)))
+        unpacked = step.weight if self._packed is None else step.weight[:0]
+        self._weight = dense(torch.from_numpy(unpacked.astype(np.float32)))
 
     def __call__(self, codes: Tensor) -> Tensor:
         """Returns the sums of a map or of features."""

@@ -33,10 +33,12 @@ class Operation:
 
     Attributes:
         run: Adds its results to the values.
+        kind: What it is, for profiles.
         frees: Names of the values that nobody reads after it.
     """
 
     run: Callable[[Values], None]
+    kind: str
     frees: list[str] = field(default_factory=list)
 
 
@@ -129,7 +131,7 @@ class Plan:
         def operate(values: Values) -> None:
             values[step.name] = run(*(values[name] for name in step.inputs))
 
-        self._append(operate, set(step.inputs), [step.name])
+        self._append(operate, step.op, set(step.inputs), [step.name])
 
     def _layer(self, step: s.Step) -> Callable[..., Tensor]:
         """Returns what computes a step from its inputs."""
@@ -142,8 +144,8 @@ class Plan:
         moves = type(step) in (s.MaxPool, s.Concat, s.Flatten)  # whatever the values are
         return TorchStep(step, tuple(self.kinds[name] == SUMS and not moves for name in step.inputs))
 
-    def _append(self, run: Callable[[Values], None], reads: set[str], writes: list[str]) -> None:
-        self.operations.append(Operation(run))
+    def _append(self, run: Callable[[Values], None], kind: str, reads: set[str], writes: list[str]) -> None:
+        self.operations.append(Operation(run, kind))
         self._reads.append(reads)
         self._done.update(writes)
 
@@ -224,7 +226,8 @@ class Plan:
         bytewise = {name: self.kinds[name] == BYTES for name in stored}
         shared = {name for name in reads if name in self.constants}
         group = Group(program, bytewise, shape, shared, self._stem(members, pool), pool)
-        self._append(group.run, reads, group.outputs if pool is not None else stored)
+        kind = "pass" if group.stem is None else "stem"
+        self._append(group.run, kind, reads, group.outputs if pool is not None else stored)
 
     def _stem(self, members: list[s.Step], pool: s.MaxPool | None) -> Stem | None:
         stem = next((member for member in members if isinstance(member, s.SplitConv)), None)
