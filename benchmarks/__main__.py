@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import codec, export_speed, plots, quantizers, scaling, steps
+from benchmarks import codec, evaluation, export_speed, plots, quantizers, scaling, steps
 from benchmarks.machine import description
 
 ROOT = Path(__file__).resolve().parent
@@ -28,6 +28,7 @@ TOPICS: dict[str, Callable[..., dict[str, object]]] = {
     "steps": steps.run,
     "codec": codec.run,
     "export": export_speed.run,
+    "evaluation": evaluation.run,
 }
 QUICK: dict[str, dict[str, object]] = {
     "quantizers": {"shape": (4, 16, 14, 14)},
@@ -35,6 +36,7 @@ QUICK: dict[str, dict[str, object]] = {
     "steps": {"batch": 1, "size": 64},
     "codec": {"numel": 100_000},
     "export": {"size": 64, "threads": (1,), "batches": (1,)},
+    "evaluation": {"batch": 1, "size": 64},
 }
 
 

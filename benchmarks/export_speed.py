@@ -44,10 +44,8 @@ def float_file(size: int) -> bytes:
     return file.getvalue()
 
 
-def integer_file(bits: int, size: int) -> bytes:
-    """This package's network and export, with uneven thresholds as after training."""
-    from lightning_n2uq.export.formats.onnx_file import to_onnx
-
+def trained_network(bits: int, size: int) -> nn.Module:
+    """This package's network, with uneven thresholds as after training."""
     torch.manual_seed(0)
     model = resnet18(bits, bits)
     for module in model.modules():
@@ -59,7 +57,14 @@ def integer_file(bits: int, size: int) -> bytes:
     with torch.no_grad():
         for _ in range(3):
             model.train()(torch.randn(4, 3, size, size))
-    return to_onnx(describe(model.eval(), (3, size, size))).SerializeToString()
+    return model.eval()
+
+
+def integer_file(bits: int, size: int) -> bytes:
+    """This package's export of `trained_network`."""
+    from lightning_n2uq.export.formats.onnx_file import to_onnx
+
+    return to_onnx(describe(trained_network(bits, size), (3, size, size))).SerializeToString()
 
 
 def open_session(model: bytes, threads: int, profile: str | None = None) -> Any:

@@ -19,22 +19,27 @@ class Samples:
 
 
 def take_turns(
-    candidates: dict[str, Callable[[], object]], seconds: float, device: torch.device, rounds: int = 100
+    candidates: dict[str, Callable[[], object]],
+    seconds: float,
+    device: torch.device,
+    rounds: int = 100,
+    least: int = 3,
 ) -> dict[str, Samples]:
-    """Runs every candidate once to warm up, then all in turn until the time is used up (3 rounds at least).
+    """Runs every candidate once to warm up, then all in turn until the time is used up.
 
     Args:
         candidates: name and what to run.
         seconds: time budget of the measured rounds.
         device: where they run; a GPU is waited for.
         rounds: most rounds.
+        least: fewest rounds, whatever the time.
     """
     for run in candidates.values():
         run()
     result = {name: Samples() for name in candidates}
     begin = time.perf_counter()
     for done in range(rounds):
-        if done >= 3 and time.perf_counter() - begin > seconds:
+        if done >= least and time.perf_counter() - begin > seconds:
             break
         for name, run in candidates.items():
             wall, cpu = _timed(run, device)
