@@ -92,10 +92,24 @@ def _kernels() -> list[str]:
     from lightning_n2uq.ops import dispatch
 
     lines = [f"{c.op:<20} {c.device:<5} {c.kernel:<10} {c.reason}" for c in dispatch.report()]
+    lines.append(_integers())
     if _version("numba") is not None:
         lines.append(f"compiled kernels are kept in {_cache_folder()}")
     lines.append(f"{dispatch.ENVIRONMENT_VARIABLE}={os.environ.get(dispatch.ENVIRONMENT_VARIABLE, 'auto')}")
     return lines
+
+
+def _integers() -> str:
+    """Returns which widths the integer convolutions of this machine add exactly."""
+    import torch
+
+    from lightning_n2uq.layers.integer import exact_widths
+
+    widths = exact_widths(torch.device("cpu"))
+    if not widths:
+        return "training convolves floats on the cpu"
+    pairs = ", ".join(f"{codes} x {levels}" for codes, levels in widths)
+    return f"training convolves integers up to {pairs} bits (activations x weights)"
 
 
 def _cache_folder() -> str:

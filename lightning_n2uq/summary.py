@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from math import ceil
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_n2uq.layers.integer import float_layers
 from lightning_n2uq.quantizers import EntropyPreservingWeightQuantizer, Quantizer
 
 FLOAT_BITS = 32
@@ -76,10 +77,12 @@ class ModelSummary:
     Attributes:
         layers: The layers in the order of the network's modules.
         other_parameters: Number of norms' parameters, slopes and thresholds, kept in float32.
+        in_floats: Names of quantized layers whose training convolves floats on this machine, by reason.
     """
 
     layers: list[LayerCost]
     other_parameters: int
+    in_floats: dict[str, list[str]] = field(default_factory=dict)
 
     def total(self, what: str) -> int:
         """Returns the sum of a numeric attribute of `LayerCost`."""
@@ -109,6 +112,9 @@ class ModelSummary:
             f"{rest:,} bytes",
             f"all together: {size + rest:,} bytes, {whole} of float's",
         ]
+        for reason, names in self.in_floats.items():
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            lines.append(f"training in floats here: {', '.join(names[:3])}{more}: {reason}")
         return "\n".join(lines)
 
 
@@ -143,7 +149,11 @@ def summarize(model: nn.Module, input_shape: Sequence[int]) -> ModelSummary:
         except RuntimeError as error:
             raise ValueError(f"input_shape: got {list(input_shape)}, the network refuses: {error}") from error
     inside = sum(cost.weights + cost.biases for cost in costs.values())
-    return ModelSummary(list(costs.values()), sum(p.numel() for p in model.parameters()) - inside)
+    in_floats: dict[str, list[str]] = {}
+    for name, reason in float_layers(model):
+        in_floats.setdefault(reason, []).append(name)
+    others = sum(p.numel() for p in model.parameters()) - inside
+    return ModelSummary(list(costs.values()), others, in_floats)
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -12,7 +12,8 @@ from lightning_n2uq.ops.formats.integer import IntegerRange
 from lightning_n2uq.ops.integer import exact_backend, integer_obstacle
 from lightning_n2uq.quantizers.base import Quantizer
 
-FEWEST = 2**20  # multiplications of a convolution below which its call costs more than integers save
+_TERMS = 9 * 512  # products in a sum of a large layer
+FEWEST = 2**23  # multiplications of a convolution below which its call costs more than integers save
 
 
 def integer_backend(conv: nn.Conv2d, x: Tensor) -> Backend:
@@ -42,6 +43,17 @@ def float_layers(model: nn.Module) -> Iterator[tuple[str, str]]:
     for name, module in model.named_modules():
         if hasattr(module, "weight_quantizer") and (reason := _reason(module)) is not None:
             yield name, reason
+
+
+def exact_widths(device: torch.device) -> list[tuple[int, int]]:
+    """Returns the widest pairs of bits, of activations and of N2UQ's weights, that add up exactly."""
+    exact = [(a, w) for a in range(2, 9) for w in range(2, 8) if _fits(a, w, device)]
+    return [(a, w) for a, w in exact if not {(a + 1, w), (a, w + 1)} & set(exact)]
+
+
+def _fits(activation_bits: int, weight_bits: int, device: torch.device) -> bool:
+    size = IntegerRange(2**activation_bits - 1, 2**weight_bits - 1, _TERMS)
+    return integer_obstacle(size, device) is None
 
 
 def _reason(layer: nn.Module) -> str | None:

@@ -4,6 +4,7 @@ from torch import nn
 
 from lightning_n2uq import backbones
 from lightning_n2uq.convert import quantize_model
+from lightning_n2uq.ops.dispatch import force, select
 from lightning_n2uq.summary import main, summarize
 
 
@@ -30,6 +31,19 @@ def test_costs_are_those_of_the_formulas():
     assert summary.total("macs") == sum(layer.macs for layer in summary.layers)
     assert model.training
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_layers_that_train_in_floats_are_named_with_the_reason():
+    model = backbones.resnet20(2, 2, width=4, activation_quantizer="apot")
+    text = str(summarize(model, (3, 8, 8)))
+    assert (
+        "training in floats here: layer1.0.conv1, layer1.0.conv2, layer1.1.conv1 and 17 more: activations of"
+        in text
+    )
+    if select("integer", torch.device("cpu")) == "onednn":
+        assert "training in floats" not in str(summarize(backbones.resnet20(2, 2, width=4), (3, 8, 8)))
+    with force("numba"):
+        assert "no integer arithmetic" in str(summarize(backbones.resnet20(2, 2, width=4), (3, 8, 8)))
 
 
 def test_attention_and_linear_layers_are_counted():

@@ -1,11 +1,13 @@
 """`n2uq doctor` names versions, devices, kernels with their reasons, and what is missing."""
 
 import pytest
+import torch
 from torch import Tensor
 
 from lightning_n2uq import doctor, operator_check
 from lightning_n2uq.ops import dispatch
 from lightning_n2uq.ops.dispatch import force
+from lightning_n2uq.utils import processor
 
 
 def test_report(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,6 +23,21 @@ def test_forced_kernels_are_reported(capsys: pytest.CaptureFixture[str]) -> None
     with force("reference"):
         doctor.main([])
     assert "forced by force()" in capsys.readouterr().out
+
+
+def test_the_widths_of_integer_training_are_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(processor, "flags", lambda: frozenset())
+    doctor.main([])
+    if dispatch.select("integer", torch.device("cpu")) == "onednn":
+        expected = "training convolves integers up to 7 x 7, 8 x 6 bits (activations x weights)"
+        assert expected in capsys.readouterr().out
+    with force("numba"):
+        doctor.main([])
+    text = capsys.readouterr().out
+    assert "training convolves floats on the cpu" in text
+    assert "turned off by force()=numba" in text
 
 
 def test_what_is_missing_is_named(
