@@ -8,6 +8,7 @@ Its surrogate has slope 1 inside the clipping range and 0 outside; at the range'
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -157,11 +158,18 @@ def _arithmetic(method: str, n: int, size: Number, offset: Number, step: Number)
 
 @cache
 def _ends_are_inside() -> bool:
-    """Returns whether torch's clamp lets the gradient of a value at an end pass: releases differ."""
-    with torch.enable_grad():
-        end = torch.zeros(1, requires_grad=True)
-        (grad,) = torch.autograd.grad(end.clamp(0, 1).sum(), end)
-    return bool(grad.item())
+    """Returns whether torch's clamp lets the gradient of a value at an end pass: releases differ.
+
+    Asked in a thread of its own: inside an operator torch records no gradients.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(_gradient_at_an_end).result() > 0
+
+
+def _gradient_at_an_end() -> float:
+    end = torch.zeros(1, requires_grad=True)
+    (grad,) = torch.autograd.grad(end.clamp(0, 1).sum(), end)
+    return grad.item()
 
 
 def _first(reached: Function, guess: Array) -> Array:

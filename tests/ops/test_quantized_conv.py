@@ -11,7 +11,7 @@ from lightning_n2uq.ops.formats.fused_activation import NormParameters, PReLUPar
 from lightning_n2uq.ops.fused_conv import Geometry
 from lightning_n2uq.ops.quantized_conv import LeveledWeight, quantized_conv2d
 from lightning_n2uq.ops.tables import QuantizerParameters
-from lightning_n2uq.ops.uniform import METHODS, UniformParameters, _tables
+from lightning_n2uq.ops.uniform import METHODS, UniformParameters, _ends_are_inside, _tables
 from lightning_n2uq.ops.weight import apply_scale, quantize_weight_with_scale, weight_levels
 
 pytest.importorskip("numba")
@@ -64,6 +64,23 @@ def test_tables_quantize_as_the_method_does(method: str, bits: int, size: float,
     merged = torch.stack([tables.knots[:-1], thresholds, tables.knots[1:]])
     assert (merged[0] <= merged[1]).all()
     assert (merged[1] <= merged[2]).all()
+
+
+def test_the_ends_of_a_range_are_torchs_also_inside_an_operator() -> None:
+    x = torch.tensor([0.0, 1.0], requires_grad=True)
+    x.clamp(0, 1).sum().backward()
+    found = []
+
+    @torch.library.custom_op("lightning_n2uq_tests::ends", mutates_args=())
+    def ends(x: Tensor) -> Tensor:
+        _ends_are_inside.cache_clear()
+        found.append(_ends_are_inside())
+        return x.clone()
+
+    with torch.no_grad():
+        ends(x)
+    assert found == [bool(x.grad[0])]
+    assert x.grad[0] == x.grad[1]
 
 
 def test_tables_of_a_step_are_kept() -> None:
