@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import codec, evaluation, export_speed, plots, quantizers, scaling, steps
+from benchmarks import codec, evaluation, export_speed, layouts, plots, quantizers, scaling, steps
 from benchmarks.machine import description
 
 ROOT = Path(__file__).resolve().parent
@@ -26,6 +26,7 @@ TOPICS: dict[str, Callable[..., dict[str, object]]] = {
     "quantizers": quantizers.run,
     "scaling": scaling.run,
     "steps": steps.run,
+    "layouts": layouts.run,
     "codec": codec.run,
     "export": export_speed.run,
     "evaluation": evaluation.run,
@@ -34,6 +35,7 @@ QUICK: dict[str, dict[str, object]] = {
     "quantizers": {"shape": (4, 16, 14, 14)},
     "scaling": {"largest": 2**14},
     "steps": {"batch": 1, "size": 64},
+    "layouts": {"batch": 1, "size": 64},
     "codec": {"numel": 100_000},
     "export": {"size": 64, "threads": (1,), "batches": (1,)},
     "evaluation": {"batch": 1, "size": 64},
