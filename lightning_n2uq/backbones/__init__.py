@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from lightning_n2uq.backbones.integer import INTEGER_OPTIONS
 from lightning_n2uq.backbones.mobilenet_v2 import mobilenet_v2
 from lightning_n2uq.backbones.resnet import resnet18, resnet20, resnet34, resnet50
 from lightning_n2uq.utils.torchvision_models import TIMM, TORCHVISION
+from lightning_n2uq.utils.validation import check
 
 CONVERTED = (TORCHVISION, TIMM)
 """Prefixes of networks that are built by their library and quantized by a policy (`convert`)."""
@@ -37,6 +39,10 @@ def build(name: str, **arguments: Any) -> nn.Module:  # noqa: ANN401 -- each net
     """
     if name.startswith(CONVERTED):
         from lightning_n2uq.convert import build_converted  # only where one is asked for
+
+        for option in INTEGER_OPTIONS:
+            value = arguments.pop(option, None)
+            check(not value, option, value, f"is null with backbone {name!r}; integer-only are {', '.join(BACKBONES)}")
 
         try:
             return build_converted(name, **arguments)

@@ -14,6 +14,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
+from lightning_n2uq.layers import exact
 from lightning_n2uq.layers.integer import integer_backend, integer_weight_known
 from lightning_n2uq.layers.prelu import BiasedPReLU
 from lightning_n2uq.ops.dispatch import load, select
@@ -46,6 +47,8 @@ class FusibleConv2d(nn.Conv2d):
         """Maps `[N, C_in, H, W]` to `[N, C_out, H', W']`, dtype of `x` (autocast's under autocast)."""
         if (grid := _grid(self, x)) is not None:
             return _fused_conv(x, None, None, grid, self)
+        if exact.takes(self, x):
+            return exact.convolution(self, x)
         y: Tensor = self.activation_quantizer(x)
         return convolve(self, y, self.weight_quantizer(self.weight), self.bias)
 
@@ -249,7 +252,7 @@ def _norm_parameters(norm: nn.BatchNorm2d) -> NormParameters:
 
 
 def _prelu_parameters(act: BiasedPReLU) -> PReLUParameters:
-    return PReLUParameters(act.bias_in, act.slope, act.bias_out)
+    return PReLUParameters(act.bias_in, act.slopes(), act.bias_out)
 
 
 @torch.no_grad()

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_n2uq.layers import exact
 from lightning_n2uq.layers.fused import FusibleConv2d
-from lightning_n2uq.quantizers import activation_quantizer, weight_quantizer
+from lightning_n2uq.quantizers import UniformGrid, activation_quantizer, weight_quantizer
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,18 @@ class QuantSpec:
             weight_quantizer(self.weight_quantizer, self.weight_bits),
             activation_quantizer(self.activation_quantizer, self.activation_bits),
         )
+
+
+@dataclass(frozen=True)
+class GridSpec(QuantSpec):
+    """Signed grids with learned ranges for weights and input: first and last layer of integer-only networks."""
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+
+    def build(self) -> tuple[nn.Module, nn.Module]:
+        """Returns a new weight quantizer and a new activation quantizer."""
+        return UniformGrid(self.weight_bits), UniformGrid(self.activation_bits)
 
 
 class QuantConv2d(FusibleConv2d):
@@ -101,4 +114,6 @@ class QuantLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[..., in_features]` to `[..., out_features]`."""
+        if exact.takes(self, x):
+            return exact.linear(self, x)
         return F.linear(self.activation_quantizer(x), self.weight_quantizer(self.weight), self.bias)

@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from typing_extensions import Self
 
 from lightning_n2uq import backbones
+from lightning_n2uq.backbones.integer import INTEGER_OPTIONS
 from lightning_n2uq.backbones.pretrained import load_pretrained
 from lightning_n2uq.checkpointing.identity import other_version
 from lightning_n2uq.modules.checkpoints import load_matching, read_checkpoint
@@ -61,6 +62,10 @@ class QuantizedClassifier(LightningModule):
         weight_quantizer: The method for weights, a name in `lightning_n2uq.quantizers.WEIGHT_QUANTIZERS`.
         activation_quantizer: The method for activations, a name in `ACTIVATION_QUANTIZERS`.
         quantize_downsample: Whether 1x1 convolutions in shortcuts are quantized too.
+        residual_bits: 8 puts the maps between blocks, and both branches of every sum, on learned 8-bit grids;
+            null leaves them real numbers. The networks of this package only.
+        first_last_bits: 8 quantizes weights and inputs of the first and the last layer; null leaves them in
+            full precision. With both options a network computes with integers only (docs/deployment.md).
         backbone_args: Further keywords of the backbone, for example `{"width": 32}`.
         label_smoothing: The smoothing of the cross-entropy on labels while training, 0 to 1.
         teacher: `torchvision/<model>` or the path of a checkpoint of this package; the loss is then the
@@ -106,6 +111,8 @@ class QuantizedClassifier(LightningModule):
         weight_quantizer: str = "n2uq",
         activation_quantizer: str = "n2uq",
         quantize_downsample: bool = True,
+        residual_bits: int | None = None,
+        first_last_bits: int | None = None,
         backbone_args: dict[str, Any] | None = None,
         label_smoothing: float = 0.0,
         teacher: str | None = None,
@@ -171,6 +178,7 @@ class QuantizedClassifier(LightningModule):
             "weight_quantizer",
             "activation_quantizer",
             "quantize_downsample",
+            *INTEGER_OPTIONS,
         )
         hp: Any = self.hparams
         extra = hp.backbone_args or {}
@@ -178,7 +186,9 @@ class QuantizedClassifier(LightningModule):
             raise ValueError(
                 f"backbone_args: got {', '.join(doubled)}, set this as an argument of the model instead"
             )
-        return backbones.build(hp.backbone, **{name: hp[name] for name in shared}, **extra)
+        # Converted networks do not know the options: they are handed on only where they are set.
+        arguments = {name: hp[name] for name in shared if name not in INTEGER_OPTIONS or hp[name]}
+        return backbones.build(hp.backbone, **arguments, **extra)
 
     def _build_metrics(self) -> nn.ModuleDict:
         """Returns `<stage>_scores` for every stage, `val_confusion` and `test_confusion`."""

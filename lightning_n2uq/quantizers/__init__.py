@@ -10,6 +10,7 @@ from torch import nn
 from lightning_n2uq.quantizers.apot import APoT, APoTWeight
 from lightning_n2uq.quantizers.base import FullPrecision, Quantizer, check_bits, quantizer_parameters
 from lightning_n2uq.quantizers.dorefa import DoReFa, DoReFaWeight
+from lightning_n2uq.quantizers.grid import UniformGrid
 from lightning_n2uq.quantizers.lsq import LSQ, LSQPlus
 from lightning_n2uq.quantizers.n2uq import (
     EntropyPreservingWeightQuantizer,
@@ -76,6 +77,7 @@ __all__ = [
     "LSQPlus",
     "LearnableThresholdQuantizer",
     "Quantizer",
+    "UniformGrid",
     "activation_quantizer",
     "quantizer_parameters",
     "weight_quantizer",
