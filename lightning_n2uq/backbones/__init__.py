@@ -42,7 +42,12 @@ def build(name: str, **arguments: Any) -> nn.Module:  # noqa: ANN401 -- each net
 
         for option in INTEGER_OPTIONS:
             value = arguments.pop(option, None)
-            check(not value, option, value, f"is null with backbone {name!r}; integer-only are {', '.join(BACKBONES)}")
+            check(
+                not value,
+                option,
+                value,
+                f"is null with backbone {name!r}; integer-only are {', '.join(BACKBONES)}",
+            )
 
         try:
             return build_converted(name, **arguments)

@@ -1,8 +1,8 @@
 """Options of integer-only networks: what they may be combined with, and the layers that they ask for.
 
-`residual_bits` puts the maps between blocks on grids (both branches of a sum on a shared one), `first_last_bits`
-quantizes the first and the last layer. With both, every tensor between image and logits is an integer times a
-step, and so is the exported network (docs/deployment.md).
+`residual_bits` puts the maps between blocks on grids (both branches of a sum on a shared one),
+`first_last_bits` quantizes the first and the last layer. With both, every tensor between image and logits is
+an integer times a step, and so is the exported network (docs/deployment.md).
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def check_residual(bits: int | None, spec: QuantSpec, quantize_downsample: bool 
         name = getattr(spec, f"{kind}_quantizer")
         options = f"with residual_bits {bits} are {', '.join(allowed)}"
         check(name in allowed, f"{kind}_quantizer", name, options)
-    check(quantize_downsample, "quantize_downsample", quantize_downsample, f"with residual_bits {bits} is true")
+    check(
+        quantize_downsample, "quantize_downsample", quantize_downsample, f"with residual_bits {bits} is true"
+    )
     return bits
 
 
-def first_conv(
-    bits: int | None, inputs: int, outputs: int, kernel: int, stride: int
-) -> nn.Conv2d:
+def first_conv(bits: int | None, inputs: int, outputs: int, kernel: int, stride: int) -> nn.Conv2d:
     """Returns the first convolution, without bias: in full precision, or with `first_last_bits`."""
     arguments = {"padding": kernel // 2, "bias": False}
     if bits is None:
@@ -83,5 +83,3 @@ def run_layer(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
     quantized = isinstance(layer, QuantConv2d | QuantLinear)
     y: Tensor = layer(x.double() if quantized else x.to(layer.weight.dtype))
     return y.double()
-
-

@@ -1,7 +1,7 @@
 """ResNets of the paper (18, 34, 50; ImageNet stem) and the CIFAR ResNet-20, with its blocks.
 
-First convolution and last linear layer stay in full precision, unless `first_last_bits` is set. He et al., CVPR 2016, arXiv 1512.03385;
-blocks: N2UQ, CVPR 2022, arXiv 2111.14826.
+First convolution and last linear layer stay in full precision, unless `first_last_bits` is set. He et al.,
+CVPR 2016, arXiv 1512.03385; blocks: N2UQ, CVPR 2022, arXiv 2111.14826.
 """
 
 from __future__ import annotations

@@ -129,6 +129,7 @@ def _write(description: Description, output: Path, arguments: argparse.Namespace
 
 
 def _verify(description: Description, model: nn.Module, output: Path, arguments: argparse.Namespace) -> bool:
+    from lightning_n2uq.export.lower.preprocessing import normalization
     from lightning_n2uq.export.runtime.engines import chosen_engines
     from lightning_n2uq.export.verify.data import run_data, to_pixels, verification_batches
     from lightning_n2uq.export.verify.parity import compare, evaluation_engine, float_engine
@@ -145,8 +146,9 @@ def _verify(description: Description, model: nn.Module, output: Path, arguments:
     engines = chosen_engines(names, subject, file, arguments.format)
     source, root = run_data(arguments.verify, arguments.verify_root, arguments.ckpt)
     batches = verification_batches(source, description.input.shape, arguments.verify_images, root=root)
-    normalize = description.normalize
-    if normalize is not None:
+    normalize = None
+    if arguments.mean is not None:
+        normalize = normalization("images", (), arguments.mean, arguments.std, arguments.pixel_scale)
         batches = to_pixels(batches, normalize)
     if evaluation := evaluation_engine(model, normalize):
         engines["evaluation"] = evaluation

@@ -1,9 +1,10 @@
 """Evaluation of integer-only networks: integer sums without rounding, everything else in float64.
 
-A map is float64, a small integer times a step. A layer takes the integers of its input and of its weight, sums
-their products exactly, and scales the sum; biases, norms, PReLU and the comparisons with thresholds follow in
-float64. The exported network does the same with thresholds on the integers (`export/lower`), derived in float64
-too, so that its codes are these, and no order of additions and no memory layout changes one.
+A map is float64, a small integer times a step. A layer takes the integers of its input and of its weight,
+sums their products exactly, and scales the sum; biases, norms, PReLU and the comparisons with thresholds
+follow in float64. The exported network does the same with thresholds on the integers (`export/lower`),
+derived in float64 too, so that its codes are these, and no order of additions and no memory layout changes
+one.
 """
 
 from __future__ import annotations
@@ -36,9 +37,7 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return _sums(layer, x, F.linear)
 
 
-def _sums(
-    layer: nn.Conv2d | nn.Linear, x: Tensor, product: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
+def _sums(layer: nn.Conv2d | nn.Linear, x: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     quantized = layer.activation_quantizer(x)  # type: ignore[operator]
     step = level_distance(layer.activation_quantizer, x)  # type: ignore[arg-type]
     levels = weight_integers(layer.weight_quantizer, layer.weight)  # type: ignore[arg-type]

@@ -42,7 +42,7 @@ class QuantSpec:
 
 @dataclass(frozen=True)
 class GridSpec(QuantSpec):
-    """Signed grids with learned ranges for weights and input: first and last layer of integer-only networks."""
+    """Signed grids with learned ranges for weights and input: both ends of integer-only networks."""
 
     weight_bits: int = 8
     activation_bits: int = 8

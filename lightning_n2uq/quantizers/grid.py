@@ -69,7 +69,7 @@ class UniformGrid(DataInitializedQuantizer):
         return (total.clamp(self.low, self.high) * step).to(left.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
-        """Returns the level index of every value, `0 .. num_levels - 1`, uint8; `low` is added to get levels."""
+        """Returns the index of every value's level, uint8; plus `low`, it is the level over the step."""
         return (self._integers(x.detach(), self._step(x, x).detach()) - self.low).to(torch.uint8)
 
     def step(self, x: Tensor | None = None) -> Tensor:

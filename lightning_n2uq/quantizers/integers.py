@@ -31,7 +31,7 @@ class IntegerLevels(NamedTuple):
 
 @torch.no_grad()
 def weight_integers(quantizer: nn.Module, weight: Tensor) -> IntegerLevels | None:
-    """Returns the integers that evaluation uses, or None where the quantizer's levels are no such multiples."""
+    """Returns the integers that evaluation uses, or None where levels are no integers times a scale."""
     ones = torch.ones(len(weight), dtype=torch.float64, device=weight.device)
     if isinstance(quantizer, EntropyPreservingWeightQuantizer):
         odd, scale = True, quantizer.scale(weight).double().reshape(-1)

@@ -36,17 +36,29 @@ def to_qonnx(description: Description, batch: int | None = None) -> onnx.ModelPr
     Raises:
         ValueError: A sum can pass 2^24.
     """
+    import lightning_n2uq.export.formats.qonnx_integer  # noqa: F401 -- registers its steps
+
     writer = GraphWriter(description, "NCHW", OPSET)
     annotations: dict[str, str] = {}
+    if pixels_are_integers(description):
+        annotations[description.input.name] = "UINT8"
     for step in description.steps:
         writer.layouts[step.name] = write_quantized(step, writer, annotations)
     model = writer.file({description.output: TensorProto.FLOAT}, {"": OPSET, DOMAIN: 1}, batch)
+    if pixels_are_integers(description):
+        model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT
     for tensor, datatype in annotations.items():
         entry = StringStringEntryProto(key="finn_datatype", value=datatype)
         model.graph.quantization_annotation.append(
             TensorAnnotation(tensor_name=tensor, quant_parameter_tensor_names=[entry])
         )
     return model
+
+
+def pixels_are_integers(description: Description) -> bool:
+    """Returns whether the network reads its pixels as integers, which FINN wants in a float32 tensor."""
+    return description.input.dtype == "uint8" and description.normalize is None
 
 
 def save_qonnx(description: Description, path: str | Path, batch: int | None = None) -> None:
@@ -72,39 +84,58 @@ def write_quantized(step: s.Step, writer: GraphWriter, annotations: dict[str, st
 
 @write_quantized.register
 def _(step: s.UniformCodes, writer: GraphWriter, annotations: dict[str, str]) -> TensorLayout:
-    x = writer.in_layout(step.inputs[0], "NCHW")
-    return _multi_threshold(step, x, uniform_thresholds(step), writer, annotations)
+    datatype = f"UINT{step.levels.bit_length()}"
+    return multi_threshold(step, at_least(uniform_thresholds(step)), writer, annotations, datatype)
 
 
 @write_quantized.register
 def _(step: s.Codes, writer: GraphWriter, annotations: dict[str, str]) -> TensorLayout:
-    x = writer.in_layout(step.inputs[0], "NCHW")
-    if step.sign is not None:
-        layout: TensorLayout = "flat" if writer.layouts[step.inputs[0]] == "flat" else "NCHW"
-        x = writer.op("Mul", [x, writer.channelwise(step.sign.astype(np.float32), layout)])
-    return _multi_threshold(step, x, step.thresholds, writer, annotations)
+    datatype = f"UINT{step.levels.bit_length()}"
+    return multi_threshold(step, at_least(step.thresholds), writer, annotations, datatype)
 
 
-def _multi_threshold(
+def multi_threshold(
     step: s.Codes | s.UniformCodes,
-    x: str,
-    thresholds: NDArray[Any],
+    thresholds: NDArray[np.float32],
     writer: GraphWriter,
     annotations: dict[str, str],
+    datatype: str,
+    lowest: int = 0,
 ) -> TensorLayout:
-    flat = writer.layouts[step.inputs[0]] == "flat"
-    annotations[step.name] = f"UINT{step.levels.bit_length()}"
+    """Adds the `MultiThreshold` node of a step, behind a product with its signs where it has some.
+
+    Args:
+        step: The step, whose name the output gets.
+        thresholds: What values have to reach, `[C, n]` or `[1, n]`.
+        writer: The graph.
+        annotations: The datatypes of tensors, to which the output's is added.
+        datatype: The output's.
+        lowest: The output where no threshold is reached.
+    """
+    x, sign = writer.in_layout(step.inputs[0], "NCHW"), getattr(step, "sign", None)
+    layout: TensorLayout = "flat" if writer.layouts[step.inputs[0]] == "flat" else "NCHW"
+    if sign is not None:
+        x = writer.op("Mul", [x, writer.channelwise(sign.astype(np.float32), layout)])
+    annotations[step.name], table = datatype, writer.const(thresholds)
+    if (thresholds == np.rint(thresholds)).all() and np.isfinite(thresholds).all():
+        annotations[table] = integer_type(thresholds)
     writer.op(
         "MultiThreshold",
-        [x, writer.const(at_least(thresholds))],
+        [x, table],
         step.name,
         domain=DOMAIN,
-        out_dtype=annotations[step.name],
+        out_dtype=datatype,
         out_scale=1.0,
-        out_bias=0.0,
-        data_layout="NC" if flat else "NCHW",
+        out_bias=float(lowest),
+        data_layout="NCHW",  # of features too: the qonnx that FINN pins knows no other name for them
     )
-    return "flat" if flat else "NCHW"
+    return layout
+
+
+def integer_type(values: NDArray[np.float32]) -> str:
+    """Returns the smallest signed datatype that holds the integers."""
+    largest = int(np.maximum(values, -1 - values).max(initial=0))
+    return f"INT{largest.bit_length() + 1}"
 
 
 def _weight(step: s.IntConv, weight: NDArray[Any], writer: GraphWriter, notes: dict[str, str]) -> str:

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lightning_n2uq.export.ir.steps import Codes, Input, IntConv, Normalize, Step, UniformCodes
+from lightning_n2uq.export.ir.integer_steps import IntAdd, SumPool
+from lightning_n2uq.export.ir.steps import (
+    Codes,
+    Concat,
+    Flatten,
+    Input,
+    IntConv,
+    MaxPool,
+    Normalize,
+    Step,
+    UniformCodes,
+)
+
+_INTEGER = (Codes, UniformCodes, IntConv, IntAdd, SumPool)
+"""Kinds of steps whose values are integers."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,15 @@ class Description:
         """Returns the steps that make codes."""
         return [step for step in self.steps if isinstance(step, Codes | UniformCodes)]
 
+    def float_maps(self) -> list[str]:
+        """Returns the names of the steps between the input and the logits whose values are no integers."""
+        floating: set[str] = set()
+        for step in self.steps[1:]:
+            moved = isinstance(step, Flatten | MaxPool | Concat)
+            if any(name in floating for name in step.inputs) if moved else not isinstance(step, _INTEGER):
+                floating.add(step.name)
+        return [step.name for step in self.steps[1:-1] if step.name in floating]
+
     def wide_layers(self) -> list[str]:
         """Returns the names of the integer layers whose sums can pass 2^24, which float32 would round."""
         return [step.name for step in self.steps if isinstance(step, IntConv) and step.needs_float64]
@@ -96,5 +119,7 @@ class Description:
         """Returns quantizers with their folding, and layers whose sums do not fit float32, as text."""
         lines = [f"{len(self.steps)} steps, {len(self.folds)} activation quantizers"]
         lines += [f"  {fold}" for fold in self.folds]
+        if not self.float_maps():
+            lines.append("integer-only: every tensor between input and logits is an integer")
         lines.append(f"sums beyond 2^24 (float64 in PyTorch): {', '.join(self.wide_layers()) or 'none'}")
         return "\n".join(lines)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import singledispatch
 
 from lightning_n2uq.export.ir import steps as s
+from lightning_n2uq.export.ir.integer_steps import IntAdd, SumPool
 
 Shape = tuple[int, ...]
 
@@ -77,8 +78,9 @@ def _(step: s.BorderSums) -> Shape:
     return (len(step.weight), *step.window.output_size(step.size, step.weight.shape[2:]))
 
 
-@output_shape.register
-def _(step: s.MeanPool, image: Shape) -> Shape:
+@output_shape.register(s.MeanPool)
+@output_shape.register(SumPool)
+def _(step: s.Step, image: Shape) -> Shape:
     if len(image) != 3:
         raise ValueError(f"{step.name}: its input is {list(image)}, allowed is [C, H, W]")
     return (image[0], 1, 1)
@@ -90,6 +92,7 @@ def _(step: s.MaxPool, image: Shape) -> Shape:
 
 
 @output_shape.register(s.Add)
+@output_shape.register(IntAdd)
 @output_shape.register(s.Mul)
 def _(step: s.Step, left: Shape, right: Shape) -> Shape:
     gate = isinstance(step, s.Mul) and (left[0], 1, 1) in (left, right) and left[0] == right[0]

@@ -7,6 +7,7 @@ from lightning_n2uq.backbones.mobilenet_v2 import InvertedResidual, MobileNetV2
 from lightning_n2uq.backbones.resnet import ResNet
 from lightning_n2uq.export.lower.builder import Builder, to_float64
 from lightning_n2uq.export.lower.deferred import Deferred
+from lightning_n2uq.export.lower.grids import add_on_grid
 from lightning_n2uq.export.lower.layers import apply, join, lower
 from lightning_n2uq.layers import BiasedPReLU
 
@@ -27,6 +28,15 @@ def _add_and_activate(
     return total.prelu(to_float64(act.slope)).affine(shift=to_float64(act.bias_out))
 
 
+def _sum_on_grid(
+    builder: Builder, branch: Deferred, identity: Deferred, block: BasicBlock | Bottleneck, path: str
+) -> Deferred:
+    """`act_out` of the sum of both branches on the block's grid."""
+    assert block.grid is not None
+    total = add_on_grid(builder, (branch, identity), block.grid, path)
+    return apply(block.act_out, builder, total, join(path, "act_out"))
+
+
 def _residual(
     block: BasicBlock | Bottleneck, convolutions: int, builder: Builder, value: Deferred, path: str
 ) -> Deferred:
@@ -34,6 +44,8 @@ def _residual(
     branch = _in_order(block, names, builder, value, path)
     if block.downsample is not None:
         value = apply(block.downsample, builder, value, join(path, "downsample"))
+    if block.grid is not None:
+        return _sum_on_grid(builder, branch, value, block, path)
     return _add_and_activate(builder, branch, value, block.act_out, path)
 
 
@@ -56,8 +68,10 @@ def _(block: InvertedResidual, builder: Builder, value: Deferred, name: str) -> 
 
 @lower.register
 def _(network: ResNet, builder: Builder, value: Deferred, name: str) -> Deferred:
-    names = ("conv1", "bn1", "relu", "maxpool", *network.stages, "avgpool")
-    value = _in_order(network, names, builder, value, name)
+    builder.integer_maps = network.stem_grid is not None
+    names = ("conv1", "bn1", "relu", "stem_grid", "maxpool", *network.stages, "out_grid", "avgpool")
+    present = tuple(part for part in names if getattr(network, part) is not None)
+    value = _in_order(network, present, builder, value, name)
     return apply(network.fc, builder, builder.flatten(value, join(name, "flatten")), join(name, "fc"))
 
 

@@ -33,12 +33,15 @@ class Builder:
         steps: Steps so far, in order.
         shapes: Shapes of their outputs, without the batch.
         folds: One report per quantizer.
+        integer_maps: Whether the maps between layers are integers times a step, so that every quantizer is
+            thresholds of integers.
     """
 
     def __init__(self) -> None:
         self.steps: list[s.Step] = []
         self.shapes: dict[str, Shape] = {}
         self.folds: list[FoldReport] = []
+        self.integer_maps = False
         self._carried_out: dict[tuple[object, ...], str] = {}
         self._kept: list[s.Step] = []  # keeps pending steps alive: _carried_out goes by their identity
 
@@ -94,7 +97,9 @@ class Builder:
         return self.output(s.Mul(name, (self.value(left), self.value(right))))
 
     def flatten(self, value: Deferred, name: str) -> Deferred:
-        """Puts all but the batch into one axis."""
+        """Puts all but the batch into one axis; of single numbers, integers stay what they are."""
+        if value.bound is not None and self.shapes[value.base][1:] == (1, 1):
+            return replace(value, base=self.place(s.Flatten(name, (value.base,))))
         return self.output(s.Flatten(name, (self.value(value),)))
 
 

@@ -9,6 +9,9 @@ and `f` is evaluated in float64 with every operation monotone, so that the resul
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,14 +20,39 @@ from lightning_n2uq.export.ir.thresholds import Bool, Float32, Int64, last_faili
 from lightning_n2uq.export.lower.deferred import Float64, directions, evaluate, invert
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """A row of conditions on a real number, each harder to pass than the one before.
+
+    Attributes:
+        passes: Whether the values `[C, n]` pass the conditions `1 .. n`; monotone in the value.
+        places: About where each is reached, `[n]`, which makes searches shorter and changes no result.
+    """
+
+    passes: Callable[[Float64], Bool]
+    places: Float64
+
+    @property
+    def count(self) -> int:
+        """Number of conditions."""
+        return self.places.size
+
+
+def above(thresholds: Float64 | Conditions) -> Conditions:
+    """Returns the conditions `x > thresholds`, `[n]`, non-decreasing; other conditions as they are."""
+    if isinstance(thresholds, Conditions):
+        return thresholds
+    return Conditions(lambda y: y > thresholds, thresholds)
+
+
 def fold_integer(
-    steps: tuple[ChannelStep, ...], thresholds: Float64, bound: Int64
+    steps: tuple[ChannelStep, ...], thresholds: Float64 | Conditions, bound: Int64
 ) -> tuple[NDArray[np.int32], Int64]:
     """Derives integer thresholds of accumulators.
 
     Args:
         steps: The map, monotone in every channel.
-        thresholds: Thresholds of the map's output, `[n]`, non-decreasing.
+        thresholds: What the map's output has to exceed, `[n]`, non-decreasing; or other conditions.
         bound: Accumulators of each channel lie in `-bound .. bound`; `[C]`.
 
     Returns:
@@ -34,18 +62,20 @@ def fold_integer(
     Raises:
         ValueError: The map is not monotone in some channel.
     """
-    sign = _signs(steps, bound.size)
-    low = np.repeat(-bound[:, None] - 1, thresholds.size, 1)
-    high = np.repeat(bound[:, None], thresholds.size, 1)
+    sign, test = _signs(steps, bound.size), above(thresholds)
+    low = np.repeat(-bound[:, None] - 1, test.count, 1)
+    high = np.repeat(bound[:, None], test.count, 1)
 
     def passes(x: Int64) -> Bool:
-        return evaluate(steps, (x * sign[:, None]).astype(np.float64)) > thresholds
+        return test.passes(evaluate(steps, (x * sign[:, None]).astype(np.float64)))
 
-    guess = np.clip(np.nan_to_num(_guess(steps, thresholds, sign)), low, high).astype(np.int64)
+    guess = np.clip(np.nan_to_num(_guess(steps, test.places, sign)), low, high).astype(np.int64)
     return last_failing(passes, *near(passes, low, high, guess)).astype(np.int32), sign
 
 
-def fold_float(steps: tuple[ChannelStep, ...], thresholds: Float64, channels: int) -> tuple[Float32, Int64]:
+def fold_float(
+    steps: tuple[ChannelStep, ...], thresholds: Float64 | Conditions, channels: int
+) -> tuple[Float32, Int64]:
     """Derives float32 thresholds of float32 values; arguments and errors as for `fold_integer`.
 
     Returns:
@@ -53,19 +83,18 @@ def fold_float(steps: tuple[ChannelStep, ...], thresholds: Float64, channels: in
         infinity, one that none passes is the largest float32: an infinite input counts as beyond all
         finite ones.
     """
-    sign = _signs(steps, channels)
+    sign, test = _signs(steps, channels), above(thresholds)
 
     def passes(x: Float32) -> Bool:
         with np.errstate(over="ignore", invalid="ignore"):
-            return evaluate(steps, x.astype(np.float64) * sign[:, None]) > thresholds
+            return test.passes(evaluate(steps, x.astype(np.float64) * sign[:, None]))
 
-    guess = _guess(steps, thresholds, sign)
-    return last_failing_float(passes, (channels, thresholds.size), guess), sign
+    return last_failing_float(passes, (channels, test.count), _guess(steps, test.places, sign)), sign
 
 
-def _guess(steps: tuple[ChannelStep, ...], thresholds: Float64, sign: Int64) -> Float64:
-    """Returns about where the thresholds are reached, `[C, n]`."""
-    targets = np.broadcast_to(thresholds, (sign.size, thresholds.size))
+def _guess(steps: tuple[ChannelStep, ...], places: Float64, sign: Int64) -> Float64:
+    """Returns about where the conditions are reached, `[C, n]`."""
+    targets = np.broadcast_to(places, (sign.size, places.size))
     return invert(steps, targets) * sign[:, None]
 
 

@@ -7,6 +7,7 @@ with `lower`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import singledispatch
 from typing import Any
 
@@ -15,10 +16,13 @@ import torch
 from torch import nn
 
 from lightning_n2uq.export.ir import steps as s
+from lightning_n2uq.export.ir.integer_steps import IntMaxPool
 from lightning_n2uq.export.lower.builder import Builder, check_finite, to_float64
 from lightning_n2uq.export.lower.deferred import Deferred
+from lightning_n2uq.export.lower.grids import of_codes, on_a_grid, on_grid, sum_pool
 from lightning_n2uq.export.lower.quantized import float_layer, quantized_layer
 from lightning_n2uq.layers import BiasedPReLU, QuantConv2d, QuantLinear
+from lightning_n2uq.quantizers import UniformGrid
 from lightning_n2uq.utils.compat import BatchNorm
 
 
@@ -103,8 +107,13 @@ def _children(layer: nn.Module, builder: Builder, value: Deferred, name: str) ->
 
 
 @lower.register
+def _(layer: UniformGrid, builder: Builder, value: Deferred, name: str) -> Deferred:
+    return on_a_grid(builder, value, layer, name)
+
+
+@lower.register
 def _(layer: BiasedPReLU, builder: Builder, value: Deferred, name: str) -> Deferred:
-    bent = value.affine(shift=to_float64(layer.bias_in)).prelu(to_float64(layer.slope))
+    bent = value.affine(shift=to_float64(layer.bias_in)).prelu(to_float64(layer.slopes()))
     return bent.affine(shift=to_float64(layer.bias_out))
 
 
@@ -134,7 +143,8 @@ for identity in (nn.Identity, nn.Dropout, nn.Dropout2d):
 
 @lower.register
 def _(layer: nn.MaxPool2d, builder: Builder, value: Deferred, name: str) -> Deferred:
-    source, kernel = builder.value(value), pair(layer.kernel_size)
+    integers = of_codes(builder, value)
+    source, kernel = value.base if integers else builder.value(value), pair(layer.kernel_size)
     stride, dilation, before = pair(layer.stride), pair(layer.dilation), pair(layer.padding)
     after = before
     if layer.ceil_mode:
@@ -142,6 +152,8 @@ def _(layer: nn.MaxPool2d, builder: Builder, value: Deferred, name: str) -> Defe
         bottom, right = (place[-1] + _ceil_padding(*place) for place in sizes)
         after = (bottom, right)
     window = s.Window(stride, (*before, *after), dilation)
+    if integers:
+        return replace(value, base=builder.place(IntMaxPool(name, (source,), kernel, window)))
     return builder.output(s.MaxPool(name, (source,), kernel, window))
 
 
@@ -156,7 +168,10 @@ def _ceil_padding(size: int, kernel: int, stride: int, dilation: int, padding: i
 
 @lower.register
 def _(layer: nn.AdaptiveAvgPool2d, builder: Builder, value: Deferred, name: str) -> Deferred:
-    source, size = builder.value(value), pair(layer.output_size)
+    size = pair(layer.output_size)
+    if size == (1, 1) and on_grid(builder, value):
+        return sum_pool(builder, value, name)
+    source = builder.value(value)
     if size == builder.shapes[source][1:]:
         return value
     if size != (1, 1):

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from lightning_n2uq.export.ir import steps as s
 from lightning_n2uq.export.ir.description import FoldReport
-from lightning_n2uq.export.lower.activations import ThresholdRule, UniformRule, activation_rule
+from lightning_n2uq.export.lower.activations import UniformRule, activation_rule
 from lightning_n2uq.export.lower.builder import Builder, check_finite, to_float64
 from lightning_n2uq.export.lower.deferred import Deferred, Float64, directions
 from lightning_n2uq.export.lower.fixed_point import fixed_linear, split_conv
-from lightning_n2uq.export.lower.fold import fold_float, fold_integer
+from lightning_n2uq.export.lower.fold import Conditions, above
+from lightning_n2uq.export.lower.grids import fold_report, folded, grid_codes
 from lightning_n2uq.export.lower.weights import IntegerWeight, integer_weight
 from lightning_n2uq.layers import QuantConv2d, QuantLinear
+from lightning_n2uq.quantizers import UniformGrid
 
 
 class _Quantized(NamedTuple):
@@ -62,8 +64,13 @@ def float_layer(
 
 
 def _quantize(builder: Builder, value: Deferred, quantizer: nn.Module, name: str) -> _Quantized:
+    if isinstance(quantizer, UniformGrid):
+        return _Quantized(*grid_codes(builder, value, quantizer, name), quantizer.high, 0.0)
     rule = activation_rule(quantizer, name)
-    if isinstance(rule, UniformRule):
+    if isinstance(rule, UniformRule) and builder.integer_maps:
+        conditions = _uniform_conditions(rule)
+        codes = _threshold_codes(builder, value, conditions, name)
+    elif isinstance(rule, UniformRule):
         source = builder.value(value)
         codes = builder.place(s.UniformCodes(name, (source,), rule.step, rule.levels, rule.offset))
         builder.folds.append(
@@ -71,24 +78,22 @@ def _quantize(builder: Builder, value: Deferred, quantizer: nn.Module, name: str
         )
     else:
         moved = value.affine(shift=-rule.offset) if rule.offset else value
-        codes = _threshold_codes(builder, moved.affine(rule.scale_in), rule, name)
+        codes = _threshold_codes(builder, moved.affine(rule.scale_in), above(rule.thresholds), name)
     return _Quantized(codes, rule.step, rule.levels, rule.offset)
 
 
-def _threshold_codes(builder: Builder, value: Deferred, rule: ThresholdRule, name: str) -> str:
+def _uniform_conditions(rule: UniformRule) -> Conditions:
+    """Returns the quantizer's own arithmetic in float32, as conditions on a real number."""
+    places, divisor, offset = np.arange(1, rule.levels + 1), np.float32(rule.step), np.float32(rule.offset)
+    reached = (places - 0.5) * rule.step + rule.offset
+    return Conditions(lambda y: np.rint((y.astype(np.float32) - offset) / divisor) >= places, reached)
+
+
+def _threshold_codes(builder: Builder, value: Deferred, conditions: Conditions, name: str) -> str:
     value, explicit, reason = _monotone_end(builder, value)
-    integer = value.bound is not None
-    table: s.Array
-    if value.bound is not None:
-        table, sign = fold_integer(value.pending, rule.thresholds, value.bound)
-    else:
-        table, sign = fold_float(value.pending, rule.thresholds, value.channels)
-        if (table == table[:1]).all() and (sign == 1).all():
-            table = table[:1]
-    signs = None if (sign == 1).all() else sign.astype(table.dtype)
+    table, signs = folded(value, conditions)
     codes = builder.place(s.Codes(name, (value.base,), table, signs))
-    turned = int((sign < 0).sum())
-    builder.folds.append(FoldReport(codes, len(value.pending), explicit, integer, turned, reason))
+    builder.folds.append(fold_report(codes, value, signs, explicit, reason))
     return codes
 
 

@@ -13,11 +13,11 @@ from lightning_n2uq.export.ir.steps import Affine, Codes, IntConv, Step
 def fold_signs(steps: Sequence[Step]) -> tuple[Step, ...]:
     """Negates output channels of integer layers so that the quantizers behind need no sign.
 
-    Only where the levels are symmetric (odd integers) and every reader of the accumulator can take it.
+    Only where the negative weights are levels too and every reader of the accumulator can take it.
     """
     folded = {step.name: step for step in steps}
     for step in steps:
-        if isinstance(step, IntConv) and step.odd:
+        if isinstance(step, IntConv) and (step.odd or step.weight.min(initial=0) > -(2 ** (step.bits - 1))):
             _fold(step, [reader for reader in folded.values() if step.name in reader.inputs], folded)
     return tuple(folded.values())
 

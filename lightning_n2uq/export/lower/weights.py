@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_n2uq.convert.calibrated import RescaledWeight
-from lightning_n2uq.export.ir.packing import from_codes
 from lightning_n2uq.export.lower.builder import check_finite
-from lightning_n2uq.quantizers import LSQ, DoReFaWeight, EntropyPreservingWeightQuantizer
+from lightning_n2uq.quantizers.integers import weight_integers
 
 
 @dataclass(frozen=True)
@@ -45,20 +44,12 @@ def integer_weight(quantizer: nn.Module, weight: Tensor, name: str) -> IntegerWe
     if isinstance(quantizer, RescaledWeight):
         inner = integer_weight(quantizer.inner, weight, name)
         return replace(inner, scale=inner.scale * float(quantizer.scale))
-    if isinstance(quantizer, EntropyPreservingWeightQuantizer):
-        odd, scale = True, quantizer.scale(weight).double().reshape(-1).numpy()
-    elif isinstance(quantizer, DoReFaWeight):
-        odd, scale = True, np.full(len(weight), 1.0 / (quantizer.num_levels - 1))
-        if not bool(weight.any()):
-            scale = np.zeros(len(weight))
-    elif isinstance(quantizer, LSQ) and quantizer.signed:
-        (step,) = quantizer.current(weight, "step")
-        odd, scale = False, np.full(len(weight), step.double().item())
-    else:
+    levels = weight_integers(quantizer, weight)
+    if levels is None:
         method = getattr(quantizer, "name", type(quantizer).__name__)
         raise ValueError(
             f"{name}: weight quantizer {method!r} has no integer levels; exportable are n2uq, lsq, lsq_plus, "
             "dorefa and float"
         )
-    codes = quantizer.codes(weight).numpy()
-    return IntegerWeight(from_codes(codes, quantizer.bits, odd), scale, quantizer.bits, odd)
+    integers, scale = levels.integers.numpy(), levels.scale.numpy()
+    return IntegerWeight(integers, scale, int(quantizer.bits), levels.odd)  # type: ignore[call-overload]

@@ -139,13 +139,14 @@ def qonnx_engine(description: Description, model: bytes | None = None) -> Infere
         from qonnx.transformation.infer_datatypes import InferDataTypes
         from qonnx.transformation.infer_shapes import InferShapes
 
-        from lightning_n2uq.export.formats.qonnx_file import with_batch
+        from lightning_n2uq.export.formats.qonnx_file import pixels_are_integers, with_batch
 
         wrapper = ModelWrapper(with_batch(description, model, len(images)))
         wrapper = wrapper.transform(InferShapes()).transform(InferDataTypes())
-        values = execute_onnx(wrapper, {description.input.name: images}, return_full_exec_context=True)
+        pixels = images.astype("float32") if pixels_are_integers(description) else images
+        values = execute_onnx(wrapper, {description.input.name: pixels}, return_full_exec_context=True)
         for step in description.quantizers():
-            values[step.name] = values[step.name].astype("uint8")
+            values[step.name] = values[step.name].astype(getattr(step, "dtype", "uint8"))
         return outputs_of(description, values)
 
     return run

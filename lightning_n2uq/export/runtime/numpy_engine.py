@@ -14,6 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from lightning_n2uq.export.ir import steps as s
 from lightning_n2uq.export.ir.description import Description
+from lightning_n2uq.export.ir.integer_steps import GridCodes, IntAdd, IntMaxPool, SumPool, count_passed
 from lightning_n2uq.export.ir.steps import channelwise
 
 Tensor = Any
@@ -143,6 +144,20 @@ def _(step: s.MaxPool, x: Tensor) -> Tensor:
     return _windows(x, step.kernel, step.window, -np.inf).max(axis=(-2, -1))
 
 
+@run_step.register
+def _(step: GridCodes, x: Tensor) -> Tensor:
+    if step.sign is not None:
+        x = x * channelwise(step.sign, x)
+    return (count_passed(x, step.thresholds) + step.low).astype(step.dtype)
+
+
+@run_step.register
+def _(step: IntMaxPool, x: Tensor) -> Tensor:
+    return _windows(x, step.kernel, step.window).max(axis=(-2, -1))
+
+
+run_step.register(IntAdd, lambda step, left, right: left.astype(np.int32) + right.astype(np.int32))
+run_step.register(SumPool, lambda step, x: x.sum(axis=(2, 3), keepdims=True, dtype=np.int32))
 run_step.register(s.Add, lambda step, left, right: left + right)
 run_step.register(s.Mul, lambda step, left, right: left * right)
 run_step.register(s.Concat, lambda step, *inputs: np.concatenate(inputs, axis=1))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_n2uq.export.ir import steps as s
 from lightning_n2uq.export.ir.description import Description
+from lightning_n2uq.export.ir.integer_steps import GridCodes, IntAdd, IntMaxPool, SumPool
 from lightning_n2uq.export.ir.steps import channelwise
 
 Arrays = dict[str, Tensor]
@@ -184,6 +185,28 @@ def _(step: s.MaxPool, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
     return F.max_pool2d(x, step.kernel, step.window.stride, 0, step.window.dilation)
 
 
+@run_step.register
+def _(step: GridCodes, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
+    thresholds = arrays["thresholds"]
+    x = x.to(thresholds.dtype)
+    if step.sign is not None:
+        x = x * channelwise(arrays["sign"], x)
+    rows = x.transpose(0, 1).reshape(len(thresholds), -1) if len(thresholds) > 1 else x.reshape(1, -1)
+    counts = torch.searchsorted(thresholds, rows.contiguous(), out_int32=True).masked_fill(rows.isnan(), 0)
+    flipped = (x.shape[1], x.shape[0], *x.shape[2:])
+    counts = counts.reshape(flipped).transpose(0, 1) if len(thresholds) > 1 else counts.reshape(x.shape)
+    return (counts + step.low).to(getattr(torch, step.dtype))
+
+
+@run_step.register
+def _(step: IntMaxPool, arrays: Arrays, wide: bool, x: Tensor) -> Tensor:
+    top, left, bottom, right = step.window.pads
+    padded = F.pad(x.float(), (left, right, top, bottom))
+    return F.max_pool2d(padded, step.kernel, step.window.stride, 0, step.window.dilation).to(x.dtype)
+
+
+run_step.register(IntAdd, lambda step, arrays, wide, left, right: left.int() + right.int())
+run_step.register(SumPool, lambda step, arrays, wide, x: x.sum(dim=(2, 3), keepdim=True, dtype=torch.int32))
 run_step.register(s.Clamp, lambda step, arrays, wide, x: x.clamp(step.low, step.high))
 run_step.register(s.Add, lambda step, arrays, wide, left, right: left + right)
 run_step.register(s.Mul, lambda step, arrays, wide, left, right: left * right)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_n2uq.export.ir.steps import Array, Normalize
 from lightning_n2uq.export.runtime.engines import InferenceEngine, Outputs
 from lightning_n2uq.export.runtime.numpy_engine import run_step
+from lightning_n2uq.quantizers import UniformGrid
 
 LOGIT_TOLERANCE = 1e-5
 """Allowed difference of logits, relative to the largest magnitude in the batch."""
@@ -165,9 +166,8 @@ def float_engine(model: nn.Module, normalize: Normalize | None = None) -> Infere
     def run(images: Array) -> Outputs:
         codes: dict[str, Array] = {}
         handles = [
-            module.activation_quantizer.register_forward_pre_hook(partial(_note, codes, f"{name}.codes"))
-            for name, module in model.named_modules()
-            if hasattr(module, "activation_quantizer")
+            quantizer.register_forward_pre_hook(partial(_note, codes, name))
+            for name, quantizer in _quantizers(model).items()
         ]
         training = model.training
         try:
@@ -209,6 +209,22 @@ def evaluation_engine(model: nn.Module, normalize: Normalize | None = None) -> I
     return run
 
 
+def _quantizers(model: nn.Module) -> dict[str, nn.Module]:
+    """Returns what quantizes maps, by the name of its step in the deployed network."""
+    inside = {
+        f"{name}.codes": module.activation_quantizer
+        for name, module in model.named_modules()
+        if hasattr(module, "activation_quantizer")
+    }
+    grids = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, UniformGrid) and name.endswith("_grid")
+    }
+    return {**inside, **grids}  # type: ignore[dict-item]
+
+
 def _note(codes: dict[str, Array], name: str, quantizer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     if getattr(quantizer, "name", "float") != "float":
-        codes[name] = quantizer.codes(inputs[0]).numpy()  # type: ignore[operator]
+        found = quantizer.codes(inputs[0]).numpy()  # type: ignore[operator]
+        codes[name] = found + np.int16(quantizer.low) if isinstance(quantizer, UniformGrid) else found
