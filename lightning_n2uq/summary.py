@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_n2uq.layers.integer import float_layers
-from lightning_n2uq.quantizers import EntropyPreservingWeightQuantizer, Quantizer
+from lightning_n2uq.quantizers import EntropyPreservingWeightQuantizer, Quantizer, UniformGrid
 
 FLOAT_BITS = 32
 SIZES = ("num_classes", "in_channels", "image_size")
@@ -78,11 +78,13 @@ class ModelSummary:
         layers: The layers in the order of the network's modules.
         other_parameters: Number of norms' parameters, slopes and thresholds, kept in float32.
         in_floats: Names of quantized layers whose training convolves floats on this machine, by reason.
+        grids: Bits of the grids on which maps between layers lie, by name; empty where they are real numbers.
     """
 
     layers: list[LayerCost]
     other_parameters: int
     in_floats: dict[str, list[str]] = field(default_factory=dict)
+    grids: dict[str, int] = field(default_factory=dict)
 
     def total(self, what: str) -> int:
         """Returns the sum of a numeric attribute of `LayerCost`."""
@@ -115,6 +117,9 @@ class ModelSummary:
         for reason, names in self.in_floats.items():
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             lines.append(f"training in floats here: {', '.join(names[:3])}{more}: {reason}")
+        if self.grids:
+            bits = " and ".join(map(str, sorted(set(self.grids.values()))))
+            lines.append(f"maps between blocks: on {len(self.grids)} learned grids of {bits} bits")
         return "\n".join(lines)
 
 
@@ -153,7 +158,16 @@ def summarize(model: nn.Module, input_shape: Sequence[int]) -> ModelSummary:
     for name, reason in float_layers(model):
         in_floats.setdefault(reason, []).append(name)
     others = sum(p.numel() for p in model.parameters()) - inside
-    return ModelSummary(list(costs.values()), others, in_floats)
+    return ModelSummary(list(costs.values()), others, in_floats, _map_grids(model))
+
+
+def _map_grids(model: nn.Module) -> dict[str, int]:
+    """Returns the bits of grids that belong to no layer."""
+    return {
+        name: module.bits
+        for name, module in model.named_modules()
+        if isinstance(module, UniformGrid) and not name.endswith("_quantizer")
+    }
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -6,6 +6,7 @@ from torch import nn
 
 from lightning_n2uq.backbones.pretrained import LoadReport, copy_matching
 from lightning_n2uq.checkpointing.reading import read_file
+from lightning_n2uq.quantizers import UniformGrid
 from lightning_n2uq.quantizers.base import DataInitializedQuantizer
 
 
@@ -29,11 +30,14 @@ def read_checkpoint(path: str, argument: str = "path") -> dict[str, Any]:
 
 
 def _fitted_to_other_bits(model: nn.Module, arguments: dict[str, Any]) -> set[str]:
-    """Returns entries of quantizers that fit a step to data, where the source has other bits."""
+    """Returns entries of quantizers that fit a step to data, where the source has other bits.
+
+    The grids of integer-only networks have 8 bits whatever the layers have, and are never among them.
+    """
     return {
         f"{name}.{entry}"
         for name, module in model.named_modules()
-        if isinstance(module, DataInitializedQuantizer)
+        if isinstance(module, DataInitializedQuantizer) and not isinstance(module, UniformGrid)
         for entry in module.state_dict()
         if module.bits != arguments.get("weight_bits" if "weight_quantizer" in name else "activation_bits")
     }

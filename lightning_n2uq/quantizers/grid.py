@@ -70,7 +70,7 @@ class UniformGrid(DataInitializedQuantizer):
 
     def codes(self, x: Tensor) -> Tensor:
         """Returns the index of every value's level, uint8; plus `low`, it is the level over the step."""
-        return (self._integers(x.detach(), self._step(x, x).detach()) - self.low).to(torch.uint8)
+        return (self._integers(x.detach(), self.current_step(x).detach()) - self.low).to(torch.uint8)
 
     def step(self, x: Tensor | None = None) -> Tensor:
         """Returns the distance of two levels, a float64 scalar without gradient.
@@ -81,13 +81,19 @@ class UniformGrid(DataInitializedQuantizer):
         range_ = self.log2_range if x is None else self.current(x, "log2_range")[0]
         return torch.exp2(range_.detach().double()).reshape(()) / self.high
 
-    def _learned(self, x: Tensor, first: Tensor | None = None) -> Tensor:
-        step = self._step(x, x if first is None else first)
-        return scale_gradient(step, 1.0 / math.sqrt(max(x.numel(), 1) * self.high))
+    def current_step(self, x: Tensor, first: Tensor | None = None) -> Tensor:
+        """Returns the distance of two levels `[1]`, differentiable, in float32 or in the wider dtype of `x`.
 
-    def _step(self, x: Tensor, first: Tensor) -> Tensor:
-        (range_,) = self.current(first, "log2_range")
+        Args:
+            x: What is quantized.
+            first: What the first range comes from, if not from `x`.
+        """
+        (range_,) = self.current(x if first is None else first, "log2_range")
         return torch.exp2(range_.to(torch.promote_types(range_.dtype, x.dtype))) / self.high
+
+    def _learned(self, x: Tensor, first: Tensor | None = None) -> Tensor:
+        step = self.current_step(x, first)
+        return scale_gradient(step, 1.0 / math.sqrt(max(x.numel(), 1) * self.high))
 
     def _integers(self, x: Tensor, step: Tensor) -> Tensor:
         return round_ste((x.to(step.dtype) / step).clamp(self.low, self.high))

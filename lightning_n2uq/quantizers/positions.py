@@ -11,6 +11,7 @@ from lightning_n2uq.ops.staircase import staircase_position
 from lightning_n2uq.ops.tables import compute_dtype
 from lightning_n2uq.quantizers.apot import APoT
 from lightning_n2uq.quantizers.dorefa import DoReFa, DoReFaWeight
+from lightning_n2uq.quantizers.grid import UniformGrid
 from lightning_n2uq.quantizers.lsq import LSQ
 from lightning_n2uq.quantizers.n2uq import EntropyPreservingWeightQuantizer, LearnableThresholdQuantizer
 from lightning_n2uq.quantizers.pact import PACT
@@ -61,6 +62,11 @@ def _(quantizer: LSQ, x: Tensor) -> Tensor:
     offset = getattr(quantizer, "offset", None)
     x = x.to(step.dtype) if offset is None else x.to(step.dtype) - offset
     return (x / step).clamp(quantizer.low, quantizer.high) - quantizer.low
+
+
+@level_position.register
+def _(quantizer: UniformGrid, x: Tensor) -> Tensor:
+    return (x / quantizer.current_step(x)).clamp(quantizer.low, quantizer.high) - quantizer.low
 
 
 @level_position.register

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from lightning_n2uq.backbones.blocks import BasicBlock, Bottleneck
-from lightning_n2uq.backbones.mobilenet_v2 import InvertedResidual, MobileNetV2
+from lightning_n2uq.backbones.mobilenet_v2 import ConvNormReLU6, InvertedResidual, MobileNetV2
 from lightning_n2uq.backbones.resnet import ResNet
 from lightning_n2uq.export.lower.builder import Builder, to_float64
 from lightning_n2uq.export.lower.deferred import Deferred
-from lightning_n2uq.export.lower.grids import add_on_grid
+from lightning_n2uq.export.lower.grids import add_on_grid, on_a_grid
 from lightning_n2uq.export.lower.layers import apply, join, lower
 from lightning_n2uq.layers import BiasedPReLU
 
@@ -63,7 +63,16 @@ def _(block: Bottleneck, builder: Builder, value: Deferred, name: str) -> Deferr
 def _(block: InvertedResidual, builder: Builder, value: Deferred, name: str) -> Deferred:
     names = tuple(f"{kind}{i}" for i in (1, 2, 3) for kind in ("act", "conv", "bn"))
     branch = _in_order(block, names, builder, value, name)
+    if block.grid is not None:
+        if block.residual:
+            return add_on_grid(builder, (branch, value), block.grid, name)
+        return on_a_grid(builder, branch, block.grid, join(name, "grid"))
     return builder.add(branch, value, join(name, "add")) if block.residual else branch
+
+
+@lower.register
+def _(layers: ConvNormReLU6, builder: Builder, value: Deferred, name: str) -> Deferred:
+    return _in_order(layers, tuple(dict(layers.named_children())), builder, value, name)
 
 
 @lower.register
@@ -77,5 +86,6 @@ def _(network: ResNet, builder: Builder, value: Deferred, name: str) -> Deferred
 
 @lower.register
 def _(network: MobileNetV2, builder: Builder, value: Deferred, name: str) -> Deferred:
+    builder.integer_maps = network.on_grids
     value = _in_order(network, ("features", "avgpool"), builder, value, name)
     return apply(network.fc, builder, builder.flatten(value, join(name, "flatten")), join(name, "fc"))
