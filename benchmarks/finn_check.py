@@ -2,10 +2,10 @@
 
     python benchmarks/finn_check.py net.qonnx.onnx --finn PATH/finn/src --qonnx PATH/qonnx/src
 
-It runs in FINN's own Python environment (docs/deployment.md names the packages), not in this project's, and needs
-no other file of it, no board and no vendor tools. The passes are FINN's; the order is that of its flows for
-residual networks. After each stage the graph is executed on one random image and compared with the file, and at
-the end with FINN's layers in place of the nodes. The tables are printed as Markdown.
+It runs in FINN's own Python environment (docs/deployment.md names the packages), not in this project's, and
+needs no other file of it, no board and no vendor tools. The passes are FINN's; the order is that of its flows
+for residual networks. After each stage the graph is executed on one random image and compared with the file,
+at the end with FINN's layers in place of the nodes. The tables are printed as Markdown.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Stub(types.ModuleType):
 
     __path__: list[str] = []  # noqa: RUF012 -- what makes a module a package
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+    def __getattr__(self, name: str) -> Any:
         return object
 
 
@@ -43,7 +43,8 @@ def prepare(finn: Path, qonnx: Path | None) -> None:
 
     Args:
         finn: The folder that holds the package `finn`.
-        qonnx: The same for `qonnx`, in the revision that FINN's `fetch-repos.sh` names; None takes the installed.
+        qonnx: The same for `qonnx`, in the revision that FINN's `fetch-repos.sh` names; None takes the
+            installed one.
     """
     sys.path[:0] = [str(path) for path in (finn, qonnx) if path is not None]
     for name in ("pyverilator", "pyverilator.util", "pyverilator.util.axi_utils"):
@@ -91,7 +92,7 @@ def stages() -> dict[str, list[Any]]:
     }
 
 
-def tidy(model: Any) -> Any:  # noqa: ANN401 -- a ModelWrapper
+def tidy(model: Any) -> Any:
     """Infers shapes, datatypes and layouts anew, as FINN does between its passes."""
     from qonnx.transformation import general
     from qonnx.transformation.fold_constants import FoldConstants
@@ -111,7 +112,7 @@ def tidy(model: Any) -> Any:  # noqa: ANN401 -- a ModelWrapper
     return model
 
 
-def run(model: Any, pixels: np.ndarray) -> np.ndarray:  # noqa: ANN401
+def run(model: Any, pixels: np.ndarray) -> np.ndarray:
     """Returns the logits of one image."""
     from qonnx.core.onnx_exec import execute_onnx
 
@@ -119,12 +120,12 @@ def run(model: Any, pixels: np.ndarray) -> np.ndarray:  # noqa: ANN401
     return np.asarray(logits)
 
 
-def is_layer(model: Any, node: Any) -> bool:  # noqa: ANN401
+def is_layer(model: Any, node: Any) -> bool:
     """Returns whether a node counts as a layer: an `Add` does if it adds two maps."""
     return node.op_type != "Add" or all(model.get_initializer(name) is None for name in node.input)
 
 
-def count(model: Any) -> Counter[str]:  # noqa: ANN401
+def count(model: Any) -> Counter[str]:
     """Returns the number of layers by operator."""
     return Counter(node.op_type for node in model.graph.node if is_layer(model, node))
 
@@ -141,16 +142,22 @@ def check(path: str) -> None:
     print(f"\n{path}\n")
     for stage, passes in stages().items():
         for change in passes:
-            try:
-                model = tidy(model.transform(change))
-            except (AssertionError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-                reason = " ".join(str(error).split())[:160]
-                print(f"- {stage}: {type(change).__name__} stops: {type(error).__name__} {reason}")
+            model = transformed(model, change, stage)
         print(f"- {stage}: {difference(model, pixels, expected)}")
     report(model, before)
 
 
-def difference(model: Any, pixels: np.ndarray, expected: np.ndarray) -> str:  # noqa: ANN401
+def transformed(model: Any, change: Any, stage: str) -> Any:
+    """Returns the model after one pass; a pass that stops is named, and leaves the model as it was."""
+    try:
+        return tidy(model.transform(change))
+    except (AssertionError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        print(f"- {stage}: {type(change).__name__} stops: {type(error).__name__} {reason}")
+        return model
+
+
+def difference(model: Any, pixels: np.ndarray, expected: np.ndarray) -> str:
     """Returns how far the logits are from those of the file, as text."""
     try:
         return f"logits differ by {np.abs(run(model, pixels) - expected).max():g} at most"
@@ -158,17 +165,17 @@ def difference(model: Any, pixels: np.ndarray, expected: np.ndarray) -> str:  # 
         return f"cannot be executed ({type(error).__name__})"
 
 
-def report(model: Any, before: Counter[str]) -> None:  # noqa: ANN401
+def report(model: Any, before: Counter[str]) -> None:
     """Prints layers accepted of all, by kind, and what stays outside of the hardware."""
     after = count(model)
     print("\n| layers | accepted | all |\n|---|---|---|")
     for kind, (operators, layers) in KINDS.items():
-        accepted, total = (sum(found[name] for name in names) for found, names in ((after, layers), (before, operators)))
+        accepted, total = (
+            sum(found[name] for name in names) for found, names in ((after, layers), (before, operators))
+        )
         print(f"| {kind} | {accepted} | {total} |")
     outside = [node for node in model.graph.node if not node.domain.startswith("finn.")]
-    left = Counter(
-        f"{node.op_type} of {model.get_tensor_datatype(node.input[0]).name}" for node in outside
-    )
+    left = Counter(f"{node.op_type} of {model.get_tensor_datatype(node.input[0]).name}" for node in outside)
     print("\nnot FINN's: " + (", ".join(f"{number} {name}" for name, number in left.items()) or "none"))
 
 

@@ -18,7 +18,12 @@ from lightning_n2uq.backbones.mobilenet_v2 import InvertedResidual, MobileNetV2
 from lightning_n2uq.backbones.resnet import ResNet
 from lightning_n2uq.layers import QuantConv2d
 from lightning_n2uq.ops.tables import WIDTH_FLOOR
-from lightning_n2uq.quantizers import PACT, FixedThresholdQuantizer, LearnableThresholdQuantizer
+from lightning_n2uq.quantizers import (
+    PACT,
+    FixedThresholdQuantizer,
+    LearnableThresholdQuantizer,
+    UniformGrid,
+)
 
 QUANTIZER_CONSTANTS = {"two": 2.0, "one": 1.0, "zero": 0.0, "minusone": -1.0, "eps": WIDTH_FLOOR}
 """Beside every threshold quantizer, `[1]` each. `eps` is the floor of the widths."""
@@ -130,6 +135,10 @@ def _output_number(block: nn.Module) -> str:
 def _check_quantizers(model: nn.Module) -> None:
     last = "features.18.conv1" if isinstance(model, MobileNetV2) else None
     for name, module in model.named_modules():
+        if isinstance(module, UniformGrid):
+            raise ValueError(
+                f"model: {name} belongs to an integer-only network, which the format does not know"
+            )
         if not isinstance(module, QuantConv2d):
             continue
         wanted = PACT if name == last else LearnableThresholdQuantizer

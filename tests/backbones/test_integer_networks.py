@@ -4,8 +4,10 @@ from torch import nn
 
 from lightning_n2uq import backbones
 from lightning_n2uq.backbones.blocks import BasicBlock
+from lightning_n2uq.interop import official_names
 from lightning_n2uq.layers import BiasedPReLU, QuantConv2d, QuantLinear
 from lightning_n2uq.modules import QuantizedClassifier
+from lightning_n2uq.modules.checkpoints import load_matching
 from lightning_n2uq.quantizers import UniformGrid
 
 OPTIONS = {"residual_bits": 8, "first_last_bits": 8}
@@ -114,6 +116,27 @@ def test_impossible_combinations_are_refused(arguments, message):
 def test_networks_of_other_libraries_refuse_the_options():
     with pytest.raises(ValueError, match="residual_bits: got 8, allowed is null with backbone 'torchvision/"):
         QuantizedClassifier("torchvision/resnet18", residual_bits=8)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_the_published_format_does_not_know_them(option):
+    model = network(**{**dict.fromkeys(OPTIONS), option: 8})
+    with pytest.raises(
+        ValueError, match="belongs to an integer-only network, which the format does not know"
+    ):
+        official_names(model)
+
+
+def test_a_run_that_starts_from_such_a_network_keeps_its_grids(tmp_path):
+    source = QuantizedClassifier(backbone_args={"width": 4}, weight_bits=4, activation_bits=4, **OPTIONS)
+    source.train()(torch.randn(4, 3, 32, 32))
+    path = tmp_path / "source.ckpt"
+    torch.save({"state_dict": source.state_dict(), "hyper_parameters": dict(source.hparams)}, path)
+    target = QuantizedClassifier(backbone_args={"width": 4}, **OPTIONS)
+    load_matching(target, str(path))
+    for name, value in source.state_dict().items():
+        if "log2_range" in name or "initialized" in name:
+            assert torch.equal(target.state_dict()[name], value), name
 
 
 def test_the_classifier_keeps_the_options_in_its_checkpoint(tmp_path):

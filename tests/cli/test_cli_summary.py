@@ -92,3 +92,15 @@ def test_summary_leaves_the_random_numbers_alone():
     torch.manual_seed(0)
     summarize(model, (4,))
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_grids_of_integer_only_networks_are_counted():
+    model = backbones.resnet20(num_classes=10, width=4, residual_bits=8, first_last_bits=8)
+    summary = summarize(model, (3, 8, 8))
+    assert {(x.weight_method, x.weight_bits) for x in (summary.layers[0], summary.layers[-1])} == {
+        ("grid", 8)
+    }
+    assert summary.layers[0].macs == 8 * 8 * 4 * 3 * 9
+    assert len(summary.grids) == 11
+    assert "maps between blocks: on 11 learned grids of 8 bits" in str(summary)
+    assert "learned grids" not in str(summarize(backbones.resnet20(width=4), (3, 8, 8)))

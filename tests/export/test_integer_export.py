@@ -46,14 +46,20 @@ def assert_exact(model, x, engines, normalize=None, description=None):
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("resnet20", 32), ("resnet18", 64), ("resnet50", 64), ("mobilenet_v2", 64)]
+    ("name", "size", "engines"),
+    [
+        ("resnet20", 32, ("torch", "numpy", "onnxruntime")),
+        ("resnet18", 32, ("torch", "numpy")),
+        ("resnet50", 32, ("torch",)),
+        ("mobilenet_v2", 32, ("torch",)),
+    ],
 )
-def test_every_map_is_an_integer_and_the_codes_are_those_of_the_module(trained, name, size):
+def test_every_map_is_an_integer_and_the_codes_are_those_of_the_module(trained, name, size, engines):
     images = np.random.default_rng(0).standard_normal((2, 3, size, size)).astype(np.float32)
-    description = assert_exact(trained(name, size), images, ("torch", "numpy"))
+    description = assert_exact(trained(name, size), images, engines)
     assert description.float_maps() == []
     assert "integer-only: every tensor" in description.summary()
-    values = ENGINES["numpy"](description)(images).codes
+    values = ENGINES["torch"](description)(images).codes
     assert all(codes.dtype in (np.int8, np.uint8) for codes in values.values())
 
 
@@ -71,13 +77,13 @@ def test_pixels_and_their_normalization_go_into_thresholds(trained):
     description = with_normalization(describe(model, (3, 32, 32)), MEAN, STD)
     assert description.float_maps() == []
     normalize = normalization("images", (), MEAN, STD, 255.0)
-    assert_exact(model, pixels(), ("torch", "numpy"), normalize, description)
+    assert_exact(model, pixels(), ("torch", "numpy", "onnxruntime"), normalize, description)
     kinds = {type(step) for step in description.steps}
     assert {GridCodes, IntAdd, SumPool} <= kinds
 
 
 def test_max_pooling_runs_on_codes(trained):
-    description = describe(trained("resnet18", 64), (3, 64, 64))
+    description = describe(trained("resnet18", 32), (3, 32, 32))
     assert any(isinstance(step, IntMaxPool) for step in description.steps)
 
 
@@ -130,3 +136,36 @@ def test_qonnx_runs_the_same_integers_with_the_datatypes_that_finn_wants(trained
     assert len(thresholds) == len(description.quantizers())
     assert all(kind(name).is_integer() for node in thresholds for name in (node.input[0], node.output[0])[1:])
     assert str(kind(wrapper.graph.input[0].name)) == "UINT8"
+
+
+@pytest.mark.parametrize("convolution", ["matmul", "conv"])
+def test_every_map_of_the_onnx_file_is_an_integer(trained, convolution):
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra 'export')")
+    from lightning_n2uq.export import to_onnx
+    from lightning_n2uq.export.runtime.engines import session
+
+    description = with_normalization(describe(trained(), (3, 32, 32)), MEAN, STD)
+    model = to_onnx(description, convolution)
+    (logits,) = session(model.SerializeToString()).run(None, {"pixels": pixels()})
+    np.testing.assert_array_equal(logits, ENGINES["numpy"](description)(pixels()).logits)
+    kinds = {
+        v.name: v.type.tensor_type.elem_type
+        for v in onnx.shape_inference.infer_shapes(model).graph.value_info
+    }
+    layers = [step.name for step in description.steps[1:-1]]
+    integers = {onnx.TensorProto.UINT8, onnx.TensorProto.INT32}
+    assert {kinds[name] for name in layers} <= integers
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_the_network_that_a_compiler_fuses_gives_the_same_codes(trained, name):
+    from lightning_n2uq.export.runtime.integer_network import IntegerNetwork
+
+    description = describe(trained(name, 32), (3, 32, 32))
+    images = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    expected = ENGINES["numpy"](description)(images)
+    network = IntegerNetwork(description, code_outputs=True)
+    logits, *codes = network(torch.from_numpy(images))
+    np.testing.assert_array_equal(logits.numpy(), expected.logits)
+    for name, found in zip(network.outputs[1:], codes, strict=True):
+        np.testing.assert_array_equal(found.numpy(), expected.codes[name])

@@ -7,6 +7,7 @@ from lightning_n2uq.quantizers import DoReFaWeight, UniformGrid
 from lightning_n2uq.quantizers.integers import level_distance, weight_integers
 from lightning_n2uq.quantizers.lsq import LSQ, LSQPlus
 from lightning_n2uq.quantizers.n2uq import EntropyPreservingWeightQuantizer
+from lightning_n2uq.quantizers.positions import level_position
 
 
 def fitted(signed=True, largest=2.0):
@@ -73,6 +74,13 @@ def test_first_sum_sets_the_range_to_both_magnitudes():
 
 def test_not_a_number_stays_visible():
     assert fitted()(torch.tensor([float("nan")])).isnan().all()
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_positions_between_levels_round_to_the_codes(signed):
+    grid = fitted(signed)
+    x = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(level_position(grid, x).round().to(torch.uint8), grid.codes(x))
 
 
 @pytest.mark.parametrize(

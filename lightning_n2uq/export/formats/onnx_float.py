@@ -93,6 +93,8 @@ def _(step: s.Concat, writer: GraphWriter) -> TensorLayout:
 
 @write_float.register
 def _(step: s.Flatten, writer: GraphWriter) -> TensorLayout:
+    if step.inputs[0] in writer.integers:
+        writer.integers.add(step.name)
     writer.op("Flatten", [writer.in_layout(step.inputs[0], "NCHW")], step.name, axis=1)
     return "flat"
 

@@ -1,8 +1,8 @@
 """Standard ONNX nodes of integer-only networks: every map is uint8.
 
-A signed grid's value is stored as its index, `value - low`, so that zero is `-low`: layers take that as their zero
-point, padding writes it, and sums take it off. What reads few different values (codes, their sums, pixels) is a
-table per channel.
+A signed grid's value is stored as its index, `value - low`, so that zero is `-low`: layers take that as their
+zero point, padding writes it, and sums take it off. What reads few different values (codes, their sums,
+pixels) is a table per channel.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def zero_of(name: str, writer: GraphWriter) -> int:
 
 
 def stored_range(name: str, writer: GraphWriter) -> tuple[int, int] | None:
-    """Returns the smallest value of a step and how many it can have, None where there are too many for tables."""
+    """Returns a step's smallest value and how many it can have, None if those are too many for a table."""
     step = next(step for step in writer.description.steps if step.name == name)
     if isinstance(step, IntMaxPool):
         return stored_range(step.inputs[0], writer)

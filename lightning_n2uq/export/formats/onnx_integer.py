@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from lightning_n2uq.export.formats import onnx_grids
 from lightning_n2uq.export.formats.onnx_float import (
     convolution,
     window_attributes,
@@ -23,6 +24,7 @@ from lightning_n2uq.export.formats.onnx_float import (
 from lightning_n2uq.export.formats.onnx_graph import GraphWriter, TensorLayout
 from lightning_n2uq.export.formats.onnx_lookup import find_buckets, write_lookup
 from lightning_n2uq.export.ir import steps as s
+from lightning_n2uq.export.ir.integer_steps import GridCodes, IntAdd, IntMaxPool, SumPool
 from lightning_n2uq.export.ir.packing import from_codes, to_codes
 
 PAIR_LIMIT = 2**15 - 1
@@ -55,6 +57,9 @@ def _(step: s.UniformCodes, writer: GraphWriter) -> TensorLayout:
 
 @write_step.register
 def _(step: s.Codes, writer: GraphWriter) -> TensorLayout:
+    table = onnx_grids.write_table(step, writer)
+    if table is not None:
+        return table
     (x,) = step.inputs
     layout = writer.layouts[x]
     if step.sign is not None:
@@ -72,6 +77,22 @@ def _(step: s.Codes, writer: GraphWriter) -> TensorLayout:
     return layout
 
 
+@write_step.register
+def _(step: GridCodes, writer: GraphWriter) -> TensorLayout:
+    table = onnx_grids.write_table(step, writer)
+    return write_step(onnx_grids.as_unsigned(step), writer) if table is None else table
+
+
+@write_step.register
+def _(step: IntMaxPool, writer: GraphWriter) -> TensorLayout:
+    writer.integers.add(step.name)
+    return write_float(onnx_grids.as_max_pool(step), writer)
+
+
+write_step.register(IntAdd, onnx_grids.write_sum)
+write_step.register(SumPool, onnx_grids.write_sum_pool)
+
+
 def _compare_each(step: s.Codes, x: str, layout: TensorLayout, writer: GraphWriter) -> None:
     """Adds comparisons with every threshold, counted in bytes."""
     codes = ""
@@ -84,9 +105,16 @@ def _compare_each(step: s.Codes, x: str, layout: TensorLayout, writer: GraphWrit
 
 
 def _search(step: s.Codes, x: str, layout: TensorLayout, writer: GraphWriter) -> None:
-    """Adds a binary search over `2^b - 1` thresholds, one bit of the code after the other."""
-    rows, levels = step.thresholds.shape
-    table = writer.const(step.thresholds.reshape(-1))
+    """Adds a binary search over `2^b - 1` thresholds, one bit of the code after the other.
+
+    Fewer thresholds are filled up with ones that nothing exceeds.
+    """
+    thresholds, kind = step.thresholds, step.thresholds.dtype
+    never = np.inf if np.issubdtype(kind, np.floating) else np.iinfo(kind).max
+    missing = 2 ** step.levels.bit_length() - 1 - step.levels
+    thresholds = np.pad(thresholds, ((0, 0), (0, missing)), constant_values=never).astype(kind)
+    rows, levels = thresholds.shape
+    table = writer.const(thresholds.reshape(-1))
     codes = writer.op("Mul", [writer.cast(x, TensorProto.INT32), writer.const(np.int32(0))])
     for bit in reversed(range(levels.bit_length())):
         place = np.arange(rows, dtype=np.int32) * levels + (2**bit - 1)
@@ -124,7 +152,9 @@ def _gather_windows(step: s.IntConv, x: str, writer: GraphWriter) -> str:
     window, kernel = step.window, step.weight.shape[2:]
     top, left, bottom, right = window.pads
     if any(window.pads):
-        x = writer.op("Pad", [x, writer.ints(0, top, left, 0, 0, bottom, right, 0)])
+        zero = onnx_grids.zero_of(step.inputs[0], writer)
+        fill = [writer.const(np.uint8(zero))] if zero else []
+        x = writer.op("Pad", [x, writer.ints(0, top, left, 0, 0, bottom, right, 0), *fill])
     places = zip((1, 2), kernel, window.dilation, window.stride, strict=True)
     for axis, size, dilation, stride in places:
         if size == 1 and stride == 1:
@@ -149,11 +179,12 @@ def _accumulate(
 ) -> None:
     """Adds the integer product to int32; `weight` is `[O, I, kh, kw]` or `[I, O]`, as `kind` takes it."""
     writer.integers.add(step.name)
-    zero = writer.const(np.uint8(0))
+    stored = onnx_grids.zero_of(step.inputs[0], writer)
+    zero = writer.const(np.uint8(stored))
     if not step.odd or step.bits < 8:
         # onnxruntime has fast kernels for ConvInteger with unsigned weights only.
         largest = int(np.abs(weight).max(initial=0))
-        unsigned = kind == "ConvInteger" or 2 * step.levels * largest > PAIR_LIMIT
+        unsigned = kind == "ConvInteger" or 2 * (step.levels + stored) * largest > PAIR_LIMIT
         name, point = _stored_weight(step, weight, writer, 128 if unsigned else 0)
         writer.op(kind, [x, name, zero, writer.const(point)], step.name, **attributes)
         return

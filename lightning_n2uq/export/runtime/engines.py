@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lightning_n2uq.export.ir.description import Description
+from lightning_n2uq.export.ir.integer_steps import GridCodes
 from lightning_n2uq.export.ir.steps import Array
 from lightning_n2uq.export.runtime.numpy_engine import run_numpy
 
@@ -120,6 +123,9 @@ def onnxruntime_engine(
             name: value.transpose(0, 3, 1, 2) if layouts[name] == "NHWC" else value
             for name, value in zip(names, values, strict=True)
         }
+        for step in description.quantizers():
+            if isinstance(step, GridCodes):  # the file holds the index of the value
+                codes[step.name] = (codes[step.name] + np.int16(step.low)).astype(step.dtype)
         return Outputs(logits, codes)
 
     return run

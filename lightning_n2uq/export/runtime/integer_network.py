@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lightning_n2uq.export.ir import steps as s
 from lightning_n2uq.export.ir.description import Description
+from lightning_n2uq.export.ir.integer_steps import GridCodes, IntMaxPool
 from lightning_n2uq.export.ir.steps import channelwise
 from lightning_n2uq.export.runtime import torch_engine
 from lightning_n2uq.export.runtime.torch_engine import Arrays
@@ -48,8 +49,12 @@ class IntegerNetwork(nn.Module):
         if code_outputs:
             self.outputs += [step.name for step in description.quantizers()]
         self.thinned = {} if code_outputs else _thinned(description)
+        signed = {step.name for step in description.steps if isinstance(step, GridCodes) and step.low}
         for index, step in enumerate(description.steps):
-            for name, array in prepare(step).items():
+            # The byte kernels take unsigned codes only.
+            plain = isinstance(step, s.IntConv) and step.inputs[0] in signed
+            ready = torch_engine.tensors if plain else prepare
+            for name, array in ready(step).items():
                 self.register_buffer(f"step{index}_{name}", array, persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -97,7 +102,7 @@ def takes_bytes(step: s.IntConv) -> bool:
 
 def prepare(step: s.Step) -> Arrays:
     """Returns the step's arrays as `run_step` takes them."""
-    if isinstance(step, s.Codes):
+    if isinstance(step, s.Codes) and not isinstance(step, GridCodes):
         arrays = {"thresholds": torch.from_numpy(_float_thresholds(step).T.copy())}
         return arrays if step.sign is None else {**arrays, "sign": torch.from_numpy(step.sign.astype("f4"))}
     if isinstance(step, s.IntConv) and takes_bytes(step):
@@ -128,6 +133,12 @@ def _float_thresholds(step: s.Codes) -> np.ndarray:
 def run_step(step: s.Step, arrays: Arrays, *inputs: Tensor) -> Tensor:
     """Returns the output of one step."""
     return torch_engine.run_step(step, arrays, False, *inputs)
+
+
+@run_step.register(GridCodes)
+@run_step.register(IntMaxPool)
+def _(step: s.Step, arrays: Arrays, x: Tensor) -> Tensor:
+    return torch_engine.run_step(step, arrays, False, x)
 
 
 @run_step.register
