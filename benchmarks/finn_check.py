@@ -112,6 +112,15 @@ def tidy(model: Any) -> Any:
     return model
 
 
+def image(model: Any) -> np.ndarray:
+    """Returns a random image: integers where the network reads pixels, else normalized numbers."""
+    name, rng = model.graph.input[0].name, np.random.default_rng(0)
+    shape = model.get_tensor_shape(name)
+    if model.get_tensor_datatype(name).is_integer():
+        return rng.integers(0, 256, shape).astype(np.float32)
+    return rng.standard_normal(shape).astype(np.float32)
+
+
 def run(model: Any, pixels: np.ndarray) -> np.ndarray:
     """Returns the logits of one image."""
     from qonnx.core.onnx_exec import execute_onnx
@@ -136,8 +145,7 @@ def check(path: str) -> None:
 
     model = tidy(ModelWrapper(path))
     before = count(model)
-    shape = model.get_tensor_shape(model.graph.input[0].name)
-    pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.float32)
+    pixels = image(model)
     expected = run(model, pixels)
     print(f"\n{path}\n")
     for stage, passes in stages().items():
