@@ -133,12 +133,13 @@ def _output_number(block: nn.Module) -> str:
 
 
 def _check_quantizers(model: nn.Module) -> None:
+    grids = [name for name, module in model.named_modules() if isinstance(module, UniformGrid)]
+    if grids:
+        raise ValueError(
+            f"model: {grids[0]} belongs to an integer-only network, which the format does not know"
+        )
     last = "features.18.conv1" if isinstance(model, MobileNetV2) else None
     for name, module in model.named_modules():
-        if isinstance(module, UniformGrid):
-            raise ValueError(
-                f"model: {name} belongs to an integer-only network, which the format does not know"
-            )
         if not isinstance(module, QuantConv2d):
             continue
         wanted = PACT if name == last else LearnableThresholdQuantizer
