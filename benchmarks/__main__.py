@@ -37,7 +37,7 @@ QUICK: dict[str, dict[str, object]] = {
     "steps": {"batch": 1, "size": 64},
     "layouts": {"batch": 1, "size": 64},
     "codec": {"numel": 100_000},
-    "export": {"size": 64, "threads": (1,), "batches": (1,)},
+    "export": {"size": 64, "threads": (1,), "batches": (1,), "bits": (2,), "rounds": 3},
     "evaluation": {"batch": 1, "size": 64},
 }
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.export_speed import trained_network
+from benchmarks.export_engines import trained_network
 from benchmarks.timing import summary, table, take_turns
 from lightning_n2uq.export import FastNetwork, describe
 from lightning_n2uq.utils import processor

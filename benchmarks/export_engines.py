@@ -70,8 +70,8 @@ def static_int8_file(float_model: bytes, images: Images) -> bytes:
         return Path(target).read_bytes()
 
 
-def integer_network(bits: int, size: int) -> Description:
-    """This package's network, deployed, with uneven thresholds as after training."""
+def trained_network(bits: int, size: int) -> nn.Module:
+    """This package's network, with uneven thresholds as after training."""
     torch.manual_seed(0)
     model = resnet18(bits, bits)
     for module in model.modules():
@@ -83,7 +83,12 @@ def integer_network(bits: int, size: int) -> Description:
     with torch.no_grad():
         for _ in range(3):
             model.train()(torch.randn(4, 3, size, size))
-    return describe(model.eval(), (3, size, size))
+    return model.eval()
+
+
+def integer_network(bits: int, size: int) -> Description:
+    """`trained_network`, deployed."""
+    return describe(trained_network(bits, size), (3, size, size))
 
 
 def open_session(model: bytes, threads: int, profile: str | None = None) -> Any:
@@ -138,13 +143,13 @@ def pt2_opener(path: Path) -> Opener:
     return open_engine
 
 
-def torch_opener(description: Description) -> Opener:
-    """PyTorch's integer-exact evaluation."""
+def fast_opener(description: Description) -> Opener:
+    """`FastNetwork`, the evaluation by integer kernels in Python."""
 
     def open_engine(threads: int, images: Images) -> Callable[[], object]:
-        from lightning_n2uq.export import ExactNetwork
+        from lightning_n2uq.export import FastNetwork
 
-        network, tensor = ExactNetwork(description), torch.from_numpy(images)
+        network, tensor = FastNetwork(description), torch.from_numpy(images)
         return _with_threads(threads, lambda: network(tensor))
 
     return open_engine

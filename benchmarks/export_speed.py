@@ -1,98 +1,45 @@
-"""Exported ResNet-18 in onnxruntime on the CPU against the float network's file, side by side.
+"""Exported ResNet-18 on the CPU beside what else a user could deploy, side by side in one process.
 
     python -m benchmarks export                   # 1 and 2 threads, batch 1 and 16, 224x224
     python -m benchmarks export --quick           # one small case, a check that it runs
 
-All networks live in one process and take turns; a figure is the ratio within a round. The profile sums every
-kind of node's fastest run. Weights are random (no influence on time), norms and thresholds fit random images.
+onnxruntime with the float network and with its own static quantization to 8 bits, openvino with the latter's
+file where it is installed, and this package's networks: the ONNX file in onnxruntime, the compiled package,
+`FastNetwork`. All take turns; a figure is the ratio to onnxruntime's float file within a round. The profile
+sums every kind of node's fastest run. Weights are random (no influence on time), norms and thresholds fit
+random images.
 """
 
 from __future__ import annotations
 
-import io
 import json
+import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
+from benchmarks import export_engines as engines
+from benchmarks.export_engines import Images, Opener
+from benchmarks.machine import package_version
 from benchmarks.timing import summary, table, take_turns
-from lightning_n2uq.backbones import resnet18
-from lightning_n2uq.export import describe
-from lightning_n2uq.layers import BiasedPReLU
-from lightning_n2uq.quantizers import LearnableThresholdQuantizer
+from lightning_n2uq.export.ir.description import Description
 
 BASE = "float"
-
-
-def float_file(size: int) -> bytes:
-    """Torchvision's network as torch writes it, batch norms folded by onnxruntime itself."""
-    import torchvision
-
-    model = torchvision.models.resnet18().eval()
-    file = io.BytesIO()
-    example = torch.randn(2, 3, size, size)
-    program = torch.onnx.export(
-        model, (example,), dynamo=True, verbose=False, dynamic_shapes=({0: torch.export.Dim("batch")},)
-    )
-    program.save(file)  # type: ignore[union-attr]
-    return file.getvalue()
-
-
-def trained_network(bits: int, size: int) -> nn.Module:
-    """This package's network, with uneven thresholds as after training."""
-    torch.manual_seed(0)
-    model = resnet18(bits, bits)
-    for module in model.modules():
-        if isinstance(module, LearnableThresholdQuantizer):
-            nn.init.uniform_(module.widths, 1.0 / module.num_levels, 3.0 / module.num_levels)
-        if isinstance(module, BiasedPReLU):
-            nn.init.normal_(module.bias_in, 0, 0.1)
-            nn.init.normal_(module.bias_out, 0, 0.1)
-    with torch.no_grad():
-        for _ in range(3):
-            model.train()(torch.randn(4, 3, size, size))
-    return model.eval()
-
-
-def integer_file(bits: int, size: int) -> bytes:
-    """This package's export of `trained_network`."""
-    from lightning_n2uq.export.formats.onnx_file import to_onnx
-
-    return to_onnx(describe(trained_network(bits, size), (3, size, size))).SerializeToString()
-
-
-def open_session(model: bytes, threads: int, profile: str | None = None) -> Any:
-    """An onnxruntime session, which writes a profile if a prefix for it is given."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    if threads > 1:
-        # Threads that spin while another network has its turn would be counted as its processor time.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if profile is not None:
-        options.enable_profiling, options.profile_file_prefix = True, profile
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def _runner(model: bytes, threads: int, images: np.ndarray) -> Callable[[], object]:
-    session = open_session(model, threads)
-    name = session.get_inputs()[0].name
-    return lambda: session.run(None, {name: images})
+ROUNDS = 15
+"""Rounds at least."""
+PAUSE = 0.02
+"""Seconds between turns, in which threads that still spin go to sleep."""
 
 
 def profile(model: bytes, images: np.ndarray, runs: int) -> dict[str, float]:
     """Milliseconds by kind of operator: the sum of every node's fastest run, one thread."""
     with tempfile.TemporaryDirectory() as folder:
-        session = open_session(model, 1, str(Path(folder) / "profile"))
+        session = engines.open_session(model, 1, str(Path(folder) / "profile"))
         name = session.get_inputs()[0].name
         for _ in range(runs):
             session.run(None, {name: images})
@@ -121,25 +68,34 @@ def profile_table(profiles: dict[str, dict[str, float]]) -> str:
 
 
 def measure(
-    files: dict[str, bytes], seconds: float, size: int, threads: tuple[int, ...], batches: tuple[int, ...]
+    openers: Mapping[str, Opener],
+    files: Mapping[str, bytes],
+    seconds: float,
+    size: int,
+    threads: tuple[int, ...],
+    batches: tuple[int, ...],
+    rounds: int = ROUNDS,
 ) -> dict[str, object]:
     """Measures and prints; `seconds` for every combination of threads and batch size.
 
     Args:
-        files: ONNX files by name, `BASE` among them.
-        seconds: time for every comparison.
-        size: height and width of the images, of three channels.
-        threads: numbers of threads.
-        batches: batch sizes.
+        openers: Engines by name, `BASE` among them.
+        files: ONNX files to profile, by name.
+        seconds: Time for every comparison.
+        size: Height and width of the images, of three channels.
+        threads: Numbers of threads.
+        batches: Batch sizes.
+        rounds: Rounds at least, whatever time they take.
     """
     result: dict[str, object] = {}
     rng = np.random.default_rng(0)
     for count in threads:
         for batch in batches:
             images = rng.standard_normal((batch, 3, size, size)).astype(np.float32)
-            runners = {name: _runner(file, count, images) for name, file in files.items()}
-            figures = summary(take_turns(runners, seconds, torch.device("cpu"), rounds=1000), BASE)
-            title = f"ResNet-18 in onnxruntime on the CPU, {batch} x {size}x{size}, threads: {count}"
+            runners = {name: opener(count, images) for name, opener in openers.items()}
+            turns = take_turns(runners, seconds, torch.device("cpu"), 1000, rounds, PAUSE)
+            figures = summary(turns, BASE)
+            title = f"ResNet-18 on the CPU, {batch} x {size}x{size}, threads: {count}"
             print(table(title, figures), flush=True)
             result[f"threads {count}, batch {batch}"] = figures
     images = rng.standard_normal((1, 3, size, size)).astype(np.float32)
@@ -154,11 +110,50 @@ def run(
     size: int = 224,
     threads: tuple[int, ...] = (1, 2),
     batches: tuple[int, ...] = (1, 16),
+    bits: tuple[int, ...] = (2, 4),
+    rounds: int = ROUNDS,
 ) -> dict[str, object]:
     """The topic; always on the CPU, whatever the device, with these numbers of threads."""
-    import onnxruntime
-
-    files = {BASE: float_file(size), "W2A2": integer_file(2, size), "W4A4": integer_file(4, size)}
-    figures = measure(files, seconds, size, threads, batches)
+    images = np.random.default_rng(1).standard_normal((8, 3, size, size)).astype(np.float32)
+    files = others(size, images)
+    openers = {name: engines.onnxruntime_opener(file) for name, file in files.items()}
+    if find_spec("openvino") is not None:
+        openers["openvino int8"] = engines.openvino_opener(files["static int8"])
+    before = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        for count in bits:
+            description = engines.integer_network(count, size)
+            name = f"W{count}A{count}"
+            openers.update(ours(name, description, files, Path(folder)))
+        figures = measure(openers, files, seconds, size, threads, batches, rounds)
+    torch.set_num_threads(before)
     sizes = {name: len(file) for name, file in files.items()}
-    return {"size": size, "bytes": sizes, "onnxruntime": onnxruntime.__version__, **figures}
+    return {"size": size, "bytes": sizes, "versions": versions(), **figures}
+
+
+def others(size: int, images: Images) -> dict[str, bytes]:
+    """The float file and what onnxruntime's static quantization makes of it."""
+    floating = engines.float_file(size)
+    return {BASE: floating, "static int8": engines.static_int8_file(floating, images)}
+
+
+def ours(name: str, description: Description, files: dict[str, bytes], folder: Path) -> dict[str, Opener]:
+    """This package's engines; the ONNX file is added to `files`, packages need a C++ compiler."""
+    from lightning_n2uq.export.formats.onnx_file import to_onnx
+    from lightning_n2uq.export.formats.pt2_file import save_pt2
+
+    files[name] = to_onnx(description).SerializeToString()
+    openers = {
+        f"{name} onnx": engines.onnxruntime_opener(files[name]),
+        f"{name} fast": engines.fast_opener(description),
+    }
+    if shutil.which("g++"):
+        path = folder / f"{name}.pt2"
+        save_pt2(description, path)
+        openers[f"{name} pt2"] = engines.pt2_opener(path)
+    return openers
+
+
+def versions() -> dict[str, str | None]:
+    """Releases of the engines."""
+    return {name: package_version(name) for name in ("onnxruntime", "openvino", "torch")}

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import torch
 
+from lightning_n2uq.utils import processor
+
 PACKAGES = ("torch", "torchvision", "lightning", "numba", "triton", "brevitas", "torchao", "numpy")
+
+INSTRUCTIONS = frozenset({"avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8"})
+"""What makes arithmetic on bytes fast, as Linux names it."""
 
 
 def description(device: torch.device) -> dict[str, object]:
@@ -17,13 +22,14 @@ def description(device: torch.device) -> dict[str, object]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
         "processor": _processor(),
+        "integer_instructions": sorted(processor.flags() & INSTRUCTIONS),
         "cores": os.cpu_count(),
         "load_before": load,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "system": platform.system(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in PACKAGES},
     }
 
 
@@ -36,7 +42,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _version(name: str) -> str | None:
+def package_version(name: str) -> str | None:
+    """Returns the installed release of a package, None where there is none."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -24,6 +24,7 @@ def take_turns(
     device: torch.device,
     rounds: int = 100,
     least: int = 3,
+    pause: float = 0.0,
 ) -> dict[str, Samples]:
     """Runs every candidate once to warm up, then all in turn until the time is used up.
 
@@ -32,7 +33,8 @@ def take_turns(
         seconds: time budget of the measured rounds.
         device: where they run; a GPU is waited for.
         rounds: most rounds.
-        least: fewest rounds, whatever the time.
+        least: rounds that are run whatever time they take.
+        pause: seconds of rest before every turn.
     """
     for run in candidates.values():
         run()
@@ -42,6 +44,7 @@ def take_turns(
         if done >= least and time.perf_counter() - begin > seconds:
             break
         for name, run in candidates.items():
+            time.sleep(pause)
             wall, cpu = _timed(run, device)
             result[name].wall.append(wall)
             result[name].cpu.append(cpu)
