@@ -20,6 +20,9 @@ _LENGTH = 2048
 _FEWEST_BLOCKS = 8
 """Fewer blocks than this are not worth another thread."""
 
+_STEM_VALUES = 2**20
+"""A stem runs on so many of its output values at a time: its three products then fit a processor's cache."""
+
 Values = dict[str, Tensor]
 
 
@@ -78,8 +81,9 @@ class Group:
             self._run_plain(values)
             return
         self._allocate(values, len(images))
-        for sample in range(len(images)):
-            part = slice(sample, sample + 1)
+        together = max(1, _STEM_VALUES // self._elements)
+        for first in range(0, len(images), together):
+            part = slice(first, min(first + together, len(images)))
             self._run(values, part, self.stem.sums(images[part], scales[part]))
 
     def _run_plain(self, values: Values) -> None:
