@@ -73,7 +73,9 @@ def _reason(layer: nn.Module) -> str | None:
 
 
 def _range(conv: nn.Conv2d) -> IntegerRange | None:
-    if not integer_weight_known(conv):
+    activation, weight = conv.activation_quantizer, conv.weight_quantizer
+    if not (
+        isinstance(activation, Quantizer) and isinstance(weight, Quantizer) and integer_weight_known(conv)
+    ):
         return None
-    code = conv.activation_quantizer.num_levels - 1
-    return IntegerRange(code, conv.weight_quantizer.largest_level, conv.weight[0].numel())
+    return IntegerRange(activation.num_levels - 1, weight.largest_level, conv.weight[0].numel())

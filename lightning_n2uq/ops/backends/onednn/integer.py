@@ -16,7 +16,7 @@ from lightning_n2uq.utils import processor
 from lightning_n2uq.utils.compat import IntegerOperators, integer_operators
 
 _LARGEST_INT16, _LARGEST_INT32 = 2**15 - 1, 2**31 - 1
-_PLAIN = "none", [], ""  # what follows the convolution: nothing
+_PLAIN: tuple[str, list[float], str] = "none", [], ""  # what follows the convolution: nothing
 
 
 def obstacle(size: IntegerRange) -> str | None:

@@ -46,7 +46,8 @@ def conv2d(
         groups: The number of groups.
         dtype: What the caller wants; a backend may leave float32.
     """
-    sums = F.conv2d(codes.double(), weight.packed.double(), None, *geometry, groups)
+    stride, padding, dilation = geometry
+    sums = F.conv2d(codes.double(), weight.packed.double(), None, stride, padding, dilation, groups)
     return sums.float() * weight.scale[:, None, None]
 
 
