@@ -6,7 +6,7 @@ what is added are integers of the same step. Evaluation is exact then (`layers.e
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -72,7 +72,7 @@ class _ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Runs the block."""
         path = fused if self.grid is None or self.training else exact
-        out, norm = x, None
+        out, norm = x, cast(Any, None)
         for i in range(1, self.convolutions + 1):
             act, conv = getattr(self, f"act{i}"), getattr(self, f"conv{i}")
             out, norm = path.norm_act_conv(out, norm, act, conv), getattr(self, f"bn{i}")

@@ -92,7 +92,7 @@ class ConvNormReLU6(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[N, C_in, H, W]` to `[N, C_out, H', W']`."""
         if not hasattr(self, "out_grid"):
-            return super().forward(x)  # type: ignore[no-any-return]
+            return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
         x = exact.normed(self.bn1, run_layer(self.conv1, x))  # type: ignore[arg-type]
         return self.out_grid(self.act_out(x))  # type: ignore[no-any-return, operator]
 

@@ -85,7 +85,7 @@ def _quantize(builder: Builder, value: Deferred, quantizer: nn.Module, name: str
 def _uniform_conditions(rule: UniformRule) -> Conditions:
     """Returns the quantizer's own arithmetic in float32, as conditions on a real number."""
     places, divisor, offset = np.arange(1, rule.levels + 1), np.float32(rule.step), np.float32(rule.offset)
-    reached = (places - 0.5) * rule.step + rule.offset
+    reached: Float64 = (places.astype(np.float64) - 0.5) * rule.step + rule.offset
     return Conditions(lambda y: np.rint((y.astype(np.float32) - offset) / divisor) >= places, reached)
 
 

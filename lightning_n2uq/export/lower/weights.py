@@ -52,4 +52,4 @@ def integer_weight(quantizer: nn.Module, weight: Tensor, name: str) -> IntegerWe
             "dorefa and float"
         )
     integers, scale = levels.integers.numpy(), levels.scale.numpy()
-    return IntegerWeight(integers, scale, int(quantizer.bits), levels.odd)  # type: ignore[call-overload]
+    return IntegerWeight(integers, scale, int(quantizer.bits), levels.odd)  # type: ignore[arg-type]
