@@ -12,8 +12,8 @@ from qonnx.transformation.infer_shapes import InferShapes
 from lightning_n2uq.export import describe
 from lightning_n2uq.export.formats.qonnx_file import to_qonnx
 from lightning_n2uq.export.ir.thresholds import at_least
-from lightning_n2uq.export.runtime.engines import ENGINES, numpy_engine, qonnx_engine
-from lightning_n2uq.export.verify.sweep import sweep, sweep_values
+from lightning_n2uq.export.runtime.engines import numpy_engine, qonnx_engine
+from lightning_n2uq.export.verify.sweep import SWEPT, sweep, sweep_values
 from lightning_n2uq.layers import BiasedPReLU, QuantConv2d, QuantLinear, QuantSpec
 
 
@@ -70,12 +70,12 @@ def test_strict_comparisons_become_the_next_number():
 
 
 @pytest.mark.parametrize("bits", [2, 4])
-def test_a_million_values_per_quantizer_give_the_same_codes_in_every_engine(bits):
+def test_a_million_values_per_quantizer_give_the_same_codes_in_every_swept_engine(bits):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra 'export')")
     for step in describe(tiny(bits, bits), (2, 8, 8)).quantizers():
         counts = sweep(step, 1_000_000)
         assert counts.pop("values") >= 1_000_000
-        assert counts == dict.fromkeys(ENGINES, 0), step.name
+        assert counts == dict.fromkeys(SWEPT, 0), step.name
 
 
 def test_a_sweep_holds_every_threshold_its_neighbours_and_infinities():
