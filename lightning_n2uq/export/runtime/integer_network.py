@@ -112,11 +112,6 @@ def prepare(step: s.Step) -> Arrays:
             "scale": torch.ones(channels),
             "zero": torch.zeros(channels, dtype=torch.int32),
         }
-    if isinstance(step, s.SplitConv):
-        high, low = torch.from_numpy(step.high.copy()), torch.from_numpy(step.low.copy())
-        if step.window.groups == 1:
-            return {"both": torch.cat([high, low]), "high": high}
-        return {"high": high, "low": low}
     return torch_engine.tensors(step)
 
 
@@ -182,22 +177,6 @@ def byte_convolution(
     packed = operators.pack_conv(weight, scale, 1.0, 0, *geometry)
     unscaled = (1.0, 0, torch.float32)
     return operators.conv(x, 1.0, 0, packed, scale, zero, None, *geometry, *unscaled, "none", [], "")
-
-
-@run_step.register
-def _(step: s.SplitConv, arrays: Arrays, x: Tensor) -> Tensor:
-    scale = torch_engine.sample_scale(x, step.high_bits)
-    unit = x / scale
-    high = torch.round(unit)
-    low = torch.round((unit - high) * 2.0**step.low_bits) * 2.0**-step.low_bits
-    if "both" in arrays:
-        # One pass over the larger part of the input for both parts of the weight.
-        both = torch_engine.convolve(high, arrays["both"], step.window, False)
-        main, high_low = both.chunk(2, 1)
-    else:
-        main, high_low = (torch_engine.convolve(high, arrays[k], step.window, False) for k in ("high", "low"))
-    low_high = torch_engine.convolve(low, arrays["high"], step.window, False)
-    return main * scale + (high_low * scale + low_high * scale)
 
 
 @run_step.register
