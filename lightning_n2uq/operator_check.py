@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,7 +89,7 @@ def _stem(values: _Values) -> list[Tensor]:
 def _integer(values: _Values) -> list[Tensor]:
     codes, levels = values.integers(15, *_SHAPE).to(torch.uint8), values.integers(15, 8, _SHAPE[1], 3, 3)
     scale, flat = values.channels(1)[0].detach()[:8].abs(), codes.flatten(2)
-    limits = {"largest_code": 15, "largest_level": 15}
+    limits: dict[str, Any] = {"largest_code": 15, "largest_level": 15}
     mapped = integer_conv2d(codes, levels.to(torch.int8), scale, padding=1, **limits)
     rows = values.integers(15, 8, flat.shape[-1]).to(torch.int8)
     return [mapped, integer_linear(flat, rows, scale, **limits)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_n2uq.ops.backends.common.jit import Array, Number, compiled, helper
+from lightning_n2uq.ops.backends.common.jit import Array, compiled, helper
 from lightning_n2uq.ops.backends.numba.row_loops import loaded, store, target
 from lightning_n2uq.ops.backends.numba.stem_loops import _raise, _raise_row
 
@@ -98,7 +98,7 @@ def stem_forward_rows(
 
 
 @helper
-def _add_tap(d: Array, g: Array, taps: Array, tap: Number) -> None:
+def _add_tap(d: Array, g: Array, taps: Array, tap: np.uint8) -> None:
     """Adds to `d` the gradients of the maxima that were found at `tap`."""
     for c in range(d.size):
         d[c] += g[c] if taps[c] == tap else np.float32(0)
