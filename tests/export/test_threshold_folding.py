@@ -1,12 +1,15 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_n2uq.export.ir.steps import Affine, Clamp, PReLU
 from lightning_n2uq.export.ir.thresholds import float_from_key, last_failing_float
+from lightning_n2uq.export.lower.activations import activation_rule
 from lightning_n2uq.export.lower.deferred import evaluate
 from lightning_n2uq.export.lower.fold import fold_float, fold_integer
+from lightning_n2uq.quantizers import LearnableThresholdQuantizer
 
 NUMBERS = st.floats(-4, 4, width=32)
 SLOPES = st.one_of(st.just(0.0), st.floats(0.0009765625, 2, width=32))
@@ -138,3 +141,16 @@ def test_a_guess_changes_no_threshold(error):
 
     expected = last_failing_float(passes, targets.shape)
     np.testing.assert_array_equal(last_failing_float(passes, targets.shape, targets / 1.5 + error), expected)
+
+
+@pytest.mark.parametrize(("comparison", "codes"), [(">", [0, 0, 1, 2]), (">=", [0, 1, 2, 3])])
+def test_an_input_at_a_threshold_gets_the_code_that_the_quantizer_gives_it(comparison, codes):
+    quantizer = LearnableThresholdQuantizer(2).eval()
+    quantizer.comparison = comparison
+    with torch.no_grad():
+        quantizer.widths.fill_(0.5)  # thresholds 0.25, 0.75, 1.25
+    x = torch.tensor([0.0, 0.25, 0.75, 1.25])
+    assert quantizer.codes(x).tolist() == codes
+    rule = activation_rule(quantizer, "q")
+    table, sign = fold_float((Affine("", (), np.array([rule.scale_in]), np.zeros(1)),), rule.thresholds, 1)
+    assert ((x.numpy() * sign[0])[:, None] > table[0]).sum(1).tolist() == codes

@@ -88,6 +88,8 @@ def _threshold_rule(quantizer: LearnableThresholdQuantizer, name: str) -> Thresh
     # As in ops/tables.py, without the rounding to the compute dtype at the end.
     right = start + widths.cumsum(0)
     thresholds = (right - widths / 2).numpy()
+    if quantizer.comparison == ">=":  # an input at a threshold passes
+        thresholds = np.nextafter(thresholds, -np.inf)
     scale_in = float(quantizer.scale_in.detach().double())
     step = float(quantizer.scale_out.detach().double()) * output_step(thresholds.size)
     if not (np.isfinite(thresholds).all() and np.isfinite([scale_in, step]).all()):
