@@ -46,7 +46,8 @@ def test_every_recipe_trains_one_step_on_made_up_images(name, in_empty_folder, c
 @pytest.mark.parametrize("folder", ["cifar10", "cifar100"])
 def test_every_method_has_a_recipe_and_starts_from_one_bit_more(folder):
     wanted = {f"{folder}/{method}_w{bits}a{bits}" for method in METHODS for bits in (2, 3, 4)}
-    assert {name for name in RECIPES if name.startswith(f"{folder}/")} == {*wanted, f"{folder}/float"}
+    others = {f"{folder}/float"} | ({"cifar10/n2uq_w2a2_integer"} if folder == "cifar10" else set())
+    assert {name for name in RECIPES if name.startswith(f"{folder}/")} == wanted | others
     for name in wanted:
         method, bits = re.fullmatch(r"\w+/(\w+)_w(\d)a\d", name).groups()
         values = arguments(name)
