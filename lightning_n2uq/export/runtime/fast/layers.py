@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_n2uq.export.ir import steps as s
 from lightning_n2uq.export.runtime import torch_engine
-from lightning_n2uq.export.runtime.fast import loops
+from lightning_n2uq.export.runtime.fast import image_loops
 from lightning_n2uq.ops.backends.common.jit import array, run_chunks
 from lightning_n2uq.ops.formats.integer import IntegerRange
 from lightning_n2uq.ops.integer import IntegerGeometry, integer_obstacle
@@ -121,7 +121,7 @@ class SplitSums:
         """Returns the numbers by which samples are divided."""
         rows = x.reshape(len(x), 1, -1).contiguous()
         bits = torch.empty(len(x), dtype=torch.int32)
-        run_chunks(loops.largest, len(x), 1, array(rows[:, 0].view(torch.int32)), array(bits))
+        run_chunks(image_loops.largest, len(x), 1, array(rows[:, 0].view(torch.int32)), array(bits))
         return bits.view(torch.float32).clamp_min(s.TINY) * 2.0**-self.step.high_bits
 
     def __call__(self, x: Tensor, scales: Tensor) -> SplitProducts:
@@ -153,7 +153,7 @@ class SplitSums:
         high, low = (torch.empty(shape, memory_format=torch.channels_last) for _ in range(2))
         views = [array(part.permute(0, 2, 3, 1)) for part in (high, low)]
         numbers = array(scales.reshape(-1)), self.step.low_bits, fold, self._pads
-        run_chunks(loops.split_image, len(images) * rows, 8, array(images), *numbers, *views)
+        run_chunks(image_loops.split_image, len(images) * rows, 8, array(images), *numbers, *views)
         return high, low
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
