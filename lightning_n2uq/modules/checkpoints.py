@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
 from lightning_n2uq.backbones.pretrained import LoadReport, copy_matching
@@ -26,6 +27,9 @@ def read_checkpoint(path: str, argument: str = "path") -> dict[str, Any]:
             f"{argument}: {path!r} is not a checkpoint of this package, "
             "expected a dictionary with 'state_dict' and 'hyper_parameters'"
         )
+    averaged = sorted(key for key in checkpoint if "ema" in str(key).lower().split("_"))
+    if averaged:
+        rank_zero_warn(f"{argument}: {path!r} also holds averaged weights ({', '.join(averaged)}): not used")
     return checkpoint
 
 

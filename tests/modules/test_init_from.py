@@ -46,6 +46,17 @@ def test_entries_of_one_side_only_are_named(four_bits):
     assert "in the source only, not used" in report.summary()
 
 
+@pytest.mark.parametrize("key", ["state_dict_ema", "model_ema", "ema"])
+def test_averaged_weights_beside_the_others_are_named(four_bits, tmp_path, key):
+    content = torch.load(four_bits, weights_only=True)
+    path = str(tmp_path / "both.ckpt")
+    torch.save({**content, key: content["state_dict"]}, path)
+    with pytest.warns(
+        UserWarning, match=rf"^init_from: '.*both\.ckpt' also holds averaged weights \({key}\)"
+    ):
+        read_checkpoint(path, "init_from")
+
+
 def fit(model, folder, **options):
     run = Trainer(
         max_steps=1, accelerator="cpu", logger=False, default_root_dir=folder, limit_val_batches=0,
