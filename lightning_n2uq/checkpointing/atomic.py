@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     A file is written beside its place, sealed with a digest, brought to the disk and renamed; a crash at any
     moment leaves the previous file or the new one. Reading compares the digest and never runs code from the
     file. Every checkpoint carries the package's version and git revision. Addresses (`s3://..`) are left to
-    Lightning's own way, without digest, but still without running code.
+    Lightning's own way, without digest, but still without running code. Hyperparameters that hold code, with
+    which no such file can be read again, are said at the first save.
     """
+
+    _looked = False
 
     @override
     def save_checkpoint(
@@ -39,6 +44,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> None:
         """Writes the file; raises `CheckpointWriteError` and leaves what was there if that fails."""
         identity.stamp(checkpoint)
+        if not self._looked:
+            self._looked = True
+            _warn_of_code(checkpoint)
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -69,6 +77,28 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if difference:
             rank_zero_warn(f"ckpt_path: {os.fspath(path)!r} was {difference}")
         return checkpoint
+
+
+def _warn_of_code(checkpoint: dict[str, Any]) -> None:
+    """Says which hyperparameters will keep the file from being read, while that can still be changed."""
+    for key in ("hyper_parameters", "datamodule_hyper_parameters"):
+        for name, value in dict(checkpoint.get(key) or {}).items():
+            if not _is_plain(value):
+                rank_zero_warn(
+                    f"checkpoint: {key}.{name} is a {type(value).__name__}, more than tensors and plain "
+                    "values: the file cannot be resumed or read without running its code; leave it out with "
+                    f"save_hyperparameters(ignore=[{name!r}])"
+                )
+
+
+def _is_plain(value: object) -> bool:
+    buffer = io.BytesIO()
+    try:
+        torch.save(value, buffer)
+        torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+    except (pickle.PicklingError, pickle.UnpicklingError, AttributeError, TypeError):
+        return False
+    return True
 
 
 def write_atomically(checkpoint: dict[str, Any], path: str) -> None:

@@ -172,6 +172,18 @@ def test_another_version_is_named_and_a_foreign_file_refused(tmp_path):
         AtomicCheckpointIO().load_checkpoint(path)
 
 
+def test_hyperparameters_with_which_no_file_can_be_read_again_are_said_when_it_is_saved(tmp_path):
+    writer, content = AtomicCheckpointIO(), torch.load(save(tmp_path / "a.ckpt"), weights_only=True)
+    content["hyper_parameters"] = {"lr": 0.1, "sizes": [1, 2], "net": torch.nn.Linear(1, 1)}
+    with pytest.warns(
+        UserWarning, match=r"hyper_parameters.net is a Linear, .* save_hyperparameters\(ignore="
+    ):
+        writer.save_checkpoint(content, tmp_path / "b.ckpt")
+    writer.save_checkpoint(content, tmp_path / "c.ckpt")  # once is enough: warnings are errors here
+    del content["hyper_parameters"]["net"]
+    AtomicCheckpointIO().save_checkpoint(content, tmp_path / "d.ckpt")
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
