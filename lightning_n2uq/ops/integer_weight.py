@@ -1,19 +1,14 @@
-"""Weights of integer layers, packed once for many calls and kept until they change."""
+"""Weights of integer layers, packed once for many calls."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_n2uq.ops.dispatch import select
 from lightning_n2uq.ops.eager import watched
 from lightning_n2uq.ops.integer import (
     LARGEST_CODE,
     LARGEST_LEVEL,
-    OP,
     IntegerGeometry,
     conv2d_operator,
     exact_backend,
@@ -70,45 +65,3 @@ class IntegerWeight:
             y: Tensor = linear_operator(codes, self.levels, self.scale, self.bias, dtype, self._backend)
             return y
         return run_linear(codes, self._packed, self.bias, dtype, self._backend)
-
-
-class CurrentWeight:
-    """Keeps an `IntegerWeight` until a tensor that it was made of has changed.
-
-    A change is a new object or memory, another device or dtype, or an operation in place: optimizers,
-    `load_state_dict` and `Module.to` are seen. What is written through `.data` or by numpy is not: call
-    `clear` after that.
-    """
-
-    __slots__ = ("_key", "_made", "_sources")
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> CurrentWeight:
-        return CurrentWeight()
-
-    def __reduce__(self) -> tuple[type[CurrentWeight], tuple[()]]:
-        return CurrentWeight, ()
-
-    def clear(self) -> None:
-        """Forgets the weight."""
-        self._key: tuple[Any, ...] | None = None
-        self._made: IntegerWeight | None = None
-        self._sources: list[Tensor] = []
-
-    def get(self, sources: Sequence[Tensor | None], make: Callable[[], IntegerWeight]) -> IntegerWeight:
-        """Returns the weight, made anew if a source has changed.
-
-        Args:
-            sources: Every tensor that `make` reads: weight, bias, parameters and scales of the quantizers.
-            make: Returns the weight.
-        """
-        given = [x for x in sources if x is not None]
-        if any(x.is_inference() for x in given):  # torch does not count their changes
-            return make()
-        key = *((x.data_ptr(), x._version, x.dtype, x.shape) for x in given), select(OP, given[0].device)
-        if self._made is None or key != self._key:
-            self._made, self._key = make(), key
-            self._sources = [x.detach() for x in given]  # as long as they are held, their memory is theirs
-        return self._made
