@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 _CPUINFO = Path("/proc/cpuinfo")
 _DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 _BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
 
 
@@ -33,8 +35,12 @@ def has_vectors() -> bool:
 
 
 def adds_bytes_exactly() -> bool:
-    """Returns whether products of bytes are added up in 32 bits at once (VNNI, AMX), not in 16 in between."""
-    return bool(flags() & _DOT_PRODUCTS)
+    """Returns whether products of bytes are added up in 32 bits at once (VNNI, AMX), not in 16 in between.
+
+    Where the user holds oneDNN back from some instructions, no more is taken for granted.
+    """
+    limited = any(os.environ.get(name, "ALL").upper() not in ("", "ALL", "DEFAULT") for name in _LIMITS)
+    return bool(flags() & _DOT_PRODUCTS) and not limited
 
 
 def writes_bfloat16() -> bool:

@@ -101,6 +101,10 @@ def test_sums_that_could_saturate_are_obstacles(monkeypatch):
     monkeypatch.setattr(processor, "flags", lambda: frozenset({"avx512_vnni"}))
     assert integer_obstacle(IntegerRange(255, 127, 4608), CPU) is None
     assert "32 bits" in integer_obstacle(IntegerRange(255, 127, 10**5), CPU)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")  # oneDNN will not use what the processor has
+    assert "no VNNI" in integer_obstacle(IntegerRange(255, 127, 1), CPU)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "ALL")
+    assert integer_obstacle(IntegerRange(255, 127, 1), CPU) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
