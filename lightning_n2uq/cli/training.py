@@ -17,7 +17,7 @@ import lightning_n2uq.modules
 import lightning_n2uq.strategies  # noqa: F401
 from lightning_n2uq.checkpointing import ExactResume, metrics_file
 from lightning_n2uq.checkpointing.signals import ending_at_once
-from lightning_n2uq.cli import resuming, run_files
+from lightning_n2uq.cli import resuming, run_files, run_lock
 from lightning_n2uq.cli.arguments import (
     SPECIAL_CHECKPOINTS,
     command_to_resume,
@@ -30,7 +30,6 @@ from lightning_n2uq.cli.failures import impossible, meaning
 from lightning_n2uq.cli.parser import OWN_KEYS, TRAINER_DEFAULTS, WANDB_VARIABLE, add_options, check_linked
 from lightning_n2uq.cli.predictions import PredictionsFile
 from lightning_n2uq.cli.quiet import quiet_lightning
-from lightning_n2uq.cli.run_lock import RunLock
 from lightning_n2uq.cli.trainer_parts import plugins_with_checkpoint_io, wanted_callbacks
 from lightning_n2uq.utils.compat import require
 
@@ -64,7 +63,7 @@ class N2UQCLI(LightningCLI):
         self.name = run_name(config_paths)
         self.root = self.run_dir = ""
         self.resumes = False
-        self.lock = RunLock()
+        self.lock = run_lock.RunLock()
         parser_options = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LightningModule,
@@ -129,7 +128,15 @@ class N2UQCLI(LightningCLI):
             os.environ.setdefault("WANDB_SILENT", "true")
         run_files.place_files(config, self.run_dir, self.name, wandb)
         if self.command == "fit" and not getattr(rank_zero_only, "rank", 0):
-            self.lock.take(self.run_dir, str(config.checkpoint.dirpath))
+            self._lock(str(config.checkpoint.dirpath))
+
+    def _lock(self, checkpoints: str) -> None:
+        """Locks what the run writes to, or leaves no empty folder behind."""
+        try:
+            self.lock.take(self.run_dir, checkpoints)
+        except ValueError:
+            run_files.remove_if_empty(self.run_dir, self.root)
+            raise
 
     def _resumed_dir(self, config: Any, text: str) -> str | None:  # noqa: ANN401
         """With `--resume auto`, the folder of the run to go on with, its checkpoint put into the config."""
@@ -223,5 +230,5 @@ class N2UQCLI(LightningCLI):
     def _print_summary(self, results: dict[str, float]) -> None:
         for name, value in results.items():
             print(f"{name:<14} {value:.4f}")
-        if os.path.isdir(self.run_dir) and os.listdir(self.run_dir):
+        if os.path.isdir(self.run_dir) and set(os.listdir(self.run_dir)) - {run_lock.NAME}:
             print(f"{'files':<14} {self.run_dir}")

@@ -267,3 +267,19 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(in_empty_folder,
         lock.release()
     assert f"{str(folder)!r} is being written by another process" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_command_that_finds_its_folder_taken_leaves_no_folder_of_its_own(in_empty_folder):
+    lock = RunLock()
+    lock.take("shared")
+    try:
+        assert main(["fit", *SMALL, "--checkpoint.dirpath", "shared"]) == 2
+    finally:
+        lock.release()
+    assert not Path("runs").exists()
+
+
+def test_a_run_that_wrote_nothing_names_no_folder(in_empty_folder, capsys):
+    assert main(["fit", *SMALL, "--trainer.fast_dev_run", "1"]) == 0
+    assert "\nfiles " not in capsys.readouterr().out
+    assert not Path("runs").exists()
