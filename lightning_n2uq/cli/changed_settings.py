@@ -22,7 +22,7 @@ HONOURED = (
     "trainer.num_sanity_val_steps", "trainer.check_val_every_n_epoch", "trainer.val_check_interval",
     "trainer.fast_dev_run", "trainer.inference_mode", "trainer.barebones", "trainer.accelerator",
     "checkpoint*", "lr_monitor*", "progress_bar*", "guard*", "non_finite_guard", "wandb",
-    "data.init_args.num_workers", "data.init_args.pin_memory", "data.init_args.root", "data.init_args.cache*",
+    "data.init_args.num_workers", "data.init_args.pin_memory", "data.init_args.cache*",
 )  # fmt: skip
 """Take effect from the checkpoint on."""
 
@@ -31,7 +31,7 @@ RANKS = ("trainer.devices", "trainer.num_nodes")
 
 METHOD = (
     "trainer.strategy*", "trainer.precision", "trainer.deterministic", "trainer.gradient_clip_*",
-    "trainer.sync_batchnorm", "trainer.callbacks*",
+    "trainer.sync_batchnorm", "trainer.callbacks*", "data.init_args.root",
 )  # fmt: skip
 """Take effect likewise, but make another experiment: followed only where a checkpoint is named."""
 

@@ -19,7 +19,10 @@ SAVED = {
     },
     "checkpoint": {"monitor": "val/acc"},
     "model": {"class_path": "X", "init_args": {"lr": 0.005, "backbone_args": {"width": 4}}},
-    "data": {"class_path": "Y", "init_args": {"batch_size": 64, "split_seed": 0, "num_workers": 0}},
+    "data": {
+        "class_path": "Y",
+        "init_args": {"batch_size": 64, "split_seed": 0, "num_workers": 0, "root": "a"},
+    },
 }  # fmt: skip
 
 
@@ -75,6 +78,7 @@ def test_what_a_resumed_run_follows_is_no_change(path, value):
     [
         (("trainer", "precision"), "bf16-mixed"),
         (("trainer", "strategy"), "nuqsgd_2bit"),
+        (("data", "init_args", "root"), "b"),  # moved, or other images: nobody can tell
         (("trainer", "callbacks", 1, "init_args", "weight"), 0.5),
         (("trainer", "callbacks"), []),
     ],
