@@ -1,8 +1,9 @@
 """Decides when layers take the fused training path, which keeps less for the backward pass, and calls it.
 
 The fused path is taken where the plain modules, called one after the other, would do nothing else: training
-mode, single or half precision, N2UQ quantizers with hard thresholds, ordinary batch norms, no hooks on the
-modules that would be skipped, and kernels for the device. Evaluation is always plain. Values and gradients
+mode, single or half precision, quantizers that tell their grid (N2UQ's with hard thresholds; uniform ones on
+integers), ordinary batch norms, no hooks on the modules that would be skipped, and kernels for the device. In
+evaluation mode these layers are plain. Values and gradients
 are those of the plain path, except behind a batch norm, whose last bits differ: the fused one sums its
 statistics in float64. Under autocast maps between blocks keep the dtype of the convolutions.
 """
