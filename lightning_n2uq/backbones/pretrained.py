@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_n2uq.backbones.mobilenet_v2 import MobileNetV2
 from lightning_n2uq.layers import BiasedPReLU
 from lightning_n2uq.quantizers import Quantizer
+from lightning_n2uq.utils.state_dicts import find_state_dict
 from lightning_n2uq.utils.torchvision_models import TORCHVISION, default_weights, downloading
 
 _FIRST_BOTTLENECK = {"0.0": "conv2", "0.1": "bn2", "1": "conv3", "2": "bn3"}
@@ -98,45 +99,87 @@ def copy_matching(
 def load_pretrained(model: nn.Module, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> LoadReport:
     """Copies every entry of a real-valued network that fits `model`, and reports the rest.
 
-    Understands torchvision's names (ResNets, MobileNetV2) and those of the published N2UQ starting points
-    (`module.` in front, shortcuts counted from 1, `feature` for `features`).
+    Understands torchvision's names (ResNets, MobileNetV2), those of the published N2UQ starting points
+    (shortcuts counted from 1, `feature` for `features`) and the wrappers of `load_entries`.
 
     Args:
-        model: A network of `lightning_n2uq.backbones`.
+        model: A network of `lightning_n2uq.backbones`, or a converted one.
         source: Where the weights are: `torchvision/<model>` (its default weights, from torch's cache or
-            downloaded), a file with a state dict (bare or under `state_dict`, read with
-            `weights_only=True`), or a state dict.
+            downloaded), a file with a state dict (bare or under a key of `utils.state_dicts.KEYS`, read
+            with `weights_only=True`), or a state dict.
 
     Raises:
         ValueError: The source cannot be read, or nothing in it fits; `model` is unchanged then.
     """
     label = "state_dict" if isinstance(source, Mapping) else os.fspath(source)
-    state = _read(source)
-    own = model.state_dict().keys()
-    named = {_our_name(key, state, model): key for key in state}
-    report = LoadReport(label, unused=sorted(key for name, key in named.items() if name not in own))
+    return load_entries(model, find_state_dict(_read(source), "source"), label, "source")
+
+
+@torch.no_grad()
+def load_entries(
+    model: nn.Module, state: Mapping[str, Tensor], label: str, argument: str, refit: Collection[str] = ()
+) -> LoadReport:
+    """Copies what fits `model`, whatever stands in front of the source's names (`backbone.`, `model.`).
+
+    Of all common beginnings that can be taken off the source's names, the one by which most entries fit in
+    name and shape is taken off.
+
+    Args:
+        model: A network, or a module around one.
+        state: The source's entries, without wrappers.
+        label: The report's name for the source.
+        argument: The user's name for the source, used in errors.
+        refit: Names of `model` that were fitted to another bit width and are not copied.
+
+    Raises:
+        ValueError: Nothing fits; `model` is unchanged then.
+    """
+    own = model.state_dict()
+    named = _best_names(model, own, state)
+    used = {key for name, key in named.items() if name in own}
+    report = LoadReport(label, unused=sorted(key for key in state if key not in used))
     renamed = {name: state[key] for name, key in named.items()}
-    return copy_matching(model, renamed, report, "source", added=_added(model))
+    return copy_matching(model, renamed, report, argument, added=_added(model), refit=refit)
 
 
-def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Tensor]:
-    content: object = source
+def _best_names(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Returns the source's names by those of `model`."""
+    heads = {name.partition(".")[0] for name in own}
+    outer = ["", f"{heads.pop()}."] if len(heads) == 1 else [""]
+    best: dict[str, str] = {}
+    most = 0
+    for before in outer:
+        network = model.get_submodule(before[:-1])
+        for lead in _leads(state):
+            inside = {key.removeprefix(lead): value for key, value in state.items() if key.startswith(lead)}
+            named = {before + _our_name(key, inside, network): lead + key for key in inside}
+            fits = sum(name in own and own[name].shape == state[key].shape for name, key in named.items())
+            if fits > most:
+                best, most = named, fits
+    return best
+
+
+def _leads(state: Mapping[str, Tensor], depth: int = 2) -> list[str]:
+    """Returns the beginnings of names that may be a wrapper's: none, then those of one and two parts."""
+    leads = {"": None}
+    for parts in (name.split(".")[:-1] for name in state):
+        leads.update({".".join(parts[:n]) + ".": None for n in range(1, min(depth, len(parts)) + 1)})
+    return list(leads)
+
+
+def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> object:
     if isinstance(source, str) and source.startswith(TORCHVISION):
         with downloading(source, "source"):
-            content = default_weights(source, "source").get_state_dict(progress=False)
-    elif isinstance(source, str | os.PathLike):
-        if not Path(source).is_file():
-            raise ValueError(f"source: no such file {os.fspath(source)!r}")
-        try:
-            content = torch.load(source, map_location="cpu", weights_only=True)
-        except Exception as error:  # unpickling a damaged file raises almost anything
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"source: cannot read {os.fspath(source)!r} ({reason})") from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not content or not all(map(torch.is_tensor, content.values())):
-        raise ValueError("source: no state dict in it, allowed is one, bare or under 'state_dict'")
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
+            return default_weights(source, "source").get_state_dict(progress=False)
+    if not isinstance(source, str | os.PathLike):
+        return source
+    if not Path(source).is_file():
+        raise ValueError(f"source: no such file {os.fspath(source)!r}")
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling a damaged file raises almost anything
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"source: cannot read {os.fspath(source)!r} ({reason})") from error
 
 
 def _our_name(key: str, state: Mapping[str, Tensor], model: nn.Module) -> str:

@@ -1,6 +1,7 @@
 """Read and write checkpoints of the published N2UQ code.
 
-Such a file is a state dict, bare or under `state_dict`, its keys with or without `module.` in front.
+Such a file is a state dict, bare or under `state_dict`, its keys with or without `module.` in front; other
+wrappers (`torch.compile`, `model`) are taken off as well.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_n2uq.interop.names import OfficialName, official_constants, official_names
 from lightning_n2uq.utils.atomic import replacing
+from lightning_n2uq.utils.state_dicts import find_state_dict
 
 _WRAPPER = "module."
 
@@ -43,10 +45,10 @@ class ImportReport:
 
 
 def read_state_dict(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Tensor]:
-    """Returns the state dict in `source`, without `module.` and on the CPU; code in a file is never run.
+    """Returns the state dict in `source`, without wrappers and on the CPU; code in a file is never run.
 
     Args:
-        source: A path, or a mapping: the state dict itself, or one that holds it under `state_dict`.
+        source: A path, or a mapping: the state dict itself, or one that holds it.
 
     Raises:
         ValueError: The file is missing or unreadable, or holds no state dict.
@@ -60,19 +62,14 @@ def read_state_dict(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[
         except Exception as error:  # unpickling a damaged file raises almost anything
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise ValueError(f"path_or_state_dict: cannot read {os.fspath(source)!r} ({reason})") from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not content or not all(map(torch.is_tensor, content.values())):
-        raise ValueError(
-            "path_or_state_dict: no state dict in it, allowed is one, bare or under 'state_dict'"
-        )
-    for key, value in content.items():
+    state = find_state_dict(content, "path_or_state_dict")
+    for key, value in state.items():
         if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
             raise ValueError(
                 f"path_or_state_dict: {key} is a tensor of {value.dtype}, {value.layout}, on {value.device}, "
                 "allowed are dense tensors of real numbers that have data"
             )
-    return {str(key).removeprefix(_WRAPPER): value for key, value in content.items()}
+    return state
 
 
 @torch.no_grad()

@@ -1,14 +1,16 @@
 """Read our checkpoints without Lightning's Trainer, and start one network from another's weights."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
-from lightning_n2uq.backbones.pretrained import LoadReport, copy_matching
+from lightning_n2uq.backbones.pretrained import LoadReport, load_entries
 from lightning_n2uq.checkpointing.reading import read_file
 from lightning_n2uq.quantizers import UniformGrid
 from lightning_n2uq.quantizers.base import DataInitializedQuantizer
+from lightning_n2uq.utils.state_dicts import KEYS, averaged_keys, find_state_dict, named_like
 
 
 def read_checkpoint(path: str, argument: str = "path") -> dict[str, Any]:
@@ -27,10 +29,15 @@ def read_checkpoint(path: str, argument: str = "path") -> dict[str, Any]:
             f"{argument}: {path!r} is not a checkpoint of this package, "
             "expected a dictionary with 'state_dict' and 'hyper_parameters'"
         )
-    averaged = sorted(key for key in checkpoint if "ema" in str(key).lower().split("_"))
-    if averaged:
-        rank_zero_warn(f"{argument}: {path!r} also holds averaged weights ({', '.join(averaged)}): not used")
+    _name_averaged(checkpoint, path, argument)
+    checkpoint["state_dict"] = named_like(checkpoint["state_dict"], {})
     return checkpoint
+
+
+def _name_averaged(content: Mapping[str, Any], path: str, argument: str) -> None:
+    averaged = averaged_keys(content)
+    if averaged and any(key in content for key in KEYS):
+        rank_zero_warn(f"{argument}: {path!r} also holds averaged weights ({', '.join(averaged)}): not used")
 
 
 def _fitted_to_other_bits(model: nn.Module, arguments: dict[str, Any]) -> set[str]:
@@ -51,14 +58,17 @@ def load_matching(model: nn.Module, path: str) -> LoadReport:
     """Copies every entry of a checkpoint whose name and shape fit `model`, and reports the rest.
 
     This is how a 2-bit network starts from a float or a 4-bit one: weights and normalisation fit, while
-    per-level thresholds of another bit width do not and keep their initial values.
+    per-level thresholds of another bit width do not and keep their initial values. The file may come from
+    elsewhere: a state dict, bare or under one of `lightning_n2uq.utils.state_dicts.KEYS`, with wrappers in
+    front of its names (`module.`, `_orig_mod.`, `backbone.`, ...). Without hyperparameters nothing tells
+    the bits that steps were fitted to: they are fitted anew then.
 
     Raises:
         ValueError: The file cannot be read or nothing in it fits.
     """
-    checkpoint = read_checkpoint(path, "init_from")
-    source = checkpoint["state_dict"]
-    own = model.state_dict().keys()
-    report = LoadReport(path, unused=[name for name in source if name not in own])
-    refit = _fitted_to_other_bits(model, checkpoint["hyper_parameters"])
-    return copy_matching(model, source, report, "init_from", refit=refit)
+    content = read_file(path, "init_from")
+    state = find_state_dict(content, "init_from")
+    _name_averaged(content, path, "init_from")
+    arguments = content.get("hyper_parameters")
+    refit = _fitted_to_other_bits(model, arguments if isinstance(arguments, Mapping) else {})
+    return load_entries(model, state, path, "init_from", refit)

@@ -30,6 +30,7 @@ from lightning_n2uq.modules.published import (
 from lightning_n2uq.modules.same_network import check_same_network
 from lightning_n2uq.modules.schedules import SCHEDULES, schedule_factor
 from lightning_n2uq.modules.void_choices import void_choices
+from lightning_n2uq.utils.state_dicts import named_like
 from lightning_n2uq.utils.torchvision_models import TORCHVISION
 from lightning_n2uq.utils.validation import check, check_choice, check_integer, check_number
 
@@ -91,8 +92,9 @@ class QuantizedClassifier(LightningModule):
         pact_gradient: The gradient of PACT's clip: `paper`, or `published` as in the published MobileNetV2.
         integer_evaluation: `auto` (in evaluation mode on the CPU, the integer network that would be exported
             runs, where there is one) or `off` (always the plain modules).
-        init_from: `torchvision/<model>` (its real-valued weights) or a checkpoint of this package. A new run
-            starts from those of its weights that fit, whatever its bit widths, and reports the rest.
+        init_from: `torchvision/<model>` (its real-valued weights), a checkpoint of this package, or a file of
+            weights from elsewhere (`load_matching`). A new run starts from those weights that fit, whatever
+            their bit widths, and reports the rest.
         memory_format: The order of maps in memory, `contiguous` or `channels_last`: a choice of speed, which
             depends on the processor and the precision; it does not change what the network computes.
 
@@ -256,12 +258,16 @@ class QuantizedClassifier(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the checkpoint of another network, whose weights may fit all the same.
 
+        Names may be those of a compiled network on either side.
+
         Raises:
             ValueError: An argument differs that changes what the network computes.
         """
         saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY)
         if saved is not None:
             check_same_network(QuantizedClassifier, self.hparams, saved, "ckpt_path")
+        if "state_dict" in checkpoint:
+            checkpoint["state_dict"] = named_like(checkpoint["state_dict"], self.state_dict())
 
     def setup(self, stage: str) -> None:
         """Loads the teacher before a fit, and initial weights unless the run is resumed."""
