@@ -39,7 +39,15 @@ class ExactResume(Checkpoint):
         dirpath: The folder of `interrupted.ckpt`; None takes that of the first `ModelCheckpoint`, else the
             Trainer's.
         hint: The end of the line that says where the checkpoint is: how to go on.
+
+    Attributes:
+        first_step: The step that this process began to train at, None before it did.
+
+    Raises:
+        ValueError: When training starts: the checkpoint's optimizer is of another kind.
     """
+
+    first_step: int | None = None
 
     def __init__(self, dirpath: str | None = None, hint: str = "resume with ckpt_path={path}") -> None:
         self.dirpath = dirpath
@@ -66,6 +74,8 @@ class ExactResume(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restores, then listens to signals in Lightning's place."""
+        _check_optimizers(trainer)
+        self.first_step = trainer.global_step
         self._stop, self._saved, self._signals.received = 0, None, 0
         loaded, self._loaded = self._loaded, None
         if trainer.is_global_zero:
@@ -185,6 +195,18 @@ def _restore_rank(trainer: Trainer, ranks: list[dict[str, Any]]) -> None:
         )
         return
     randomness.restore(ranks[trainer.global_rank]["random"])
+
+
+def _check_optimizers(trainer: Trainer) -> None:
+    """Refuses settings of another optimizer, which torch puts into this one's groups without a look."""
+    for optimizer in trainer.optimizers:
+        kind = type(optimizer).__name__
+        missing = {name for group in optimizer.param_groups for name in optimizer.defaults.keys() - group}
+        if missing:
+            raise ValueError(
+                f"optimizer: got {kind}, but the checkpoint's is another (no {', '.join(sorted(missing))}); "
+                "allowed is the one that it was trained with, or a new run with --model.init_from"
+            )
 
 
 def _batches_done(checkpoint: dict[str, Any]) -> int:

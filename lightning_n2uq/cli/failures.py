@@ -1,14 +1,23 @@
-"""What a failed run means to its user: a mistake in the config, a full disk, or an error with a traceback."""
+"""What a failed run means to its user: a mistake in the config, a full disk, or an error with a traceback.
+
+The kind of an error and the place where it was raised decide, not how far the run had come: an image may be
+broken and a disk full at any step, and a resumed run has many steps behind it before it does anything.
+"""
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_n2uq.callbacks import NonFiniteError
-from lightning_n2uq.checkpointing import CheckpointWriteError
+from lightning_n2uq.checkpointing import CheckpointWriteError, ExactResume
+from lightning_n2uq.cli import origin
 from lightning_n2uq.cli.errors import is_out_of_memory, is_user_error
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
 
 
 class TrainingFailedError(RuntimeError):
@@ -17,10 +26,7 @@ class TrainingFailedError(RuntimeError):
 
 def impossible(what: str, error: Exception) -> ValueError:
     """Returns the error to show for one before the first batch, which only the given values can cause."""
-    reason = " ".join(str(error).split())
-    return ValueError(
-        f"config: nothing can be built from {what} ({type(error).__name__}: {reason}); --debug shows where"
-    )
+    return ValueError(f"config: nothing can be built from {what} ({_reason(error)}); --debug shows where")
 
 
 def meaning(error: Exception, trainer: Trainer, command: str, run_dir: str) -> Exception:
@@ -31,13 +37,38 @@ def meaning(error: Exception, trainer: Trainer, command: str, run_dir: str) -> E
         return full
     if is_out_of_memory(error):
         return error
-    if trainer.global_step and command == "fit":
+    if outside := _from_outside(error, trainer, run_dir):
+        return outside
+    if command == "fit" and _has_trained(trainer):
         return TrainingFailedError(
-            f"training failed at step {trainer.global_step}, its files are in {run_dir}"
+            f"training failed at step {trainer.global_step} ({_reason(error)}), its files are in {run_dir}"
         )
-    if is_user_error(error) or _has_run_batches(trainer):
+    if is_user_error(error) or origin.from_batch(error):
         return error
     return impossible("these values", error)
+
+
+def _from_outside(error: Exception, trainer: Trainer, run_dir: str) -> Exception | None:
+    """Returns what to show for an error that disk, data, checkpoint or config cause, at whatever step."""
+    if isinstance(error, MisconfigurationException):
+        return error
+    if origin.from_data(error) and is_user_error(error):
+        return ValueError(origin.without_worker_traceback(error))
+    if isinstance(error, OSError) and error.errno is not None:
+        named = error.filename is not None or error.errno not in _DISK
+        return error if named else ValueError(f"disk: cannot write to {run_dir!r} ({error.strerror})")
+    if origin.from_restoring(error):
+        if str(error).startswith("ckpt_path") or "in loading state_dict" in str(error):
+            return error
+        return ValueError(
+            f"ckpt_path: cannot go on from {trainer.ckpt_path!r} with this config ({_reason(error)}); "
+            "--debug shows where"
+        )
+    return None
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _write_error(error: BaseException | None) -> CheckpointWriteError | None:
@@ -47,7 +78,8 @@ def _write_error(error: BaseException | None) -> CheckpointWriteError | None:
     return error
 
 
-def _has_run_batches(trainer: Trainer) -> bool:
-    epoch = trainer.fit_loop.epoch_loop
-    loops: Any = (epoch, epoch.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop)
-    return any(loop.batch_progress.total.ready for loop in loops)
+def _has_trained(trainer: Trainer) -> bool:
+    """Returns whether this process has trained a step, whatever the checkpoint had behind it."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    starts = [c.first_step for c in callbacks if isinstance(c, ExactResume)]
+    return any(start is not None and trainer.global_step > start for start in starts)

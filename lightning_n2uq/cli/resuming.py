@@ -70,7 +70,9 @@ def find_checkpoint(root: str, name: str, chosen: str | None, config: str) -> st
 
 
 def check_settings(path: str, config: str) -> None:
-    """Refuses settings that a run resumed from `path` would not follow, where its config lies beside it.
+    """Refuses settings that a run resumed from `path` would not follow.
+
+    Those of its run are in the config beside it; alone it still holds the arguments of model and data.
 
     Args:
         path: The checkpoint.
@@ -79,7 +81,8 @@ def check_settings(path: str, config: str) -> None:
     Raises:
         ValueError: A setting differs; the message names it and both values.
     """
-    changes = compare(_saved(Path(path).parent), yaml.safe_load(config))
+    given = yaml.safe_load(config)
+    changes = compare(_saved(Path(path).parent) or _hyperparameters(path, given), given)
     if changes.refused:
         shown = "; ".join(map(str, changes.refused[:4]))
         raise ValueError(
@@ -104,6 +107,26 @@ def _saved(folder: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return config if isinstance(config, dict) else {}
+
+
+def _hyperparameters(path: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the command's config with the arguments of model and data that a checkpoint holds."""
+    if not os.path.isfile(path):
+        return {}
+    checkpoint = read_file(path, "ckpt_path", mmap=True)
+    saved = dict(given)
+    for part, key in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters")):
+        arguments = (given.get(part) or {}).get("init_args") or {}
+        own = {name: _listed(checkpoint.get(key, {}).get(name, value)) for name, value in arguments.items()}
+        saved[part] = {**(given.get(part) or {}), "init_args": own}
+    return saved
+
+
+def _listed(value: object) -> object:
+    """Returns a value as YAML knows it, which has no tuples."""
+    if isinstance(value, dict):
+        return {key: _listed(entry) for key, entry in value.items()}
+    return [_listed(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def _warn(changes: list[Change]) -> None:
