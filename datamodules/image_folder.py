@@ -39,6 +39,8 @@ class ImageFolderDataModule(ImageDataModule):
         image_size: The height and width of the network's input in pixels.
         in_channels: 3, or 1 for greyscale.
         num_classes: The expected number of classes; None counts the class folders.
+        classes: The class names in the order of their numbers, of which a split may lack some; None takes the
+            folders, and for a trained network (`--ckpt_path`, `n2uq export --verify`) those that it knows.
         batch_size: Images per step and process.
         num_workers: Loader processes; None takes the available CPUs, at most 8.
         min_scale: The smallest share of an image's area that a random crop keeps, in (0, 1].
@@ -66,6 +68,7 @@ class ImageFolderDataModule(ImageDataModule):
         on_broken: Literal["error", "skip"] = "error",
         seed: int = 0,
         drop_last: bool = False,
+        classes: list[str] | None = None,
     ) -> None:
         check(in_channels in (1, 3), "in_channels", in_channels, "are 1 (greyscale), 3 (RGB)")
         check_number("min_scale", min_scale, 0, 1, above=True)
@@ -74,7 +77,8 @@ class ImageFolderDataModule(ImageDataModule):
         self.root = root
         path = existing_path("root", root, "a folder with train/<class>/ and val/<class>/, or a .zip of it")
         self.source: ImageSource = open_source(path)
-        self.classes = self.find_classes(num_classes)
+        self.classes = self.find_classes(num_classes) if classes is None else given_classes(classes)
+        check(num_classes in (None, len(self.classes)), "num_classes", num_classes, f"is {len(self.classes)}")
         super().__init__(
             num_classes=len(self.classes),
             in_channels=in_channels,
@@ -101,6 +105,11 @@ class ImageFolderDataModule(ImageDataModule):
             f"root: got {self.root!r}, which holds no train/<class>/, val/<class>/ or test/<class>/ folder"
         )
 
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the class folders, in the order of their numbers."""
+        return list(self.classes)
+
     def load_split(self, split: Split) -> FolderImages:
         """Returns one split, whose files are decoded batch by batch."""
         folder = "val" if split == "test" and not self.source.folders("test") else split
@@ -126,7 +135,11 @@ class ImageFolderDataModule(ImageDataModule):
         numbers = {name: number for number, name in enumerate(self.classes)}
         unknown = sorted(set(self.source.folders(folder)) - numbers.keys())
         if unknown:
-            raise ValueError(f"root: got {self.root!r}, whose {folder}/ has the unknown class {unknown[0]!r}")
+            known = ", ".join(self.classes[:8]) + (", ..." if len(self.classes) > 8 else "")
+            raise ValueError(
+                f"root: got {self.root!r}, whose {folder}/ has the unknown class {unknown[0]!r}; "
+                f"allowed are {known}"
+            )
         names = [name for name in self.source.images(folder) if name.count("/") > 1]
         if not names:
             raise DataNotFoundError(
@@ -142,6 +155,16 @@ class ImageFolderDataModule(ImageDataModule):
                 shown = ", ".join(files[:5]) + (", ..." if len(files) > 5 else "")
                 message = f"on_broken=skip: {len(files)} broken image files in the {split} split: {shown}"
                 warnings.warn(message, stacklevel=2)
+
+
+def given_classes(names: list[str]) -> list[str]:
+    """Returns class names that are given rather than found.
+
+    Raises:
+        ValueError: There are none, or one occurs twice.
+    """
+    check(len(set(names)) == len(names) > 0, "classes", names, "are one or more different names")
+    return list(names)
 
 
 def train_transform(size: int, min_scale: float) -> Transform:

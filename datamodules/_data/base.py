@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_n2uq.checkpointing.class_names import KEY, check_class_names
 from lightning_n2uq.datamodules._data.sampler import ResumableLoader, SampleIdSampler
 from lightning_n2uq.utils.validation import check, check_integer
 
@@ -71,6 +72,26 @@ class ImageDataModule(LightningDataModule, ABC):
         self.seed = check_integer("seed", seed, 0)
         self.drop_last = drop_last
         self.splits: dict[Split, Dataset[Any]] = {}
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes in the order of their numbers; None where the data has none."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the class names, for the checkpoint: `test` and `export` match classes by name."""
+        names = self.class_names
+        return {} if names is None else {KEY: names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compares the class names with a checkpoint's.
+
+        Raises:
+            ValueError: They are others, or in another order: labels would be shifted.
+        """
+        saved, names = state_dict.get(KEY), self.class_names
+        if saved is not None and names is not None:
+            check_class_names(saved, names, "data")
 
     @abstractmethod
     def load_split(self, split: Split) -> Dataset[Any]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lightning_n2uq.checkpointing.class_names import check_class_names
 from lightning_n2uq.datamodules._data.arrays import CropFlip, Normalization
 from lightning_n2uq.datamodules._data.base import DataNotFoundError, Split, existing_path
 from lightning_n2uq.datamodules._data.cache import default_cache_dir, load_decoded
@@ -94,6 +95,12 @@ class CIFARDataModule(ArrayDataModule):
         self.split_seed = check_integer("split_seed", split_seed, 0)
         self._read: dict[str, tuple[Tensor, Tensor]] = {}
         self._source: ImageSource | None = None
+        self._names: list[str] | None = None
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The class folders' names; None before they are read, and for the official pickles."""
+        return self._names
 
     def official(self, train: bool, download: bool) -> Any:  # noqa: ANN401  # torchvision has no types
         """Returns torchvision's data set of the official pickles, with `data` and `targets`."""
@@ -162,6 +169,9 @@ class CIFARDataModule(ArrayDataModule):
         classes = source.folders(split)
         allowed = f"are {self.classes} class folders in {split}/, there are {len(classes)}"
         check(len(classes) == self.classes, "root", self.root, allowed)
+        if self._names is not None:
+            check_class_names(self._names, classes, "root")
+        self._names = classes
         names = source.images(split)
         numbers = {name: number for number, name in enumerate(classes)}  # the official order is alphabetical
         labels = torch.tensor([numbers[name.split("/")[1]] for name in names])

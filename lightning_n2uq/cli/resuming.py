@@ -9,6 +9,7 @@ import yaml  # type: ignore[import-untyped]  # Lightning depends on it
 from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
 
 from lightning_n2uq.checkpointing import newest_checkpoint, read_file
+from lightning_n2uq.checkpointing.class_names import classes_from
 from lightning_n2uq.checkpointing.identity import check_training_file
 from lightning_n2uq.cli.changed_settings import Change, compare
 
@@ -134,6 +135,20 @@ def _warn(changes: list[Change]) -> None:
         rank_zero_warn(
             f"resume: {change}: followed from here on, so the run ends elsewhere than an uninterrupted one"
         )
+
+
+def keep_classes(config: Any) -> None:  # noqa: ANN401
+    """Numbers the data's classes as the checkpoint's network does, by their names.
+
+    A folder that has a class more or less would otherwise shift every label behind it.
+    """
+    path, data = config.get("ckpt_path"), config.get("data")
+    arguments = None if data is None else data.get("init_args")
+    if path is None or arguments is None or not os.path.isfile(str(path)):
+        return
+    names = classes_from(read_file(str(path), "ckpt_path", mmap=True), dict(arguments))
+    if names is not None:
+        arguments["classes"] = names
 
 
 def check_file(path: str, command: str) -> None:

@@ -123,6 +123,7 @@ class N2UQCLI(LightningCLI):
         self.run_dir = self._resumed_dir(config, text) or run_files.create_run_dir(
             self.root, self.name, self.command
         )
+        resuming.keep_classes(config)
         wandb = config.wandb or os.environ.get(WANDB_VARIABLE)
         if wandb != "online":
             os.environ.setdefault("WANDB_SILENT", "true")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lightning_n2uq.checkpointing.class_names import KEY
 
 if TYPE_CHECKING:
     from torch import nn
@@ -145,7 +148,10 @@ def _verify(description: Description, model: nn.Module, output: Path, arguments:
     names = _engine_names(subject, arguments)
     engines = chosen_engines(names, subject, file, arguments.format)
     source, root = run_data(arguments.verify, arguments.verify_root, arguments.ckpt)
-    batches = verification_batches(source, description.input.shape, arguments.verify_images, root=root)
+    classes = json.loads(description.metadata.get(KEY, "null"))
+    batches = verification_batches(
+        source, description.input.shape, arguments.verify_images, root=root, classes=classes
+    )
     normalize = None
     if arguments.mean is not None:
         normalize = normalization("images", (), arguments.mean, arguments.std, arguments.pixel_scale)

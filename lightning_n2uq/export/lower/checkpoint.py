@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from torch import nn
 
+from lightning_n2uq.checkpointing.class_names import KEY as CLASS_NAMES
+from lightning_n2uq.checkpointing.class_names import saved_class_names
 from lightning_n2uq.checkpointing.identity import VERSION_KEY
 from lightning_n2uq.utils.version import __version__, git_revision
 
@@ -43,5 +46,7 @@ def _metadata(checkpoint: dict[str, Any], settings: dict[str, Any]) -> dict[str,
         if isinstance(state, dict) and state.get("best_model_score") is not None:
             metadata["best_score"] = f"{state.get('monitor')}={float(state['best_model_score']):.6g}"
             break
+    if names := saved_class_names(checkpoint):
+        metadata[CLASS_NAMES] = json.dumps(names, ensure_ascii=False)
     metadata["epoch"] = str(checkpoint.get("epoch", "unknown"))
     return {**metadata, "package": f"lightning_n2uq {__version__}", "git_revision": git_revision()}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_n2uq.checkpointing.class_names import KEY
 from lightning_n2uq.export.ir.steps import Normalize
 
 Batch = tuple[NDArray[Any], NDArray[np.int64] | None]
@@ -27,6 +28,7 @@ def verification_batches(
     limit: int | None = None,
     batch_size: int = 64,
     root: str | None = None,
+    classes: list[str] | None = None,
 ) -> Iterator[Batch]:
     """Yields batches of float32 images `[N, *shape]` with int64 labels or None.
 
@@ -36,12 +38,13 @@ def verification_batches(
         limit: Largest number of images to use.
         batch_size: Number of images in a batch.
         root: Folder or .zip that replaces the data module's `root`.
+        classes: The names of the network's classes, for data modules that number theirs by name.
 
     Raises:
         ValueError: The source is unknown or unreadable, or its images have another shape.
     """
     left = np.inf if limit is None else limit
-    for images, labels in _source(source, shape, root):
+    for images, labels in _source(source, shape, root, classes):
         if images.shape[1:] != shape:
             got = list(images.shape[1:])
             raise ValueError(f"verify: {source!r} has images {got}, allowed is {list(shape)}")
@@ -79,7 +82,9 @@ def run_data(source: str, root: str | None, checkpoint: str) -> tuple[str, str |
     return str(config), root
 
 
-def _source(source: str, shape: tuple[int, ...], root: str | None) -> Iterator[Batch]:
+def _source(
+    source: str, shape: tuple[int, ...], root: str | None, classes: list[str] | None
+) -> Iterator[Batch]:
     module = source == "digits" or source.endswith((".yaml", ".yml"))
     if root is not None and (not module or source == "digits"):
         raise ValueError(f"verify_root: got {root!r}, allowed with a config only, verify is {source!r}")
@@ -90,7 +95,7 @@ def _source(source: str, shape: tuple[int, ...], root: str | None) -> Iterator[B
     if source.endswith(".npz"):
         return _archive(source)
     if module:
-        return _data_module(source, root)
+        return _data_module(source, root, classes)
     raise ValueError(f"verify: got {source!r}, allowed are {ALLOWED}")
 
 
@@ -105,7 +110,7 @@ def _archive(path: str) -> Iterator[Batch]:
     yield images, labels
 
 
-def _data_module(source: str, root: str | None) -> Iterator[Batch]:
+def _data_module(source: str, root: str | None, classes: list[str] | None) -> Iterator[Batch]:
     from lightning_n2uq import datamodules
 
     section: dict[str, Any] = {"class_path": "DigitsDataModule"}
@@ -121,8 +126,13 @@ def _data_module(source: str, root: str | None) -> Iterator[Batch]:
     # On the device, the Trainer would normalize what the loader leaves as bytes; here nobody does.
     changes = {"num_workers": 0, "augment_on_device": False, "root": root}
     changes = {key: value for key, value in changes.items() if key in known and value is not None}
-    data = kind(**{**section.get("init_args", {}), **changes})
+    arguments = section.get("init_args") or {}
+    if "classes" in known and arguments.get("classes") is None:
+        changes["classes"] = classes
+    data = kind(**{**arguments, **changes})
     data.setup("test")
+    if classes is not None:
+        data.load_state_dict({KEY: classes})
     for images, labels, *_ in data.test_dataloader():
         yield np.ascontiguousarray(images.numpy()), labels.numpy()
 
