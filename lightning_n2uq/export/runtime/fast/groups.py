@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lightning_n2uq.export.ir import steps as s
 from lightning_n2uq.export.runtime.fast import loops
-from lightning_n2uq.export.runtime.fast.layers import SplitProducts, SplitSums, TorchStep
+from lightning_n2uq.export.runtime.fast.layers import SplitSums, TorchStep
 from lightning_n2uq.export.runtime.fast.program import Program, products
+from lightning_n2uq.export.runtime.fast.split_conv import SplitConvolution
 from lightning_n2uq.ops.backends.common.jit import Array, array, run_chunks
 
 _LENGTH = 2048
@@ -21,18 +22,35 @@ _FEWEST_BLOCKS = 8
 """Fewer blocks than this are not worth another thread."""
 
 _STEM_VALUES = 2**20
-"""A stem runs on so many of its output values at a time: its three products then fit a processor's cache."""
+"""A stem runs on so many of its output values at a time: they then fit a processor's cache."""
 
 Values = dict[str, Tensor]
 
 
 @dataclass
 class Stem:
-    """The `SplitConv` whose products a group begins with, and what runs instead for infinities and NaN."""
+    """The `SplitConv` that a group begins with, and what runs instead for infinities and NaN."""
 
     step: s.SplitConv
-    sums: SplitSums
+    sums: SplitSums | SplitConvolution
     plain: list[tuple[s.Step, TorchStep]]
+
+    @property
+    def own_value(self) -> s.SplitConv | None:
+        """The step if its own value is an operand of the group's program; None if its three products are."""
+        return self.step if isinstance(self.sums, SplitConvolution) else None
+
+    def products(self, x: Tensor, scales: Tensor, kept: Tensor | None) -> Values:
+        """Returns what the program reads of the step, by operands' names.
+
+        Args:
+            x: Dense images `[N, C, H, W]`.
+            scales: `[N]`, finite.
+            kept: Where the step's own value goes, if others read it too.
+        """
+        if isinstance(self.sums, SplitConvolution):
+            return {self.step.name: self.sums(x, scales, kept)}
+        return self.sums.products(x, scales)
 
 
 class Group:
@@ -73,7 +91,7 @@ class Group:
         if self.stem is None:
             count = self._count(values)
             self._allocate(values, count)
-            self._run(values, slice(0, count), None)
+            self._run(values, slice(0, count), {}, np.zeros(1, np.float32))
             return
         images = values[self.stem.step.inputs[0]]
         scales = self.stem.sums.scales(images)
@@ -84,7 +102,12 @@ class Group:
         together = max(1, _STEM_VALUES // self._elements)
         for first in range(0, len(images), together):
             part = slice(first, min(first + together, len(images)))
-            self._run(values, part, self.stem.sums(images[part], scales[part]))
+            found = self.stem.products(images[part], scales[part], self._kept(values, part))
+            self._run(values, part, found, array(scales[part]))
+
+    def _kept(self, values: Values, part: slice) -> Tensor | None:
+        own = None if self.stem is None else self.stem.own_value
+        return values[own.name][part] if own is not None and own.name in self._stored else None
 
     def _run_plain(self, values: Values) -> None:
         assert self.stem is not None
@@ -105,15 +128,14 @@ class Group:
         for name, is_bytes in self._stored.items():
             values[name] = _empty((count, *self._shape), torch.uint8 if is_bytes else torch.float32)
 
-    def _run(self, values: Values, part: slice, stem: SplitProducts | None) -> None:
-        """Runs the program on some samples."""
-        held = [self._operand(name, values, part, stem) for name in self._program.operands]
+    def _run(self, values: Values, part: slice, found: Values, scales: Array) -> None:
+        """Runs the program on some samples, whose stem's products and scales these are."""
+        held = [self._operand(name, values, part, found) for name in self._program.operands]
         elements, count = self._elements, part.stop - part.start
         if not self._by_sample:
             elements, count = elements * count, 1
         addresses = np.array([0] * loops.REGISTERS + [x.data_ptr() for x in held], np.int64)
         spans = self._spans(elements)
-        scales = array(stem.scales.reshape(-1)) if stem is not None else np.zeros(1, np.float32)
         program = self._program
         numbers = program.code, program.params, addresses, spans, scales
         if self._pool is not None:
@@ -124,11 +146,9 @@ class Group:
         sizes = elements, self._length, program.channels, program.period
         run_chunks(loops.run_program, blocks, _FEWEST_BLOCKS, *numbers, *sizes)
 
-    def _operand(self, name: str, values: Values, part: slice, stem: SplitProducts | None) -> Tensor:
-        if stem is not None and self.stem is not None:
-            high, low = products(self.stem.step.name)
-            if name in (high, low):
-                return stem.high if name == high else stem.low
+    def _operand(self, name: str, values: Values, part: slice, found: Values) -> Tensor:
+        if name in found:
+            return found[name]
         return values[name] if name in self._shared else values[name][part]
 
     def _spans(self, elements: int) -> Array:

@@ -16,7 +16,8 @@ def largest(first: int, last: int, x: Array, result: Array) -> None:
     for part in range(first, last):
         best, values = np.int32(0), x[part]
         for i in range(values.size):
-            best = max(best, values[i] & np.int32(0x7FFFFFFF))
+            magnitude = np.int32(values[i] & np.int32(0x7FFFFFFF))  # numba makes 64 bits of it
+            best = magnitude if magnitude > best else best
         result[part] = best
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +12,8 @@ from torch import Tensor
 from lightning_n2uq.export.ir import steps as s
 from lightning_n2uq.export.runtime import torch_engine
 from lightning_n2uq.export.runtime.fast import image_loops
+from lightning_n2uq.export.runtime.fast.program import products
+from lightning_n2uq.export.runtime.fast.split_conv import SplitConvolution, sample_scales
 from lightning_n2uq.ops.backends.common.jit import array, run_chunks
 from lightning_n2uq.ops.formats.integer import IntegerRange
 from lightning_n2uq.ops.integer import IntegerGeometry, integer_obstacle
@@ -80,22 +81,10 @@ class IntegerSums:
         return IntegerWeight(levels, ones, None, geometry, step.levels, max(largest, 1))
 
 
-class SplitProducts(NamedTuple):
-    """What `SplitSums` returns.
-
-    Attributes:
-        high: Sums of the input's high parts with high weights and, behind them, with low weights.
-        low: Sums of its low parts with high weights.
-        scales: One number per sample.
-    """
-
-    high: Tensor
-    low: Tensor
-    scales: Tensor
-
-
 class SplitSums:
-    """The convolutions of a `SplitConv`: one of the input's high parts with all weights, one of its low ones.
+    """The convolutions of a `SplitConv` in float32: the input's high parts with all weights, its low ones.
+
+    What runs where `SplitConvolution` does not.
 
     Where the kernel steps by two or more and there are few channels, blocks of pixels become channels first,
     which convolutions are quicker with.
@@ -119,21 +108,22 @@ class SplitSums:
 
     def scales(self, x: Tensor) -> Tensor:
         """Returns the numbers by which samples are divided."""
-        rows = x.reshape(len(x), 1, -1).contiguous()
-        bits = torch.empty(len(x), dtype=torch.int32)
-        run_chunks(image_loops.largest, len(x), 1, array(rows[:, 0].view(torch.int32)), array(bits))
-        return bits.view(torch.float32).clamp_min(s.TINY) * 2.0**-self.step.high_bits
+        return sample_scales(x, self.step.high_bits)
 
-    def __call__(self, x: Tensor, scales: Tensor) -> SplitProducts:
-        """Returns the products for images `[N, C, H, W]` whose scales are finite."""
+    def products(self, x: Tensor, scales: Tensor) -> dict[str, Tensor]:
+        """Returns the products by their operands' names, for images `[N, C, H, W]` whose scales are finite.
+
+        The first has sums of the input's high parts with high weights and, behind them, with low weights; the
+        second sums of its low parts with high weights.
+        """
         high, low = self._parts(x, scales)
-        low_sums = F.conv2d(low, self._high, None, *self._window)
         if self._both is not None:
-            return SplitProducts(
-                dense(F.conv2d(high, self._both, None, *self._window)), dense(low_sums), scales
-            )
-        pair = [F.conv2d(high, weight, None, *self._window) for weight in (self._high, self._low)]
-        return SplitProducts(dense(torch.cat(pair, 1)), dense(low_sums), scales)
+            both = F.conv2d(high, self._both, None, *self._window)
+        else:
+            weights = self._high, self._low
+            both = torch.cat([F.conv2d(high, weight, None, *self._window) for weight in weights], 1)
+        sums = both, F.conv2d(low, self._high, None, *self._window)
+        return dict(zip(products(self.step.name), map(dense, sums), strict=True))
 
     def _folded(self, weight: s.Array) -> Tensor:
         """Returns weights `[O, I, kh, kw]` for images whose blocks of pixels are channels."""
@@ -164,6 +154,24 @@ class SplitSums:
         output = self.step.window.output_size((height, width), self.step.high.shape[2:])
         rows, columns = (o + k - 1 for o, k in zip(output, self._high.shape[2:], strict=True))
         return rows, columns
+
+
+class SplitMap:
+    """A `SplitConv` on its own, in one pass.
+
+    Args:
+        step: The layer, one that `takes` lets pass.
+    """
+
+    takes = SplitConvolution.takes
+
+    def __init__(self, step: s.SplitConv) -> None:
+        self._convolution, self._plain = SplitConvolution(step), TorchStep(step, (False,))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Returns the map; infinities and NaN in it are those of the plain engine."""
+        scales = self._convolution.scales(x)
+        return self._convolution(x, scales) if bool(torch.isfinite(scales).all()) else self._plain(x)
 
 
 class FixedSums:

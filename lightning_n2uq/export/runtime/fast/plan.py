@@ -16,8 +16,9 @@ from lightning_n2uq.export.ir import steps as s
 from lightning_n2uq.export.ir.description import Description
 from lightning_n2uq.export.ir.shapes import infer_shapes
 from lightning_n2uq.export.runtime.fast.groups import Group, Stem, Values
-from lightning_n2uq.export.runtime.fast.layers import FixedSums, IntegerSums, SplitSums, TorchStep
+from lightning_n2uq.export.runtime.fast.layers import FixedSums, IntegerSums, SplitMap, SplitSums, TorchStep
 from lightning_n2uq.export.runtime.fast.program import ProgramBuilder, TooLargeError
+from lightning_n2uq.export.runtime.fast.split_conv import SplitConvolution
 
 _MAPS = (s.Affine, s.PReLU, s.Clamp, s.Add, s.Mul, s.Normalize, s.SplitConv)
 _QUANTIZERS = (s.Codes, s.UniformCodes)
@@ -140,6 +141,8 @@ class Plan:
             return IntegerSums(step)
         if type(step) is s.FixedLinear and len(self._shapes[step.name]) == 3:
             return FixedSums(step)
+        if type(step) is s.SplitConv and SplitMap.takes(step) and self.kinds[step.inputs[0]] == FLOATS:
+            return SplitMap(step)
         self.alone.append(step.name)
         moves = type(step) in (s.MaxPool, s.Concat, s.Flatten)  # whatever the values are
         return TorchStep(step, tuple(self.kinds[name] == SUMS and not moves for name in step.inputs))
@@ -206,6 +209,11 @@ class Plan:
 
     def _place_members(self, members: list[s.Step], pool: s.MaxPool | None = None) -> None:
         inside = {member.name for member in members}
+        stem = self._stem(members, pool)
+        own = None if stem is None else stem.own_value
+        if own is not None and len(members) == 1:
+            self._place_layer(own)
+            return
         stored = (
             [] if pool is not None else [member.name for member in members if self._leaves(member, inside)]
         )
@@ -218,14 +226,14 @@ class Plan:
             None if pool is None else pool.inputs[0],
         )
         try:
-            program = builder.build(members)
+            program = builder.build([member for member in members if member is not own])
         except TooLargeError:
             for member in members:
                 self._place_layer(member)
             return
         bytewise = {name: self.kinds[name] == BYTES for name in stored}
         shared = {name for name in reads if name in self.constants}
-        group = Group(program, bytewise, shape, shared, self._stem(members, pool), pool)
+        group = Group(program, bytewise, shape, shared, stem, pool)
         kind = "pass" if group.stem is None else "stem"
         self._append(group.run, kind, reads, group.outputs if pool is not None else stored)
 
@@ -234,9 +242,9 @@ class Plan:
         if stem is None:
             return None
         steps = [*members, pool] if pool is not None else members
-        return Stem(
-            stem, SplitSums(stem), [(step, TorchStep(step, (False,) * len(step.inputs))) for step in steps]
-        )
+        plain = [(step, TorchStep(step, (False,) * len(step.inputs))) for step in steps]
+        sums = SplitConvolution(stem) if SplitConvolution.takes(stem) else SplitSums(stem)
+        return Stem(stem, sums, plain)
 
     def _leaves(self, step: s.Step, inside: set[str]) -> bool:
         """Returns whether a step's value is needed outside a group."""
@@ -246,7 +254,7 @@ class Plan:
     def _place_pool(self, pool: s.MaxPool) -> bool:
         """Places a max pooling together with the steps in front of it, if nothing else reads those."""
         source = self._steps[pool.inputs[0]]
-        if source.name in self._done or not self._elementwise(source):
+        if source.name in self._done or not self._elementwise(source) or isinstance(source, s.SplitConv):
             return False
         members = self._ancestors(source)
         inside = {member.name for member in members} | {pool.name}
