@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_n2uq.checkpointing.class_names import KEY, check_class_names
 from lightning_n2uq.datamodules._data.sampler import ResumableLoader, SampleIdSampler
+from lightning_n2uq.utils.class_names import KEY, check_class_names
 from lightning_n2uq.utils.validation import check, check_integer
 
 Split = Literal["train", "val", "test"]

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_n2uq.checkpointing.class_names import check_class_names
 from lightning_n2uq.datamodules._data.arrays import CropFlip, Normalization
 from lightning_n2uq.datamodules._data.base import DataNotFoundError, Split, existing_path
 from lightning_n2uq.datamodules._data.cache import default_cache_dir, load_decoded
 from lightning_n2uq.datamodules._data.image_files import ImageSource, open_source
 from lightning_n2uq.datamodules._data.in_memory import ArrayDataModule
 from lightning_n2uq.datamodules._data.splits import stratified_split
+from lightning_n2uq.utils.class_names import check_class_names
 from lightning_n2uq.utils.validation import check, check_integer, check_number
 
 _SIZE = 32

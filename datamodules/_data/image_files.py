@@ -97,7 +97,7 @@ class ZipSource(ImageSource):
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self._opened: tuple[int, zipfile.ZipFile] | None = None
-        names = [info.filename for info in self._archive().infolist()]
+        names = [info.filename for info in self._archive().infolist() if not _is_of_macos(info.filename)]
         tops = {name.split("/", 1)[0] for name in names}
         only = next(iter(tops)) if len(tops) == 1 else ""
         self._prefix = f"{only}/" if only and only not in ("train", "val", "test") else ""
@@ -136,6 +136,11 @@ class ZipSource(ImageSource):
         """Returns the size and the checksum from the archive's directory."""
         info = self._archive().getinfo(self._prefix + name)
         return f"{info.file_size}:{info.CRC:08x}"
+
+
+def _is_of_macos(name: str) -> bool:
+    """Returns whether a name in an archive is what macOS puts beside the files that were packed."""
+    return name.startswith("__MACOSX/") or name.rsplit("/", 1)[-1] == ".DS_Store"
 
 
 def is_image(name: str) -> bool:

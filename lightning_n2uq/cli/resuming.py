@@ -9,9 +9,9 @@ import yaml  # type: ignore[import-untyped]  # Lightning depends on it
 from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
 
 from lightning_n2uq.checkpointing import newest_checkpoint, read_file
-from lightning_n2uq.checkpointing.class_names import classes_from
 from lightning_n2uq.checkpointing.identity import check_training_file
 from lightning_n2uq.cli.changed_settings import Change, compare
+from lightning_n2uq.utils.class_names import classes_from
 
 _SHARED_VARIABLE = "N2UQ_RESUME_FROM"  # rank 0's choice, for the ranks that Lightning starts
 

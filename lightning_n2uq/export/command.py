@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_n2uq.checkpointing.class_names import KEY
+from lightning_n2uq.utils.class_names import KEY
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from lightning_n2uq.checkpointing import read_file
-from lightning_n2uq.checkpointing.class_names import saved_class_names
 from lightning_n2uq.cli import main
 from lightning_n2uq.datamodules import CIFAR10DataModule, ImageFolderDataModule
+from lightning_n2uq.utils.class_names import saved_class_names
 
 CLASSES = ["cat", "dog", "horse", "zebra"]
 

@@ -87,7 +87,14 @@ def test_an_image_that_breaks_after_the_first_step_is_named_in_one_line(photos, 
     data = ["--data", "ImageFolderDataModule", "--data.root", str(photos), "--data.batch_size", "2"]
     loader = ["--data.num_workers", workers, "--data.image_size", "32", "--trainer.accelerator", "cpu"]
     model = ["--model", "QuantizedClassifier", "--model.backbone", "resnet20"]
-    trainer = ["--model.backbone_args", "{width: 4}", "--trainer.max_epochs", "1", "--trainer.logger", "false"]
+    trainer = [
+        "--model.backbone_args",
+        "{width: 4}",
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.logger",
+        "false",
+    ]
     code = main(["fit", *QUIET, *data, *loader, *model, *trainer])
     assert code == 2
     (line,) = error_lines(capsys)

@@ -317,3 +317,18 @@ def test_real_imagenet_files(tmp_path):
         [0.485, 0.456, 0.406]
     ).view(3, 1, 1)
     assert ((grey[:, 0] - grey[:, 2]).abs().amax((1, 2)) < 1e-5).sum() >= 23
+
+
+def test_what_macos_packs_beside_the_images_is_left_out(folder):
+    path = folder / "mac.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in [*folder.rglob("*.png")]:
+            name = f"wrapped/{file.relative_to(folder).as_posix()}"
+            archive.write(file, name)
+            archive.writestr(f"__MACOSX/{name.replace(file.name, '._' + file.name)}", b"\0")
+        archive.writestr("wrapped/.DS_Store", b"\0")
+        archive.writestr(".DS_Store", b"\0")
+    plain, packed = loaded(module(folder)), loaded(module(path))
+    for split, dataset in plain.splits.items():
+        assert len(packed.splits[split]) == len(dataset)
+    assert packed.classes == plain.classes

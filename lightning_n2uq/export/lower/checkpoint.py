@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from lightning_n2uq.checkpointing.class_names import KEY as CLASS_NAMES
-from lightning_n2uq.checkpointing.class_names import saved_class_names
 from lightning_n2uq.checkpointing.identity import VERSION_KEY
+from lightning_n2uq.utils.class_names import KEY as CLASS_NAMES
+from lightning_n2uq.utils.class_names import saved_class_names
 from lightning_n2uq.utils.version import __version__, git_revision
 
 

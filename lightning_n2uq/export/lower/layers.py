@@ -6,6 +6,7 @@ with `lower`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import singledispatch
@@ -50,6 +51,12 @@ def is_known(layer: nn.Module) -> bool:
         return False
     # The entry of batch norms knows timm's, which has an activation inside.
     return type(layer).forward is kind.forward or type(layer).__name__ == "BatchNormAct2d"
+
+
+def is_layer(layer: nn.Module) -> bool:
+    """Returns whether `lower` has an entry for one of torch's classes that this one is derived from."""
+    kinds = [kind for kind in type(layer).__mro__ if kind in lower.registry and kind is not nn.Sequential]
+    return any(kind.__module__.startswith("torch.nn") for kind in kinds)
 
 
 def pair(value: Any) -> tuple[int, int]:  # noqa: ANN401 -- what torch takes as a size
@@ -200,6 +207,19 @@ def _(layer: nn.Flatten, builder: Builder, value: Deferred, name: str) -> Deferr
 @lower.register
 def _(layer: nn.Sequential, builder: Builder, value: Deferred, name: str) -> Deferred:
     return _children(layer, builder, value, name)
+
+
+def know_torchvision() -> None:
+    """Registers torchvision's `Normalize`, where a network's code has imported it."""
+    for module in ("torchvision.transforms.transforms", "torchvision.transforms.v2"):
+        kind = getattr(sys.modules.get(module), "Normalize", None)
+        if kind is not None and kind not in lower.registry:
+            lower.register(kind, _normalize)
+
+
+def _normalize(layer: Any, builder: Builder, value: Deferred, name: str) -> Deferred:  # noqa: ANN401
+    mean, std = (np.array(values, np.float64) for values in (layer.mean, layer.std))
+    return value.affine(1.0 / std, -mean / std)
 
 
 def join(*names: str) -> str:

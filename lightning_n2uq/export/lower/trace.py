@@ -41,7 +41,7 @@ def describe(
     model = getattr(model, "backbone", model)
     builder = Builder()
     images = builder.output(Input("images", (), tuple(image_shape)))
-    if layers.is_known(model):
+    if layers.is_known(model) and not isinstance(model, nn.Sequential):  # it may hold what has to be traced
         logits = layers.apply(model, builder, images, "")
     else:
         logits = trace_with_fx(model, builder, images)

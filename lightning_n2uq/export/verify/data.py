@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_n2uq.checkpointing.class_names import KEY
 from lightning_n2uq.export.ir.steps import Normalize
+from lightning_n2uq.utils.class_names import KEY
 
 Batch = tuple[NDArray[Any], NDArray[np.int64] | None]
 
