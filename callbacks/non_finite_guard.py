@@ -21,7 +21,7 @@ StateAction = Literal["stop", "warn", "off"]
 
 # What is decided before an optimizer step, in the order in which one leads to the next.
 _STEP_KINDS = ("input", "constant_batch", "loss", "gradient")
-_STATE_KINDS = ("parameter", "floor", "weight")
+_STATE_KINDS = ("parameter", "floor", "scale", "weight")
 _PHRASES = {
     "input": "NaN or inf in the input batch",
     "constant_batch": "the input batch is constant (zero variance)",
@@ -29,6 +29,7 @@ _PHRASES = {
     "gradient": "NaN or inf in the gradient",
     "parameter": "NaN or inf in parameters or running statistics",
     "floor": "widths collapsed to their floor",
+    "scale": "steps, clips or scales of quantizers at or below their floor",
     "weight": "weights are all equal",
 }
 
@@ -38,7 +39,7 @@ class NonFiniteError(ArithmeticError):
 
 
 class NonFiniteGuard(Callback):
-    """Watches input, loss, gradients, parameters, widths and weights; names what is wrong and where.
+    """Watches input, loss, gradients, parameters, widths, scales and weights; names what is wrong and where.
 
     Actions: `stop` raises `NonFiniteError` before the optimizer step, on every rank at the same step, with
     the weights as they were; `skip` leaves that optimizer step out on every rank; `warn` warns at the
@@ -66,7 +67,9 @@ class NonFiniteGuard(Callback):
         weight: The action on a layer whose weights are all equal or zero.
         max_skips: The largest number of optimizer steps skipped in a row; then the run stops all the same,
             since error feedback keeps a NaN and skipping forever would look like training.
-        every_n_steps: Optimizer steps between two looks at parameters, widths and weights.
+        every_n_steps: Optimizer steps between two looks at parameters, widths, scales and weights.
+        scale: The action on a quantizer's step or clip at its floor of 2^-23, below which it is not used, and
+            on a scale of learned thresholds at or below zero.
 
     Raises:
         ValueError: An argument is impossible.
@@ -83,10 +86,11 @@ class NonFiniteGuard(Callback):
         weight: StateAction = "warn",
         max_skips: int = 10,
         every_n_steps: int = 50,
+        scale: StateAction = "warn",
     ) -> None:
         self.actions: dict[str, str] = {
             "input": input, "loss": loss, "gradient": gradient, "parameter": parameter, "floor": floor,
-            "constant_batch": constant_batch, "weight": weight,
+            "scale": scale, "constant_batch": constant_batch, "weight": weight,
         }  # fmt: skip
         for kind, action in self.actions.items():
             check_choice(kind, action, get_args(StepAction if kind in _STEP_KINDS else StateAction))
@@ -258,6 +262,8 @@ class NonFiniteGuard(Callback):
                 found["parameter"] = checks.broken_names(tensors)
         if self._wants("floor") and (names := checks.collapsed_widths(pl_module)):
             found["floor"] = checks.some_names(names)
+        if self._wants("scale") and (names := checks.collapsed_scales(pl_module)):
+            found["scale"] = checks.some_names(names)
         if self._wants("weight") and (names := checks.degenerate_weights(pl_module)):
             found["weight"] = checks.some_names(names)
         if found:

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_n2uq.callbacks._guard.checks import broken_flag, floating_tensors
+from lightning_n2uq.quantizers.looks import looking
 
 
 @torch.no_grad()
@@ -34,7 +35,7 @@ def first_broken_output(trainer: Trainer, pl_module: LightningModule, batch: obj
     before = [buffer.clone() for buffer in buffers]
     devices = [pl_module.device] if pl_module.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices), trainer.precision_plugin.forward_context():
+        with torch.random.fork_rng(devices), trainer.precision_plugin.forward_context(), looking():
             pl_module(tensors[0])
     except Exception:  # whatever a network does with one tensor
         return found[0] if found else None

@@ -11,8 +11,10 @@ from torch.nn.utils import get_total_norm
 
 from lightning_n2uq.ops.tables import WIDTH_FLOOR
 from lightning_n2uq.quantizers import Quantizer
+from lightning_n2uq.quantizers.base import STEP_FLOOR
 from lightning_n2uq.utils.compat import BatchNorm
 
+_SCALES = ("scale_in", "scale_out")  # of learned thresholds
 _NAMED = 3  # more names would hide the first
 
 
@@ -96,6 +98,25 @@ def collapsed_widths(module: nn.Module) -> list[str]:
             if count:
                 found.append(f"{name}.widths ({count} of {widths.numel()})")
     return found
+
+
+def collapsed_scales(module: nn.Module) -> list[str]:
+    """Returns quantizers' steps and clips at their floor and other scales at or below zero.
+
+    Waits for the device once.
+    """
+    scales = [
+        (f"{name}.{own}", value.detach().reshape(-1)[0].float(), STEP_FLOOR if own in part.positive else 0.0)
+        for name, part in module.named_modules()
+        if isinstance(part, Quantizer)
+        for own, value in part.named_parameters(recurse=False)
+        if (own in part.positive or own in _SCALES) and value.numel()
+    ]
+    if not scales:
+        return []
+    values = torch.stack([value for _, value, _ in scales]).tolist()
+    found = zip(scales, values, strict=True)
+    return [f"{name} ({value:.3g})" for (name, _, floor), value in found if value <= floor]
 
 
 def degenerate_weights(module: nn.Module) -> list[str]:

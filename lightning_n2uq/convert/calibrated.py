@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_n2uq.convert.ranges import best_range, quantize_uniformly, sample_values
+from lightning_n2uq.ops.ste import straight_through
 from lightning_n2uq.quantizers import (
     LSQ,
     PACT,
@@ -44,14 +44,14 @@ class CalibratedInput(DataInitializedQuantizer):
         self.offset = None if isinstance(inner, LSQPlus) else nn.Parameter(torch.zeros(1))  # has its own
         self.register_buffer("scale", torch.ones(1))
 
-    @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
-        """Fits the range to the values `x` (any shape), averaged over processes."""
-        ends = torch.stack(best_range(sample_values(x), self.num_levels))
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(ends)
-            ends = ends / dist.get_world_size()
-        self.set_range(ends[0], ends[1])
+    def first_values(self, x: Tensor) -> dict[str, Tensor]:
+        """Returns the ends of the range, `low` and `high`, that fits the values `x` (any shape)."""
+        low, high = best_range(sample_values(x), self.num_levels)
+        return {"low": low, "high": high}
+
+    def set_first_values(self, values: dict[str, Tensor]) -> None:
+        """Sets the range."""
+        self.set_range(values["low"], values["high"])
 
     @torch.no_grad()
     def set_range(self, low: Tensor, high: Tensor) -> None:
@@ -70,25 +70,30 @@ class CalibratedInput(DataInitializedQuantizer):
             _fill(inner, "step", span / (self.num_levels - 1))
             if isinstance(inner, LSQPlus):
                 _fill(inner, "offset", low)
-            inner.initialized.fill_(True)
-            inner._pending = False
+            inner._note_fitted()
         else:
             raise ValueError(f"inner: got {type(inner).__name__}, allowed are {', '.join(_METHODS)}")
-        self.initialized.fill_(True)
-        self._pending = False
+        self._note_fitted()
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantizes `x` (any shape, floating); same shape and dtype."""
-        if self._pending:
-            if not self.training:
-                low, high = best_range(sample_values(x), self.num_levels)
-                return quantize_uniformly(x, low.to(x.dtype), high.to(x.dtype), self.num_levels)
-            self.initialize(x)
+        if not self.fits(x):
+            if torch.compiler.is_exporting():
+                raise ValueError(
+                    "CalibratedInput: got no data yet, allowed is a calibrated or trained network"
+                )
+            low, high = best_range(sample_values(x), self.num_levels)
+            y = quantize_uniformly(x.detach(), low.to(x.dtype), high.to(x.dtype), self.num_levels)
+            return straight_through(x, y) + self._nothing() if self.training else y
         if self.offset is None:
-            y: Tensor = self.inner(x)
+            y = self.inner(x)
         else:
             y = self.inner((x - self.offset) / self.scale) * self.scale + self.offset
         return y.to(x.dtype)
+
+    def _nothing(self) -> Tensor:
+        """Returns 0 as a function of all parameters: data-parallel training waits for each of them."""
+        return torch.stack([0 * p.sum() for p in self.parameters() if p.requires_grad]).sum()
 
     def codes(self, x: Tensor) -> Tensor:
         """Returns the level index of every value, uint8, in the shape of `x`."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -30,6 +31,8 @@ from lightning_n2uq.modules.published import (
 from lightning_n2uq.modules.same_network import check_same_network
 from lightning_n2uq.modules.schedules import SCHEDULES, schedule_factor
 from lightning_n2uq.modules.void_choices import void_choices
+from lightning_n2uq.quantizers.base import DataInitializedQuantizer
+from lightning_n2uq.quantizers.looks import is_traced, looking
 from lightning_n2uq.utils.state_dicts import named_like
 from lightning_n2uq.utils.torchvision_models import TORCHVISION
 from lightning_n2uq.utils.validation import check, check_choice, check_integer, check_number
@@ -150,6 +153,7 @@ class QuantizedClassifier(LightningModule):
         self._initialised = False
         self._integer = IntegerEvaluation(integer_evaluation)
         self._reported: str | None = None
+        self._all_fitted = False  # whether no quantizer waits for data any more
 
     def _check_arguments(self) -> None:
         hp: Any = self.hparams
@@ -234,7 +238,24 @@ class QuantizedClassifier(LightningModule):
             self._report_evaluation()
             if logits is not None:
                 return logits
+        elif self._is_look(images):
+            with looking():
+                return cast(Tensor, self.backbone(in_format(images, self.hparams["memory_format"])))
         return cast(Tensor, self.backbone(in_format(images, self.hparams["memory_format"])))
+
+    def _is_look(self, images: Tensor) -> bool:
+        """Returns whether this forward pass in training mode is a look (see `quantizers.looks`).
+
+        That is one of the example input, and one of constant images outside of a data-parallel group (whose
+        ranks fit their quantizers together).
+        """
+        if images is self.example_input_array:
+            return True
+        if self._all_fitted or torch.compiler.is_compiling() or images.is_meta or is_traced():
+            return False
+        self._all_fitted = all(m.fitted for m in self.modules() if isinstance(m, DataInitializedQuantizer))
+        alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+        return not self._all_fitted and alone and bool(images.amin() == images.amax())
 
     def deployed(self, images: Tensor) -> "FastNetwork | None":
         """Returns the integer network that evaluates these images; None if the plain modules do."""

@@ -40,6 +40,11 @@ def round_ste(x: Tensor) -> Tensor:
     return straight_through(x, torch.round(x.detach()))
 
 
+def floor_ste(x: Tensor, floor: float) -> Tensor:
+    """Returns the larger of `x` and `floor`; NaN stays NaN. The gradient passes unchanged: `x` can rise."""
+    return straight_through(x, x.detach().clamp_min(floor))
+
+
 def next_above(x: Tensor) -> Tensor:
     """Returns the dtype's next larger number, so that `next_above(x) > t` is `x >= t`; a gradient passes."""
     return straight_through(x, torch.nextafter(x.detach(), x.new_tensor(float("inf"))))

@@ -36,7 +36,7 @@ class APoT(Quantizer):
     """`clip * nearest_level(clamp(x / clip, 0, 1))`, the clip learned (APoT, Eq. 6-7).
 
     Gradient: of `x`, 1 inside the clipping range, 0 outside; of `clip`, 1 (or -1) outside and
-    `level - x / clip` inside.
+    `level - x / clip` inside. A clip below `STEP_FLOOR` counts as `STEP_FLOOR`, with the same gradient.
 
     Args:
         bits: The code width, 2 to 8.
@@ -44,6 +44,7 @@ class APoT(Quantizer):
     """
 
     name = "apot"
+    positive = ("clip",)
     lowest = 0.0  # level, before the clip scales it
     levels: Tensor
 
@@ -58,12 +59,12 @@ class APoT(Quantizer):
         self.num_levels = len(levels)
 
     def _unit(self, x: Tensor) -> Tensor:
-        clip = self.clip
+        clip = self.bounded("clip")
         return (x.to(clip.dtype) / clip).clamp(self.lowest, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantizes `x` (any shape, floating) in float32; same shape and dtype."""
-        return (project_ste(self._unit(x), self.levels) * self.clip).to(x.dtype)
+        return (project_ste(self._unit(x), self.levels) * self.bounded("clip")).to(x.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
         """Returns the level index of every value, uint8."""

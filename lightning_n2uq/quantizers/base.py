@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from typing_extensions import Self
 
+from lightning_n2uq.ops.ste import floor_ste
 from lightning_n2uq.ops.tables import QuantizerParameters
 from lightning_n2uq.ops.uniform import UniformParameters
+from lightning_n2uq.quantizers.looks import is_look, is_traced, looking
 from lightning_n2uq.utils.validation import check, check_integer
 
 MIN_BITS, MAX_BITS = 2, 8
+STEP_FLOOR = 2.0**-23
+"""The smallest step or clip, float32's relative precision: smaller and negative ones count as this."""
+
 _TOGETHER = ("forward", "grid", "weight_grid")
 
 
@@ -31,11 +38,14 @@ class Quantizer(nn.Module):
         name: The key under which a config chooses the method.
         bits: The code width.
         num_levels: The number of levels, at most `2 ** bits`.
+        positive: Names of parameters that are bounded below by `STEP_FLOOR`, since only a positive number
+            makes sense; see `bounded`.
         tells_grid: Whether `grid` belongs to the same class as `forward`, and so speaks of it.
         tells_weight_grid: The same of `weight_grid`.
     """
 
     name: ClassVar[str]
+    positive: ClassVar[tuple[str, ...]] = ()
     tells_grid: ClassVar[bool] = False
     tells_weight_grid: ClassVar[bool] = False
 
@@ -59,6 +69,14 @@ class Quantizer(nn.Module):
     def largest_level(self) -> int:
         """The largest magnitude of the integers of `weight_grid`; 0 where there are none."""
         return 0
+
+    def bounded(self, name: str) -> Tensor:
+        """Returns a parameter as the method uses it: those in `positive` are at least `STEP_FLOOR`.
+
+        The gradient reaches the parameter unchanged, so that one at or below zero can rise again.
+        """
+        parameter: Tensor = getattr(self, name)
+        return floor_ste(parameter, STEP_FLOOR) if name in self.positive else parameter
 
     def grid(self, x: Tensor) -> QuantizerParameters | UniformParameters | None:
         """Returns what the fused chain needs to quantize activations as `forward` does, or None.
@@ -87,9 +105,11 @@ class Quantizer(nn.Module):
 class DataInitializedQuantizer(Quantizer):
     """A quantizer whose parameters take their first value from the first data it sees in training.
 
-    `initialize(x)` is called once, at the first forward pass in training mode; with several processes the
-    values are averaged, so that replicas stay equal. Before that, evaluation computes them on the fly from
-    its own input and keeps nothing. The buffer `initialized` remembers it across checkpoints.
+    That happens once, at the first forward pass in training mode whose values differ from each other; with
+    several processes the values are averaged, so that replicas stay equal. A batch without spread (all values
+    equal, or not finite) puts it off with a warning, and a look at the network (see `looks`) never does it.
+    Before that, every forward pass computes the values on the fly from its own input and keeps nothing.
+    The buffer `initialized` alone says whether it has happened, also in copies and across checkpoints.
     """
 
     initialized: Tensor
@@ -97,39 +117,117 @@ class DataInitializedQuantizer(Quantizer):
     def __init__(self, bits: int) -> None:
         super().__init__(bits)
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
-        self._pending = True  # python mirror of the buffer: no device read in the forward pass
+        self._read: tuple[int, int] | None = None  # identity and version of the buffer that was read last
+        self._was_fitted = False  # what it said
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the parameters have their first value, as the buffer says.
+
+        In training on an accelerator the buffer is read only after it was written, so that no step waits for
+        the device. While torch traces, what was read last counts; `train` and `eval` read it.
+        """
+        buffer = self.initialized
+        if buffer.is_meta or is_traced():
+            return self._was_fitted
+        if torch.compiler.is_compiling():
+            return self._was_fitted or bool(buffer)
+        seen = None if buffer.is_inference() else (id(buffer), buffer._version)
+        if seen is None or seen != self._read or buffer.is_cpu or not self.training:
+            self._read, self._was_fitted = seen, bool(buffer)
+        return self._was_fitted
 
     def first_values(self, x: Tensor) -> dict[str, Tensor]:
         """Returns the first value of each parameter, by name, from the data `x`."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
-        """Sets the parameters from `x` (any shape), averaged over processes."""
-        for name, value in self.first_values(x.detach()).items():
-            value = value.to(torch.float32)
-            if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-                value = value.clone()
-                dist.all_reduce(value)
-                value = value / dist.get_world_size()
+    def set_first_values(self, values: dict[str, Tensor]) -> None:
+        """Sets the parameters and notes that they are fitted."""
+        for name, value in values.items():
             parameter = getattr(self, name)
             parameter.copy_(value.reshape(parameter.shape))
+        self._note_fitted()
+
+    def _note_fitted(self) -> None:
         self.initialized.fill_(True)
-        self._pending = False
+        self._read, self._was_fitted = None, True
+
+    def initialize(self, x: Tensor) -> None:
+        """Sets the parameters from `x` (any shape, whatever its values), averaged over processes."""
+        self._fit(x, True)
+
+    @torch.no_grad()
+    def _fit(self, x: Tensor, useful: bool) -> bool:
+        """Sets the parameters from the mean over processes with useful data; returns whether there is one."""
+        x = x.detach()
+        values = self.first_values(x if useful else torch.zeros_like(x))
+        total = _sum_over_processes(torch.tensor(float(useful), device=x.device))
+        if not bool(total):
+            return False
+        means = {}
+        for name, value in values.items():
+            own = value.to(torch.promote_types(value.dtype, torch.float32))
+            means[name] = _sum_over_processes(own if useful else torch.zeros_like(own)) / total
+        self.set_first_values(means)
+        return True
+
+    def fits(self, x: Tensor) -> bool:
+        """Returns whether the parameters are fitted, after fitting them to `x` where training asks for it."""
+        if self.fitted:
+            return True
+        if not self.training or x.is_meta or is_look():
+            return False
+        if self._fit(x, _has_spread(x)):
+            return True
+        warnings.warn(
+            f"{type(self).__name__}: the batch has no spread (all values are equal or not finite), "
+            "the first values of its parameters wait for one that has",
+            stacklevel=2,
+        )
+        return False
+
+    def asked(self, x: Tensor, *names: str) -> tuple[Tensor, ...]:
+        """Returns the named parameters as `current` does, but fits nothing: for questions about a tensor."""
+        with looking():
+            return self.current(x, *names)
 
     def current(self, x: Tensor, *names: str) -> tuple[Tensor, ...]:
-        """Returns the named parameters, initialised if this is the first data in training mode."""
-        if self._pending:
-            if not self.training:
-                with torch.no_grad():
-                    values = self.first_values(x.detach())
-                return tuple(values[name] for name in names)
-            self.initialize(x)
-        return tuple(getattr(self, name) for name in names)
+        """Returns the named parameters, bounded; fitted first if this is the first data in training mode."""
+        if self.fits(x):
+            return tuple(self.bounded(name) for name in names)
+        with torch.no_grad():
+            values = self.first_values(x.detach())
+        if not self.training:
+            return tuple(values[name] for name in names)
+        # Parameters stay part of the graph, with gradient 0: data-parallel training waits for each of them.
+        return tuple(values[name] + 0 * getattr(self, name).reshape(values[name].shape) for name in names)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode, and reads `initialized` while it can be read: tracing cannot."""
+        super().train(mode)
+        _ = self.fitted
+        return self
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
         super()._load_from_state_dict(*args, **kwargs)  # type: ignore[arg-type]
-        self._pending = not bool(self.initialized)
+        self._read = None
+        _ = self.fitted
+
+
+def _has_spread(x: Tensor) -> bool:
+    """Returns whether values differ from each other, and all are finite."""
+    if x.numel() == 0:
+        return False
+    low, high = torch.aminmax(x.detach())
+    return bool(torch.isfinite(low) & torch.isfinite(high) & (low < high))
+
+
+def _sum_over_processes(x: Tensor) -> Tensor:
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        x = x.clone()
+        dist.all_reduce(x)
+    return x
 
 
 class FullPrecision(nn.Module):

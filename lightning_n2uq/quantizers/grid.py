@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_n2uq.ops.ste import round_ste, scale_gradient
 from lightning_n2uq.quantizers.base import DataInitializedQuantizer
+from lightning_n2uq.quantizers.looks import looking
 
 
 class UniformGrid(DataInitializedQuantizer):
@@ -63,14 +64,16 @@ class UniformGrid(DataInitializedQuantizer):
         The first range is that of the largest magnitude among both and their sum. Gradient: that of `forward`
         for both maps and for the sum, which is rounded by nothing.
         """
-        largest = (left.detach().abs() + right.detach().abs()) if self._pending else left
+        largest = (left.detach().abs() + right.detach().abs()) if not self.fitted else left
         step = self._learned(left, largest)
         total = self._integers(left, step) + self._integers(right, step)
         return (total.clamp(self.low, self.high) * step).to(left.dtype)
 
     def codes(self, x: Tensor) -> Tensor:
         """Returns the index of every value's level, uint8; plus `low`, it is the level over the step."""
-        return (self._integers(x.detach(), self.current_step(x).detach()) - self.low).to(torch.uint8)
+        with looking():
+            step = self.current_step(x).detach()
+        return (self._integers(x.detach(), step) - self.low).to(torch.uint8)
 
     def step(self, x: Tensor | None = None) -> Tensor:
         """Returns the distance of two levels, a float64 scalar without gradient.
@@ -78,7 +81,7 @@ class UniformGrid(DataInitializedQuantizer):
         Args:
             x: What the grid is asked for, which decides where it has not seen any data in training.
         """
-        range_ = self.log2_range if x is None else self.current(x, "log2_range")[0]
+        range_ = self.log2_range if x is None else self.asked(x, "log2_range")[0]
         return torch.exp2(range_.detach().double()).reshape(()) / self.high
 
     def current_step(self, x: Tensor, first: Tensor | None = None) -> Tensor:

@@ -38,7 +38,7 @@ def weight_integers(quantizer: nn.Module, weight: Tensor) -> IntegerLevels | Non
     elif isinstance(quantizer, DoReFaWeight):
         odd, scale = True, ones / (quantizer.num_levels - 1) * bool(weight.any())
     elif isinstance(quantizer, LSQ) and quantizer.signed:
-        (step,) = quantizer.current(weight, "step")
+        (step,) = quantizer.asked(weight, "step")
         odd, scale = False, ones * step.double()
     elif isinstance(quantizer, UniformGrid) and quantizer.signed:
         return IntegerLevels(
@@ -65,9 +65,9 @@ def level_distance(quantizer: nn.Module, x: Tensor) -> Tensor | None:
     if isinstance(quantizer, LearnableThresholdQuantizer):
         return quantizer.scale_out.detach().double().reshape(()) * output_step(quantizer.num_levels - 1)
     if type(quantizer) is LSQ:
-        return quantizer.current(x, "step")[0].detach().double().reshape(())
+        return quantizer.asked(x, "step")[0].detach().double().reshape(())
     if isinstance(quantizer, PACT):
-        return (quantizer.clip.detach() / (quantizer.num_levels - 1)).double().reshape(())
+        return (quantizer.bounded("clip").detach() / (quantizer.num_levels - 1)).double().reshape(())
     if isinstance(quantizer, DoReFa):
         return torch.tensor(1.0 / (quantizer.num_levels - 1), dtype=torch.float32).double()
     return None

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from lightning_n2uq.ops.ste import round_ste, scale_gradient
 from lightning_n2uq.ops.uniform import UniformParameters
-from lightning_n2uq.quantizers.base import DataInitializedQuantizer
+from lightning_n2uq.quantizers.base import STEP_FLOOR, DataInitializedQuantizer
 
 
 class LSQ(DataInitializedQuantizer):
     """`step * round(clamp(x / step, low, high))`, the step learned (LSQ, Eq. 1-3).
 
     Gradient: of `x`, 1 inside the clipping range and 0 outside; of `step`, `round(x / step) - x / step`
-    inside and `low` or `high` outside, times `1 / sqrt(numel * high)` (LSQ, section 2.2).
+    inside and `low` or `high` outside, times `1 / sqrt(numel * high)` (LSQ, section 2.2). A step below
+    `STEP_FLOOR` counts as `STEP_FLOOR`, with the same gradient.
 
     Args:
         bits: The code width, 2 to 8.
@@ -30,6 +31,7 @@ class LSQ(DataInitializedQuantizer):
     """
 
     name = "lsq"
+    positive = ("step",)
 
     def __init__(self, bits: int = 2, signed: bool = False) -> None:
         super().__init__(bits)
@@ -40,7 +42,7 @@ class LSQ(DataInitializedQuantizer):
 
     def first_values(self, x: Tensor) -> dict[str, Tensor]:
         """Returns the step `2 mean|x| / sqrt(high)` (LSQ, section 2.1)."""
-        return {"step": (2 * x.float().abs().mean() / math.sqrt(self.high)).clamp_min(1e-8)}
+        return {"step": (2 * x.float().abs().mean() / math.sqrt(self.high)).clamp_min(STEP_FLOOR)}
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantizes `x` (any shape, floating) in float32; same shape and dtype."""
@@ -50,12 +52,12 @@ class LSQ(DataInitializedQuantizer):
 
     def codes(self, x: Tensor) -> Tensor:
         """Returns the level index of every value, `0 .. 2^b - 1`, uint8."""
-        (step,) = self.current(x, "step")
+        (step,) = self.asked(x, "step")
         return (self._integers(x.detach(), step.detach()) - self.low).to(torch.uint8)
 
     def grid(self, x: Tensor) -> UniformParameters | None:
-        """Returns step (and offset), None before they have their first value."""
-        if self.signed or self._pending or not 0 < float(self.step.detach()) < math.inf:
+        """Returns step (and offset), None before they have their first value and at the floor."""
+        if self.signed or not self.fitted or not STEP_FLOOR < float(self.step.detach()) < math.inf:
             return None
         return UniformParameters(self.name, self.bits, self._learned(self.step, x))
 
@@ -66,9 +68,9 @@ class LSQ(DataInitializedQuantizer):
 
     def weight_grid(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
         """Returns the integers `-2^(b-1) .. 2^(b-1) - 1` and the step, one for all channels."""
-        if not self.signed or self._pending:
+        if not self.signed or not self.fitted:
             return None
-        step = self.step.detach()
+        step = self.bounded("step").detach()
         return self._integers(weight.detach(), step).to(torch.int8), step.expand(len(weight))
 
     def _learned(self, parameter: Tensor, x: Tensor) -> Tensor:
@@ -97,9 +99,9 @@ class LSQPlus(LSQ):
         if self.signed:
             std, mean = torch.std_mean(x, correction=0)
             bound = torch.maximum((mean - 3 * std).abs(), (mean + 3 * std).abs())
-            return {"step": (bound / 2 ** (self.bits - 1)).clamp_min(1e-8)}
+            return {"step": (bound / 2 ** (self.bits - 1)).clamp_min(STEP_FLOOR)}
         low, high = x.min(), x.max()
-        return {"step": ((high - low) / (self.high - self.low)).clamp_min(1e-8), "offset": low}
+        return {"step": ((high - low) / (self.high - self.low)).clamp_min(STEP_FLOOR), "offset": low}
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantizes `x` (any shape, floating) in float32; same shape and dtype."""
@@ -123,5 +125,5 @@ class LSQPlus(LSQ):
         """Returns the level index of every value, `0 .. 2^b - 1`, uint8."""
         if self.signed:
             return super().codes(x)
-        step, offset = (p.detach() for p in self.current(x, "step", "offset"))
+        step, offset = (p.detach() for p in self.asked(x, "step", "offset"))
         return (self._integers(x.detach(), step, offset) - self.low).to(torch.uint8)

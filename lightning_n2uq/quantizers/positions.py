@@ -12,6 +12,7 @@ from lightning_n2uq.ops.tables import compute_dtype
 from lightning_n2uq.quantizers.apot import APoT
 from lightning_n2uq.quantizers.dorefa import DoReFa, DoReFaWeight
 from lightning_n2uq.quantizers.grid import UniformGrid
+from lightning_n2uq.quantizers.looks import looking
 from lightning_n2uq.quantizers.lsq import LSQ
 from lightning_n2uq.quantizers.n2uq import EntropyPreservingWeightQuantizer, LearnableThresholdQuantizer
 from lightning_n2uq.quantizers.pact import PACT
@@ -58,7 +59,7 @@ def _(quantizer: EntropyPreservingWeightQuantizer, x: Tensor) -> Tensor:
 
 @level_position.register
 def _(quantizer: LSQ, x: Tensor) -> Tensor:
-    (step,) = quantizer.current(x, "step")
+    (step,) = quantizer.asked(x, "step")
     offset = getattr(quantizer, "offset", None)
     x = x.to(step.dtype) if offset is None else x.to(step.dtype) - offset
     return (x / step).clamp(quantizer.low, quantizer.high) - quantizer.low
@@ -66,12 +67,14 @@ def _(quantizer: LSQ, x: Tensor) -> Tensor:
 
 @level_position.register
 def _(quantizer: UniformGrid, x: Tensor) -> Tensor:
-    return (x / quantizer.current_step(x)).clamp(quantizer.low, quantizer.high) - quantizer.low
+    with looking():
+        step = quantizer.current_step(x)
+    return (x / step).clamp(quantizer.low, quantizer.high) - quantizer.low
 
 
 @level_position.register
 def _(quantizer: PACT, x: Tensor) -> Tensor:
-    return (x.to(quantizer.clip.dtype) / quantizer.clip).clamp(0, 1) * (quantizer.num_levels - 1)
+    return (x.to(quantizer.clip.dtype) / quantizer.bounded("clip")).clamp(0, 1) * (quantizer.num_levels - 1)
 
 
 @level_position.register

@@ -52,11 +52,11 @@ def activation_rule(quantizer: nn.Module, name: str) -> ThresholdRule | UniformR
     if isinstance(quantizer, LSQ) and not quantizer.signed:
         if not bool(quantizer.initialized):
             raise ValueError(f"{name}: its LSQ step was never initialised; train the network first")
-        step = float(quantizer.step.detach())
+        step = float(quantizer.bounded("step").detach())
         if isinstance(quantizer, LSQPlus) and quantizer.offset is not None:
             offset = float(quantizer.offset.detach())
     elif isinstance(quantizer, PACT):
-        step = float(quantizer.clip.detach() / levels)
+        step = float(quantizer.bounded("clip").detach() / levels)
     elif isinstance(quantizer, DoReFa):
         step = float(np.float32(1.0 / levels))
     else:
