@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from lightning_n2uq._version import __version__
 from lightning_n2uq.cli.commands import COMMANDS, TRAINING_COMMANDS, usage
+from lightning_n2uq.cli.processes import watch_launcher
 
 DEBUG_FLAG, DEBUG_VARIABLE = "--debug", "N2UQ_DEBUG"
 
@@ -23,13 +24,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; those of the process if None.
 
     Returns:
-        0 when done, 2 for a mistake in the command, a config or a file it names, 128 and the signal's number
-        when a signal stopped it. Other failures keep their traceback, and so do all of them with `--debug`
-        or `N2UQ_DEBUG=1`.
+        0 when done, 2 for a mistake in the command, a config or a file it names, 3 where another rank or the
+        link to it was lost, 128 and the signal's number when a signal stopped it. Other failures keep their
+        traceback, and so do all of them with `--debug` or `N2UQ_DEBUG=1`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = DEBUG_FLAG in arguments or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
     arguments = [argument for argument in arguments if argument != DEBUG_FLAG]
+    if not debug:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's C++ warns of lost ranks page by page
+    watch_launcher()
     try:
         return _dispatch(arguments)
     except SystemExit as stop:  # argparse's way out of --help and --print_config
@@ -47,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug or not is_user_error(error):
             raise
         print(f"n2uq: error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return int(getattr(error, "exit_code", 2))
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -38,7 +38,7 @@ def is_user_error(error: BaseException) -> bool:
         return True
     names = {cls.__name__ for cls in type(error).__mro__}  # by name: lightning may not be imported yet
     return isinstance(error, (ValueError, argparse.ArgumentError, OSError)) or not names.isdisjoint(
-        {"MisconfigurationException", "NonFiniteError", "IncompatibleReleaseError"}
+        {"MisconfigurationException", "NonFiniteError", "IncompatibleReleaseError", "RankFailureError"}
     )
 
 

@@ -16,6 +16,7 @@ from lightning_n2uq.callbacks import NonFiniteError
 from lightning_n2uq.checkpointing import CheckpointWriteError, ExactResume
 from lightning_n2uq.cli import origin
 from lightning_n2uq.cli.errors import is_out_of_memory, is_user_error
+from lightning_n2uq.cli.rank_failures import rank_failure
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
 
@@ -37,6 +38,8 @@ def meaning(error: Exception, trainer: Trainer, command: str, run_dir: str) -> E
         return full
     if is_out_of_memory(error):
         return error
+    if among := rank_failure(error, trainer.global_rank, trainer.global_step):
+        return among
     if outside := _from_outside(error, trainer, run_dir):
         return outside
     if command == "fit" and _has_trained(trainer):

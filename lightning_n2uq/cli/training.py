@@ -17,7 +17,7 @@ import lightning_n2uq.modules
 import lightning_n2uq.strategies  # noqa: F401
 from lightning_n2uq.checkpointing import ExactResume, metrics_file
 from lightning_n2uq.checkpointing.signals import ending_at_once
-from lightning_n2uq.cli import resuming, run_files, run_lock
+from lightning_n2uq.cli import processes, resuming, run_files, run_lock
 from lightning_n2uq.cli.arguments import (
     SPECIAL_CHECKPOINTS,
     command_to_resume,
@@ -30,10 +30,11 @@ from lightning_n2uq.cli.failures import impossible, meaning
 from lightning_n2uq.cli.parser import OWN_KEYS, TRAINER_DEFAULTS, WANDB_VARIABLE, add_options, check_linked
 from lightning_n2uq.cli.predictions import PredictionsFile
 from lightning_n2uq.cli.quiet import quiet_lightning
+from lightning_n2uq.cli.rank_failures import check_meeting_place
 from lightning_n2uq.cli.trainer_parts import plugins_with_checkpoint_io, wanted_callbacks
-from lightning_n2uq.utils.compat import require
+from lightning_n2uq.utils import compat
 
-require(LightningCLI, "_parse_ckpt_path", "_instantiate_trainer", "_run_subcommand", "_parser")
+compat.require(LightningCLI, "_parse_ckpt_path", "_instantiate_trainer", "_run_subcommand", "_parser")
 
 
 def run_training_command(command: str, arguments: list[str]) -> int:
@@ -182,11 +183,13 @@ class N2UQCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         failed = True
         try:
+            self._meet()
             if self.resumes and self.trainer.is_global_zero:
                 metrics_file.put_aside(self.trainer.loggers)
             super()._run_subcommand(subcommand)
             failed = False
         except Exception as error:
+            processes.ending.set()
             shown = meaning(error, self.trainer, subcommand, self.run_dir)
             if shown is error:
                 raise
@@ -197,6 +200,18 @@ class N2UQCLI(LightningCLI):
             run_files.finish_wandb(failed)
             self.lock.release()
             run_files.remove_if_empty(self.run_dir, self.root)
+
+    def _meet(self) -> None:
+        """Looks at the ranks' meeting place before anybody waits there, and watches children."""
+        environment = compat.cluster_environment(self.trainer)
+        if self.trainer.world_size == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            return
+        check_meeting_place(
+            environment.main_address, environment.main_port, listens=environment.global_rank() == 0
+        )
+        if compat.starts_children(self.trainer):
+            processes.announce_launcher()
+            compat.observe_children_with(processes.observe_children)
 
     def predict(self, **arguments: Any) -> None:  # noqa: ANN401
         """Predicts; `PredictionsFile` writes the result, and nothing is kept besides."""

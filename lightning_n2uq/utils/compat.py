@@ -298,6 +298,21 @@ def cluster_environment(trainer: Any) -> Any:  # noqa: ANN401
     return private(trainer, "_accelerator_connector").cluster_environment
 
 
+def observe_children_with(observe: Callable[[Sequence[Any]], None]) -> None:
+    """Makes Lightning's launcher hand the processes that it starts to `observe`, not to its own observer."""
+    module = importlib.import_module("lightning.pytorch.strategies.launchers.subprocess_script")
+    require(module, "_launch_process_observer")
+    module._launch_process_observer = observe  # type: ignore[attr-defined]
+
+
+def starts_children(trainer: Any) -> bool:  # noqa: ANN401
+    """Returns whether the trainer starts the other processes of its machine by running the command again."""
+    launcher = private(
+        "lightning.pytorch.strategies.launchers.subprocess_script", "_SubprocessScriptLauncher"
+    )
+    return isinstance(trainer.strategy.launcher, launcher)
+
+
 def renew_last(callback: Any, trainer: Any, after_training: bool) -> None:  # noqa: ANN401
     """Writes a `ModelCheckpoint`'s `last.ckpt` at the end of an epoch, unless it has been at this step.
 

@@ -320,3 +320,22 @@ def test_the_last_checkpoint_is_renewed_after_the_best_epoch(tmp_path):  # light
         for path in (saver.best_model_path, saver.last_model_path)
     ]
     assert epochs == [0, 2]
+
+
+def test_the_launcher_hands_its_children_to_another_observer(monkeypatch):  # Lightning 2.5.5, 2.6
+    from lightning.pytorch.plugins.environments import LightningEnvironment
+    from lightning.pytorch.strategies.launchers import subprocess_script
+
+    seen = []
+    monkeypatch.setattr(subprocess_script, "_launch_process_observer", None)
+    compat.observe_children_with(seen.append)
+    launcher = subprocess_script._SubprocessScriptLauncher(LightningEnvironment(), 1, 1)
+    monkeypatch.setattr(launcher, "_call_children_scripts", lambda: None)
+    launcher.launch(lambda: None)
+    assert seen == [launcher.procs]
+
+
+def test_which_trainer_starts_its_ranks_by_running_the_command_again():  # Lightning 2.5.5, 2.6
+    common = {"accelerator": "cpu", "devices": 2, "logger": False, "enable_checkpointing": False}
+    assert compat.starts_children(pl.Trainer(strategy="ddp", **common))
+    assert not compat.starts_children(pl.Trainer(strategy="ddp_spawn", **common))
