@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from lightning_n2uq.cli.configs import NAME_HEADER
 
 ROOT = "runs"
+_WANDB_FOLDER = re.compile(r"(?:offline-)?run-(\d{8}_\d{6})-(.+)")
 _SHARED_VARIABLE = "N2UQ_RUN_DIR"
 
 
@@ -55,6 +57,12 @@ def finish_wandb(failed: bool) -> None:
         wandb.finish(exit_code=int(failed))
 
 
+def wandb_id(folder: str) -> str | None:
+    """Returns the id of the W&B run whose files lie in `folder`, so that a resumed run goes on in it."""
+    found = [_WANDB_FOLDER.fullmatch(path.name) for path in Path(folder, "wandb").glob("*run-*")]
+    return max((match[1], match[2]) for match in found if match)[1] if any(found) else None
+
+
 def place_files(config: Namespace, run_dir: str, name: str, wandb: str | None) -> None:
     """Points checkpoints and loggers at `run_dir` (where the user set no folder) and chooses W&B's mode.
 
@@ -71,6 +79,7 @@ def place_files(config: Namespace, run_dir: str, name: str, wandb: str | None) -
     if not isinstance(loggers, list):
         loggers = [loggers] if isinstance(loggers, Namespace) else []
     kept = []
+    here = os.path.abspath(run_dir)
     for logger in loggers:
         arguments = logger.get("init_args", Namespace())  # type: ignore[no-untyped-call]
         if arguments.get("save_dir") in (None, ".", ROOT):
@@ -81,6 +90,8 @@ def place_files(config: Namespace, run_dir: str, name: str, wandb: str | None) -
             # W&B's service, which an earlier run may have started elsewhere, writes from its own folder.
             arguments.save_dir = os.path.abspath(arguments.save_dir)
             arguments.offline = arguments.offline if wandb is None else wandb == "offline"
+            if arguments.get("id") is None and arguments.get("version") is None:
+                arguments.id = wandb_id(arguments.save_dir) if arguments.save_dir == here else None
             arguments.name = arguments.name or f"{name}/{os.path.basename(run_dir)}"
         kept.append(logger)
     if loggers:

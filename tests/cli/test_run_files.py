@@ -1,8 +1,10 @@
 import os
 
 from jsonargparse import Namespace
+from small_run import SMALL
 
-from lightning_n2uq.cli.run_files import ROOT, place_files
+from lightning_n2uq.cli import main
+from lightning_n2uq.cli.run_files import ROOT, place_files, wandb_id
 
 
 def test_the_folder_of_wandb_does_not_depend_on_where_its_service_runs(tmp_path, monkeypatch):
@@ -17,3 +19,23 @@ def test_the_folder_of_wandb_does_not_depend_on_where_its_service_runs(tmp_path,
     place_files(config, os.path.join(ROOT, "name", "time"), "name", None)
     (placed,) = config.trainer.logger
     assert placed.init_args.save_dir == str(tmp_path / ROOT / "name" / "time")
+
+
+def test_the_newest_run_of_wandb_in_a_folder_is_the_one_to_go_on_with(tmp_path):
+    assert wandb_id(str(tmp_path)) is None
+    for name in ("offline-run-20250101_000000-abcd1234", "run-20250102_000000-my-own-id", "latest-run"):
+        (tmp_path / "wandb" / name).mkdir(parents=True)
+    assert wandb_id(str(tmp_path)) == "my-own-id"
+
+
+def test_a_resumed_run_goes_on_in_its_run_of_wandb(in_empty_folder, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    epochs = ("--resume", "auto", "--trainer.max_epochs")
+    assert main(["fit", *SMALL, *epochs, "1"]) == 0
+    assert main(["fit", *SMALL, *epochs, "2"]) == 0
+    folders = [path.name for path in in_empty_folder.glob("runs/digits/*/*/wandb/offline-run-*")]
+    assert len(folders) == 2, folders
+    assert len({name.rpartition("-")[2] for name in folders}) == 1
+    assert main(["fit", *SMALL, "--trainer.max_epochs", "1"]) == 0
+    folders = [path.name for path in in_empty_folder.glob("runs/digits/*/*/wandb/offline-run-*")]
+    assert len({name.rpartition("-")[2] for name in folders}) == 2
