@@ -10,8 +10,10 @@ import ast
 import difflib
 import importlib
 import inspect
+import os
 import pickle
 import re
+import traceback
 from typing import Any
 
 _MAX_LENGTH = 600
@@ -31,7 +33,7 @@ _TYPE_NAMES = {"NoneType": "null", "dict": "a mapping", "list": "a list"}
 def is_user_error(error: BaseException) -> bool:
     """Returns whether the error is a mistake in the command, the config or a file, not in the code."""
     if isinstance(error, pickle.UnpicklingError):  # a checkpoint with more than tensors and plain values
-        return True
+        return _raised_by_torch_load(error)
     if isinstance(error, RuntimeError) and "Error(s) in loading state_dict" in str(error):
         return True
     if is_out_of_memory(error):
@@ -40,6 +42,12 @@ def is_user_error(error: BaseException) -> bool:
     return isinstance(error, (ValueError, argparse.ArgumentError, OSError)) or not names.isdisjoint(
         {"MisconfigurationException", "NonFiniteError", "IncompatibleReleaseError", "RankFailureError"}
     )
+
+
+def _raised_by_torch_load(error: BaseException) -> bool:
+    """Returns whether a checkpoint was read: caches of other packages are pickled, too."""
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(file.endswith(os.path.join("torch", "serialization.py")) for file in files)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

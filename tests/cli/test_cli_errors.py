@@ -1,3 +1,4 @@
+import io
 import pickle
 
 import pytest
@@ -170,3 +171,19 @@ def test_memory_that_runs_out_in_a_step_is_one_line(error, in_empty_folder, monk
     assert main(["fit", "--config", "digits/n2uq_w2a2.yaml", "--model.backbone_args", "{width: 4}"]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "n2uq: error" in line]
     assert lines == [f"n2uq: error: out of memory; a smaller data.batch_size needs less ({error})"]
+
+
+def test_what_another_package_cannot_unpickle_is_not_taken_for_a_checkpoint():
+    from lightning_n2uq.cli.errors import is_user_error
+
+    def error_of(read):
+        try:
+            read()
+        except pickle.UnpicklingError as error:
+            return error
+        raise AssertionError
+
+    code = io.BytesIO()
+    torch.save({"x": _Code()}, code, pickle_module=pickle)
+    assert is_user_error(error_of(lambda: torch.load(io.BytesIO(code.getvalue()), weights_only=True)))
+    assert not is_user_error(error_of(lambda: pickle.loads(b"\x80\x05\x8c\x08cut")))

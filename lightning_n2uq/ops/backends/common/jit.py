@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lightning_n2uq.ops.backends.common.kernel_cache import cached
 from lightning_n2uq.ops.backends.common.threads import run_ranges
 
 Array: TypeAlias = "npt.NDArray[Any]"
@@ -29,10 +30,7 @@ def compiled(function: Function) -> Function:
     file changes, not when a file it calls into does.
     """
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
-    try:
-        return cast("Function", numba.njit(cache=True, **options)(function))
-    except RuntimeError:  # numba found no place for its cache
-        return cast("Function", numba.njit(cache=False, **options)(function))
+    return cached(cast("Function", numba.njit(**options)(function)))
 
 
 def helper(function: Function) -> Function:

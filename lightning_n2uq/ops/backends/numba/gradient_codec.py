@@ -20,6 +20,7 @@ from numba.core import types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
+from lightning_n2uq.ops.backends.common.kernel_cache import cached
 from lightning_n2uq.ops.backends.common.rng import GOLDEN, M1, M2, message_key
 from lightning_n2uq.ops.backends.common.threads import run_ranges
 from lightning_n2uq.ops.formats.gradient_codec import NUQFormat
@@ -217,7 +218,8 @@ def _choose_loop(x, norm, keys, bits, family, codes):
     return _uniform_codes
 
 
-@numba.njit(nogil=True, cache=True)
+@cached
+@numba.njit(nogil=True)
 def _encode_range(x, first, last, size, l2, bits, family, key, norms, packed):
     """Encodes buckets `first .. last`."""
     codes = np.zeros(size, dtype=np.uint8)
@@ -273,7 +275,8 @@ def _unpack(packed, bits, codes):
             words[whole] = _split_3bit(last)
 
 
-@numba.njit(nogil=True, cache=True)
+@cached
+@numba.njit(nogil=True)
 def _decode_range(norms, packed, first, last, size, bits, levels, out):
     """Decodes buckets `first .. last` of all messages, adding in row order; a bucket stays in the cache."""
     messages = norms.shape[0]

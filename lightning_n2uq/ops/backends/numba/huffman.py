@@ -7,13 +7,15 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from lightning_n2uq.ops.backends.common.kernel_cache import cached
 from lightning_n2uq.ops.backends.common.threads import run_ranges
 
 Bytes = npt.NDArray[np.uint8]
 _SMALLEST_RANGE = 8  # segments per thread
 
 
-@numba.njit(nogil=True, cache=True)
+@cached
+@numba.njit(nogil=True)
 def _count(symbols, counts):
     """Counts in four tables in turn: equal neighbours would otherwise wait for each other's store."""
     whole = symbols.size & ~3
@@ -24,7 +26,8 @@ def _count(symbols, counts):
         counts[0, symbols[j]] += 1
 
 
-@numba.njit(nogil=True, cache=True)
+@cached
+@numba.njit(nogil=True)
 def _encode_range(symbols, first, last, entries, segment, stride, sizes, scratch):
     """Encodes segments `first .. last`, each into its own `stride` bytes of `scratch`.
 
@@ -92,7 +95,8 @@ def _finish(data, limit, bit, end, table, mask, out, position, stop):
     return (bit + 7) >> 3 == end
 
 
-@numba.njit(nogil=True, cache=True)
+@cached
+@numba.njit(nogil=True)
 def _decode_range(data, ends, first, last, table, mask, segment, out, valid):
     """Decodes segments `first .. last`, four at a time where four whole ones are left.
 
