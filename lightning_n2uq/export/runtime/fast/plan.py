@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_n2uq.export.ir import steps as s
 from lightning_n2uq.export.ir.description import Description
 from lightning_n2uq.export.ir.shapes import infer_shapes
+from lightning_n2uq.export.runtime.fast.byte_conv import ByteConvolution
 from lightning_n2uq.export.runtime.fast.groups import Group, Stem, Values
 from lightning_n2uq.export.runtime.fast.layers import FixedSums, IntegerSums, SplitMap, SplitSums, TorchStep
 from lightning_n2uq.export.runtime.fast.program import ProgramBuilder, TooLargeError
@@ -138,7 +139,7 @@ class Plan:
         """Returns what computes a step from its inputs."""
         if type(step) in _LAYERS and self.kinds[step.name] == SUMS:
             assert isinstance(step, s.IntConv)
-            return IntegerSums(step)
+            return ByteConvolution(step) if ByteConvolution.takes(step) else IntegerSums(step)
         if type(step) is s.FixedLinear and len(self._shapes[step.name]) == 3:
             return FixedSums(step)
         if type(step) is s.SplitConv and SplitMap.takes(step) and self.kinds[step.inputs[0]] == FLOATS:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lightning_n2uq.export.ir import steps as s
 from lightning_n2uq.export.runtime.fast import image_loops, split_loops
-from lightning_n2uq.export.runtime.fast.split_tile import LANES, PIXELS
+from lightning_n2uq.export.runtime.fast.split_tile import PIXELS
+from lightning_n2uq.export.runtime.fast.vectors import LANES
 from lightning_n2uq.ops.backends.common.jit import array, run_chunks
 from lightning_n2uq.utils import processor
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_n2uq.export.runtime.fast.split_tile import LANES, PIXELS, split_tile
+from lightning_n2uq.export.runtime.fast.split_tile import PIXELS, split_tile
+from lightning_n2uq.export.runtime.fast.vectors import LANES
 from lightning_n2uq.ops.backends.common.jit import Array, Number, compiled
 
 

@@ -10,62 +10,55 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
-PIXELS, LANES = 4, 8
-"""Size of a tile: neighbouring pixels, output channels."""
+from lightning_n2uq.export.runtime.fast.vectors import (
+    FLOAT,
+    INT16,
+    INT32,
+    LANES,
+    Value,
+    in_all_lanes,
+    load,
+    loop,
+    number,
+    store,
+    variables,
+)
 
-_INT16, _INT32, _INT64, _FLOAT = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
-_SUMS, _PAIRS = ir.VectorType(_INT32, LANES), ir.VectorType(_INT16, 2 * LANES)
-_PRODUCTS, _VALUES = ir.VectorType(_INT32, 2 * LANES), ir.VectorType(_FLOAT, LANES)
+PIXELS = 4
+"""Neighbouring pixels of a tile, whose other side are `LANES` output channels."""
+
+_SUMS, _PAIRS = ir.VectorType(INT32, LANES), ir.VectorType(INT16, 2 * LANES)
+_PRODUCTS, _VALUES = ir.VectorType(INT32, 2 * LANES), ir.VectorType(FLOAT, LANES)
 _EVEN, _ODD = (ir.Constant(_SUMS, list(range(first, 2 * LANES, 2))) for first in (0, 1))
-_FIRST = ir.Constant(_SUMS, [0] * LANES)
 
 
-def _constant(number: int) -> Any:  # noqa: ANN401 -- llvmlite has no types
-    return ir.Constant(_INT64, number)
-
-
-def _load(builder: Any, address: Any, kind: Any) -> Any:  # noqa: ANN401
-    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
-
-
-def _store(builder: Any, value: Any, address: Any) -> None:  # noqa: ANN401
-    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=1)
-
-
-def _in_all_lanes(builder: Any, value: Any) -> Any:  # noqa: ANN401
-    kind = ir.VectorType(value.type, LANES)
-    nothing = ir.Constant(kind, ir.Undefined)
-    one = builder.insert_element(nothing, value, ir.Constant(_INT32, 0))
-    return builder.shuffle_vector(one, nothing, _FIRST)
-
-
-def _pair(builder: Any, address: Any) -> Any:  # noqa: ANN401
+def _pair(builder: Value, address: Value) -> Value:
     """Returns two neighbouring numbers, in all lanes."""
-    return builder.bitcast(_in_all_lanes(builder, _load(builder, address, _INT32)), _PAIRS)
+    return builder.bitcast(in_all_lanes(builder, load(builder, address, INT32)), _PAIRS)
 
 
-def _add_products(builder: Any, place: Any, x: Any, y: Any) -> None:  # noqa: ANN401
+def _add_products(builder: Value, place: Value, x: Value, y: Value) -> None:
     products = builder.mul(builder.sext(x, _PRODUCTS), builder.sext(y, _PRODUCTS))
     nothing = ir.Constant(_PRODUCTS, ir.Undefined)
     halves = [builder.shuffle_vector(products, nothing, which) for which in (_EVEN, _ODD)]
     builder.store(builder.add(builder.load(place), builder.add(*halves)), place)
 
 
-def _sum_window(builder: Any, sums: Any, arguments: Any) -> None:  # noqa: ANN401
+def _sum_window(builder: Value, sums: Value, arguments: Value) -> None:
     """Adds up all products; `sums` are three places per pixel."""
     high, low, weights, rows, pairs, row_bytes, pixel_bytes = arguments
-    weight = cgutils.alloca_once_value(builder, weights)  # type: ignore[no-untyped-call]
-    with cgutils.for_range(builder, rows) as row:
+    (weight,) = variables(builder, weights, 1)
+    with loop(builder, rows) as row:
         start = builder.mul(row.index, row_bytes)
-        with cgutils.for_range(builder, pairs) as pair:
-            place = builder.add(start, builder.mul(pair.index, _constant(4)))
+        with loop(builder, pairs) as pair:
+            place = builder.add(start, builder.mul(pair.index, number(4)))
             address = builder.load(weight)
-            weight_high = _load(builder, address, _PAIRS)
-            weight_low = _load(builder, builder.add(address, _constant(4 * LANES)), _PAIRS)
-            builder.store(builder.add(address, _constant(8 * LANES)), weight)
+            weight_high = load(builder, address, _PAIRS)
+            weight_low = load(builder, builder.add(address, number(4 * LANES)), _PAIRS)
+            builder.store(builder.add(address, number(8 * LANES)), weight)
             for pixel in range(PIXELS):
                 x_high, x_low = (_pair(builder, builder.add(part, place)) for part in (high, low))
                 factors = (x_high, weight_high), (x_high, weight_low), (x_low, weight_high)
@@ -74,23 +67,22 @@ def _sum_window(builder: Any, sums: Any, arguments: Any) -> None:  # noqa: ANN40
                 place = builder.add(place, pixel_bytes)
 
 
-def _result(builder: Any, sums: Any, numbers: Any) -> Any:  # noqa: ANN401
+def _result(builder: Value, sums: Value, numbers: Value) -> Value:
     """Returns `main * scale + (high_low * scale + low_high * scale)`, every operation rounded."""
-    scale, weight_unit, input_unit = (_in_all_lanes(builder, number) for number in numbers)
+    scale, weight_unit, input_unit = (in_all_lanes(builder, value) for value in numbers)
     main, high_low, low_high = (builder.sitofp(builder.load(place), _VALUES) for place in sums)
     high_low, low_high = builder.fmul(high_low, weight_unit), builder.fmul(low_high, input_unit)
     main, high_low, low_high = (builder.fmul(part, scale) for part in (main, high_low, low_high))
     return builder.fadd(main, builder.fadd(high_low, low_high))
 
 
-def _generate(context: Any, builder: Any, _: Any, values: Any) -> Any:  # noqa: ANN401
+def _generate(context: Value, builder: Value, _: Value, values: Value) -> Value:
     high, low, weights, output, rows, pairs, row_bytes, pixel_bytes, output_bytes, *numbers = values
-    zeros = ir.Constant(_SUMS, None)
-    sums = [cgutils.alloca_once_value(builder, zeros) for _ in range(3 * PIXELS)]  # type: ignore[no-untyped-call]
+    sums = variables(builder, ir.Constant(_SUMS, None), 3 * PIXELS)
     _sum_window(builder, sums, (high, low, weights, rows, pairs, row_bytes, pixel_bytes))
     for pixel in range(PIXELS):
         result = _result(builder, sums[3 * pixel : 3 * pixel + 3], numbers)
-        _store(builder, result, output)
+        store(builder, result, output)
         output = builder.add(output, output_bytes)
     return context.get_dummy_value()
 
