@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_n2uq.datamodules._data.sampler import ResumableLoader, SampleIdSampler
+from lightning_n2uq.datamodules._data.shared_memory import workers_with_room
 from lightning_n2uq.utils.class_names import KEY, check_class_names
 from lightning_n2uq.utils.validation import check, check_integer
 
@@ -131,7 +132,11 @@ class ImageDataModule(LightningDataModule, ABC):
     def _loader(self, split: Split, *, training: bool = False) -> DataLoader[Any]:
         if split not in self.splits:
             self.setup(None)
-        dataset, workers = self.splits[split], self._workers()
+        dataset = self.splits[split]
+        images = min(self.batch_size, len(dataset))  # type: ignore[arg-type]
+        workers = workers_with_room(
+            self._workers(), 4 * images * self.in_channels * self.image_size * self.image_size
+        )
         processes, rank = self._processes()
         sampler = SampleIdSampler(
             len(dataset),  # type: ignore[arg-type]

@@ -57,6 +57,11 @@ def _from_outside(error: Exception, trainer: Trainer, run_dir: str) -> Exception
         return error
     if origin.from_data(error) and is_user_error(error):
         return ValueError(origin.without_worker_traceback(error))
+    if origin.lost_worker(error):
+        return ValueError(
+            f"data.num_workers: a worker process of the loader is lost ({_reason(error)}); allowed are as "
+            "many as memory and /dev/shm have room for, 0 loads without them"
+        )
     if isinstance(error, OSError) and error.errno is not None:
         named = error.filename is not None or error.errno not in _DISK
         return error if named else ValueError(f"disk: cannot write to {run_dir!r} ({error.strerror})")

@@ -31,6 +31,11 @@ def from_batch(error: BaseException) -> bool:
     return any(path.name in _LOOPS and path.parent.name == "loops" for path, _ in _frames(error))
 
 
+def lost_worker(error: BaseException) -> bool:
+    """Returns whether a loader's worker process was killed, or ended without a word."""
+    return isinstance(error, RuntimeError) and bool(re.match(r"DataLoader worker \(pid", str(error)))
+
+
 def without_worker_traceback(error: BaseException) -> str:
     """Returns an error's own words, which a loader's worker process sends at the end of its traceback."""
     text = str(error)

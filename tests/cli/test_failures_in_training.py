@@ -113,3 +113,15 @@ def test_a_log_on_a_full_disk_is_one_line_that_names_the_folder(in_empty_folder,
     (line,) = error_lines(capsys)
     assert "runs/digits/n2uq_w2a2" in line
     assert "No space left on device" in line
+
+
+def test_a_lost_worker_of_the_loader_is_one_line(in_empty_folder, capsys, monkeypatch):
+    from lightning_n2uq.modules import QuantizedClassifier
+
+    def step(self, batch, batch_idx):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error.")
+
+    monkeypatch.setattr(QuantizedClassifier, "training_step", step)
+    assert main(["fit", *SMALL, *QUIET]) == 2
+    (line,) = error_lines(capsys)
+    assert "data.num_workers: a worker process of the loader is lost" in line
