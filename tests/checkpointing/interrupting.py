@@ -1,10 +1,12 @@
-"""Importable by the runs that the tests start: sends this process a signal at a chosen step."""
+"""Importable by the runs that the tests start: a small network, and signals to this process when asked for."""
 
 import os
 import signal
 
 import lightning.pytorch as pl
+import small_networks
 
+small_networks.register()
 PHASE = "STOP_IN"  # "<name of a callback's hook> <signal name>"
 VARIABLE = "STOP_AT"  # "<optimizer step> <signal name> [rank]"
 

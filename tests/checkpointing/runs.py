@@ -33,7 +33,7 @@ CONFIG = {
     "model": {
         "class_path": "QuantizedClassifier",
         "init_args": {
-            "backbone": "resnet20", "backbone_args": {"width": 2}, "weight_bits": 2, "activation_bits": 2,
+            "backbone": "resnet8", "backbone_args": {"width": 2}, "weight_bits": 2, "activation_bits": 2,
             "optimizer": "adam", "lr": 5.0e-3,
         },
     },
@@ -65,7 +65,9 @@ def command(name, folder, *arguments, **variables):
     """Runs a sub-command with variables in its environment; returns the finished process."""
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).parent), str(Path(warm.__file__).parent), os.environ.get("PYTHONPATH", "")]
+        ),
     }  # fmt: skip
     for variable in ("N2UQ_RUN_DIR", "N2UQ_RESUME_FROM", "STOP_AT", "STOP_IN"):
         environment.pop(variable, None)

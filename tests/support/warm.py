@@ -27,6 +27,19 @@ PRELOADED = [
     "lightning_n2uq.datamodules",
     "lightning_n2uq.callbacks",
     "lightning_n2uq.cli.training",
+    "lightning_n2uq.export.command",
+    "lightning_n2uq.export.runtime.fast_engine",
+    "lightning_n2uq.ops.backends.numba.fused_activation",
+    "lightning_n2uq.ops.backends.numba.fused_activation_rows",
+    "lightning_n2uq.ops.backends.numba.gradient_codec",
+    "lightning_n2uq.ops.backends.numba.residual",
+    "lightning_n2uq.ops.backends.numba.residual_rows",
+    "lightning_n2uq.ops.backends.numba.stem",
+    "lightning_n2uq.ops.backends.numba.threshold",
+    "lightning_n2uq.ops.backends.numba.weight",
+    "lightning_n2uq.ops.backends.onednn.integer",
+    "pandas",
+    "wandb",
 ]
 
 
