@@ -3,8 +3,6 @@ import io
 import os
 import socket
 import struct
-import subprocess
-import sys
 import time
 import tracemalloc
 import zipfile
@@ -16,6 +14,7 @@ import pytest
 from listening import listeners
 
 import lightning_n2uq
+import warm
 from lightning_n2uq.cli import main
 from lightning_n2uq.cli.configs import run_name
 from lightning_n2uq.datamodules._data import image_files
@@ -94,11 +93,8 @@ def test_the_key_of_wandb_is_written_nowhere(tmp_path):
     environment |= {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline", "NETRC": str(tmp_path / "netrc")}
     options = ["--model.backbone_args", "{width: 4}", "--trainer.max_epochs", "1"]
     limits = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
-    code = "import sys; from lightning_n2uq.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "fit", "--config", "digits/n2uq_w2a2", *options, *limits],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    command = ["fit", "--config", "digits/n2uq_w2a2", *options, *limits]
+    done = warm.n2uq(*command, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in files)  # W&B did run
@@ -234,18 +230,18 @@ def test_two_ranks_on_one_machine_listen_on_loopback_only(tmp_path):
         "--trainer.logger",
         "false",
     ]
+    limits = ["--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "1"]
     ranks = ["--trainer.devices", "2", "--trainer.strategy", "nuqsgd"]
-    command = [sys.executable, "-m", "lightning_n2uq", "fit", "--config", "digits/n2uq_w2a2"]
-    seen, output = set(), tmp_path / "output"
-    with output.open("w") as file, subprocess.Popen(
-        [*command, *options, *ranks], cwd=tmp_path, env=environment, stdout=file, stderr=file
-    ) as job:  # fmt: skip
-        deadline = time.monotonic() + 200
-        while job.poll() is None and time.monotonic() < deadline:
-            seen |= listeners(job.pid)
-            time.sleep(0.1)
-        job.kill()
-    assert job.returncode == 0, output.read_text()
+    command = ["fit", "--config", "digits/n2uq_w2a2", *options, *limits, *ranks]
+    seen, output, errors = set(), tmp_path / "output", tmp_path / "errors"
+    job = warm.start(*command, cwd=tmp_path, env=environment, out=output, err=errors)
+    deadline = time.monotonic() + 200
+    while job.is_alive() and time.monotonic() < deadline:
+        seen |= listeners(job.pid)
+        time.sleep(0.1)
+    job.kill()
+    job.join()
+    assert job.exitcode == 0, errors.read_text()
     assert len({process for process, _, _ in seen}) == 2  # both ranks were seen
     assert (job.pid, port) in {(process, number) for process, _, number in seen}  # the store in rank 0
     assert {(p, str(address), number) for p, address, number in seen if not address.is_loopback} == set()

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_n2uq.backbones import resnet18, resnet20
-from lightning_n2uq.layers import fused
+from lightning_n2uq.backbones.blocks import BasicBlock
+from lightning_n2uq.backbones.resnet import ResNet
+from lightning_n2uq.layers import QuantSpec, fused, integer
+from small_networks import resnet8
 
 pytest.importorskip("numba")
 CHANNELS_LAST = torch.channels_last
@@ -22,6 +24,11 @@ def step(network: nn.Module, x: Tensor, *, autocast: bool = False) -> tuple[Tens
         loss = nn.functional.cross_entropy(network(x), torch.arange(len(x)))
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in network.named_parameters()}
+
+
+def imagenet_network() -> nn.Module:
+    """Stem, shortcuts and blocks of ResNet-18: four stages of one block, a quarter of the channels."""
+    return ResNet(QuantSpec(2, 2), BasicBlock, (1, 1, 1, 1), 16, 10, 3, True, True).train()
 
 
 @pytest.fixture
@@ -48,8 +55,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Tensor]]:
 
 def test_channels_last_is_another_order_of_the_same_step() -> None:
     torch.manual_seed(3)
-    network, x = resnet20(3, 3, width=8).train(), torch.randn(4, 3, 16, 16)
-    twin = resnet20(3, 3, width=8).train().to(memory_format=CHANNELS_LAST)
+    network, x = resnet8(weight_bits=3, activation_bits=3, width=8).train(), torch.randn(4, 3, 16, 16)
+    twin = resnet8(weight_bits=3, activation_bits=3, width=8).train().to(memory_format=CHANNELS_LAST)
     twin.load_state_dict(network.state_dict())
     (loss, grads), (other_loss, other_grads) = (
         step(network, x),
@@ -75,12 +82,13 @@ def test_maps_keep_dtype_and_order_between_layers(
     dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(integer, "FEWEST", 0)  # these convolutions are small
     backend = fused.integer_backend
     monkeypatch.setattr(
         fused, "integer_backend", lambda *a: backend(*a) if arithmetic == "integers" else "reference"
     )
     operators = (*ENDS, *CONVOLUTIONS[arithmetic])
-    network = resnet18(2, 2, num_classes=10).to(memory_format=CHANNELS_LAST).train()
+    network = imagenet_network().to(memory_format=CHANNELS_LAST)
     x = torch.randn(2, 3, 64, 64).contiguous(memory_format=CHANNELS_LAST)
     step(network, x, autocast=autocast)
     assert {name for name, _ in seen} >= {
@@ -93,5 +101,5 @@ def test_maps_keep_dtype_and_order_between_layers(
 
 
 def test_contiguous_maps_stay_contiguous(seen: list[tuple[str, Tensor]]) -> None:
-    step(resnet18(2, 2, num_classes=10).train(), torch.randn(2, 3, 64, 64))
+    step(imagenet_network(), torch.randn(2, 3, 64, 64))
     assert all(value.is_contiguous() for name, value in seen if "gradient" not in name)

@@ -6,6 +6,7 @@ from torch import nn
 
 from lightning_n2uq import backbones
 from lightning_n2uq.layers import QuantConv2d
+from small_networks import resnet8
 
 
 @pytest.mark.parametrize(("size", "channels"), [(8, 1), (17, 2), (32, 3)])
@@ -40,7 +41,7 @@ def test_imagenet_networks_have_torchvisions_names_and_shapes(name: str) -> None
 @pytest.mark.parametrize("name", ["n2uq", "lsq"])
 def test_fullgraph_compile_equals_eager(name: str) -> None:
     torch._dynamo.reset()
-    model = backbones.resnet20(weight_quantizer=name, activation_quantizer=name, width=8)
+    model = resnet8(weight_quantizer=name, activation_quantizer=name, width=8)
     x = torch.randn(4, 3, 16, 16)
     model(x)  # first values of LSQ's steps, batch-norm statistics
     model.eval()

@@ -24,7 +24,7 @@ def mean_entropy(model):
 def trained(tmp_path, bits, callbacks):
     seed_everything(0, verbose=False)
     model = QuantizedClassifier(in_channels=1, image_size=8, weight_bits=bits, activation_bits=bits, lr=2e-3)
-    model.backbone = ResNet(QuantSpec(bits, bits), BasicBlock, (1, 1, 1), 16, 10, 1, True, False)  # ResNet-8
+    model.backbone = ResNet(QuantSpec(bits, bits), BasicBlock, (1, 1, 1), 8, 10, 1, True, False)  # ResNet-8
     runner = trainer(tmp_path, callbacks, max_steps=30)
     runner.fit(model, datamodule=DigitsDataModule())
     return model

@@ -1,9 +1,10 @@
-"""Importable by the runs that the tests start: a small network, and signals to this process when asked for."""
+"""Importable by the runs that the tests start: a small network, and signals to this process."""
 
 import os
 import signal
 
 import lightning.pytorch as pl
+
 import small_networks
 
 small_networks.register()

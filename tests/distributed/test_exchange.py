@@ -18,12 +18,22 @@ def assert_same_bits(values):
         np.testing.assert_array_equal(other, values[0])
 
 
-@pytest.mark.parametrize("scheme", ["two_phase", "all_gather"])
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_replicas_are_bit_identical_after_200_steps(exchange_job, scheme, accumulate):
-    runs = [found[f"{scheme}, accumulate {accumulate}"] for found in on_all(exchange_job, "replicas")]
-    assert [run["steps"] for run in runs] == [200] * len(runs)
+RUNS = [f"{scheme}, accumulate {times}" for scheme in ("two_phase", "all_gather") for times in (1, 2)]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_replicas_are_bit_identical_after_40_steps(exchange_job, name):
+    runs = [found[name] for found in on_all(exchange_job, "replicas")]
+    assert [run["steps"] for run in runs] == [40] * len(runs)
     assert_same_bits([run["parameters"] for run in runs])
+
+
+@pytest.mark.slow
+def test_replicas_are_bit_identical_after_200_steps():
+    ranks = launch(workers.long_replicas, 4, limit=300.0)
+    for name in RUNS:
+        assert [found[name]["steps"] for found in ranks] == [200] * len(ranks)
+        assert_same_bits([found[name]["parameters"] for found in ranks])
 
 
 @pytest.mark.parametrize(

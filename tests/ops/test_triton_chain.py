@@ -1,16 +1,12 @@
 """The Triton kernels of the fused chain: interpreted against the reference, compiled, and run on a GPU."""
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from test_triton_quantizers import compile_ptx
 from torch import nn
-from triton_interpreter import need_interpreter
+from triton_interpreter import interpret
 
 from lightning_n2uq.backbones import resnet18
 from lightning_n2uq.ops.dispatch import force
@@ -18,12 +14,9 @@ from lightning_n2uq.ops.dispatch import force
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
+@pytest.mark.compiled
 def test_triton_chain_equals_the_reference_under_the_interpreter() -> None:
-    need_interpreter()
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__).with_name("triton_chain_cases.py"))]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-2000:]
+    interpret("import triton_chain_cases; triton_chain_cases.check_all('cpu')")
 
 
 MAPS = ("x_ptr", "y_ptr", "grad_ptr", "dx_ptr", "other_ptr", "dother_ptr")

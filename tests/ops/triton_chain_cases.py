@@ -3,7 +3,6 @@
 Run with TRITON_INTERPRET=1 it takes CPU tensors; `check_all` is also called on a GPU.
 """
 
-import sys
 from collections.abc import Callable
 
 import torch
@@ -273,6 +272,17 @@ def check_half_precision(device: str) -> None:
         check_stem((9, 12), (3, 2, 1), device, channels=16, dtype=dtype)
 
 
+def check_few(device: str) -> None:
+    """Every kernel once, in a fraction of the time of `check_all`."""
+    torch.manual_seed(0)
+    check_chain((2, 6, 5, 5), 2, device, with_norm=False, with_act=True)
+    check_chain((3, 16, 5, 5), 2, device, with_norm=True, with_act=True)
+    check_nan(device)
+    check_packed_conv(device, 2)
+    check_stem((9, 12), (3, 2, 1), device, ties=True)
+    check_residual((2, 24, 4, 4), device, both_norms=True)
+
+
 def check_all(device: str) -> None:
     torch.manual_seed(0)
     if not INTERPRETED.value:
@@ -301,7 +311,3 @@ def check_all(device: str) -> None:
     with force("triton"):
         check_fakes(device)
     check_layer(device)
-
-
-if __name__ == "__main__":
-    check_all(sys.argv[1] if len(sys.argv) > 1 else "cpu")

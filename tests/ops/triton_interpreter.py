@@ -1,4 +1,9 @@
-"""What tests of Triton's interpreter need."""
+"""Runs code under Triton's interpreter, where there is one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy
 import pytest
@@ -10,3 +15,14 @@ def need_interpreter() -> None:
     triton = pytest.importorskip("triton")
     if Version(triton.__version__) < Version("3.7") and Version(numpy.__version__) >= Version("2.4"):
         pytest.skip("the interpreter of Triton before 3.7 needs numpy before 2.4")
+
+
+def interpret(code: str) -> str:
+    """Returns what the code prints, in a process of its own that finds the modules of this folder."""
+    need_interpreter()
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": here}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout

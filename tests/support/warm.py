@@ -50,16 +50,22 @@ def context() -> ForkServerContext:
     return found
 
 
+def start(
+    *arguments: str, cwd: Path, env: Mapping[str, str], out: Path, err: Path
+) -> multiprocessing.process.BaseProcess:
+    """Starts the command, as `subprocess.Popen` would start `python -m lightning_n2uq`."""
+    process = context().Process(target=_command, args=(arguments, str(cwd), dict(env), str(out), str(err)))
+    process.start()
+    return process
+
+
 def n2uq(
     *arguments: str, cwd: Path, env: Mapping[str, str], timeout: float = 300.0
 ) -> subprocess.CompletedProcess[str]:
     """Runs the command, as `subprocess.run` with captured output would run `python -m lightning_n2uq`."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        process = context().Process(
-            target=_command, args=(arguments, str(cwd), dict(env), str(out), str(err))
-        )
-        process.start()
+        process = start(*arguments, cwd=cwd, env=env, out=out, err=err)
         process.join(timeout)
         if process.exitcode is None:
             process.kill()

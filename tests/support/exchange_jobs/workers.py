@@ -28,14 +28,14 @@ from lightning_n2uq.strategies.torch_hooks import ordered_hook, powersgd_state
 from lightning_n2uq.utils import compat
 
 
-def replicas(rank):
-    """Long runs of both schemes, with and without accumulation and error feedback."""
+def replicas(rank, steps=40):
+    """Runs of both schemes, with and without accumulation and error feedback."""
     found = {}
-    for scheme, accumulate, feedback, steps in (
-        ("two_phase", 1, False, 200),
-        ("two_phase", 2, True, 200),
-        ("all_gather", 1, True, 200),
-        ("all_gather", 2, False, 200),
+    for scheme, accumulate, feedback in (
+        ("two_phase", 1, False),
+        ("two_phase", 2, True),
+        ("all_gather", 1, True),
+        ("all_gather", 2, False),
     ):
         with exchange(scheme=scheme, error_feedback=feedback, unit_numel=1 << 20) as state:
             values = train(state, steps=steps, accumulate=accumulate)
@@ -219,6 +219,15 @@ def all_checks(rank, world_size, folder):
     dist.barrier()
     dist.destroy_process_group()
     return found | {"seconds": taken}
+
+
+def long_replicas(rank, world_size, folder):
+    """Runs so long that what happens once in many steps happens."""
+    join(rank, world_size, folder)
+    found = replicas(rank, steps=200)
+    dist.barrier()
+    dist.destroy_process_group()
+    return found
 
 
 def lose_a_rank(rank, world_size, folder):
