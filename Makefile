@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 FUZZ_SECONDS ?= 60
+SOAK ?= tests
 
 .PHONY: demo test compiled soak mutants docs-check fuzz audit lint types bench gpu clean
 
@@ -22,12 +23,12 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
-# The Triton kernels, compiled for a GPU and emulated without one.
+# The Triton kernels without a GPU: interpreted, or compiled for one and emulated.
 compiled: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m compiled
 
 soak: $(STAMP)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow $(SOAK)
 
 # A sample of small errors put into the code: do the tests notice? Results go to benchmarks/results/mutants.json.
 mutants: $(STAMP)

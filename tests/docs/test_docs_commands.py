@@ -21,6 +21,9 @@ NOT_RUN = {
     r"make |pytest ": "runs tests, training or measurements for minutes",
     r"pip |wandb |n2uq dashboard": "needs a network, or an account",
     r"python -m pytest|python -m timeit|.*CACHE_DIR": "compiles kernels, or measures, for minutes",
+    r"python -m benchmarks\.mutants": "needs cosmic-ray, which `make mutants` installs",
+    r"TORCH=|g\+\+ |\./run": "compiles a program; tests/export/test_pt2_export.py runs it",
+    r"python -m venv|git clone|finn-env": "needs a network, and FINN",
     r"n2uq convert": "needs a published checkpoint; tests/interop makes one",
     r"n2uq export .*--engines|.*\.zip": "needs a trained network's images",
     r"python .*staircase": "draws a network that has been trained",
@@ -42,17 +45,10 @@ def found() -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a network has been trained for two steps."""
+    """A folder in which a network has been trained for an epoch of two steps."""
     folder = tmp_path_factory.mktemp("docs")
-    fit = [
-        "fit",
-        "--config",
-        "digits/n2uq_w2a2.yaml",
-        "--trainer.max_steps",
-        "2",
-        "--checkpoint.dirpath",
-        "made",
-    ]
+    fit = ["fit", "--config", "digits/n2uq_w2a2.yaml", "--checkpoint.dirpath", "made"]
+    fit += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
     plain = os.environ | {"LIGHTNING_N2UQ_KERNELS": "reference"}  # nothing to compile for two steps
     done = warm.n2uq(*fit, cwd=folder, env=plain, timeout=900.0)
     assert done.returncode == 0, done.stderr
@@ -70,10 +66,12 @@ def test_every_exception_is_still_needed() -> None:
 
 def without_placeholders(words: list[str], folder: Path) -> list[str]:
     """The words with the finished run's files where the docs leave a gap."""
-    run = str(made(folder, "config.yaml").parent)
+    run = str(made(folder, "metrics.csv").parent)
     filled = [re.sub(CKPT, str(made(folder, "*.ckpt")), word) for word in words]
     filled = [run if word in ("RUN", "RUN_DIR") else word for word in filled]
-    return [word for word in filled if word != "..." and not word.startswith("[") and not word.endswith("]")]
+    gaps = {i - 1 for i, word in enumerate(filled) if word == "..." and filled[i - 1].startswith("--")}
+    kept = [word for i, word in enumerate(filled) if i not in gaps and word != "..."]
+    return [word for word in kept if not word.startswith("[") and not word.endswith("]")]
 
 
 def bounded(words: list[str]) -> list[str]:
@@ -93,7 +91,8 @@ def test_command(command: str, finished_run: Path) -> None:
     if program == "for":  # a loop over bit widths
         program, *rest = docs_pages.words(re.search(r"do (.*?);", command)[1].replace("$bits", "w2a2"))
     if program == "python":
-        rest = [*rest[:2], "--help"] if re.match(MEASURES, command) else [*rest, "--help"][: len(rest) or 1]
+        named = rest[: 2 if rest[0] == "-m" else 1]
+        rest = [*named, "--help"] if re.match(MEASURES, command) else [*rest, "--help"][: len(rest) or 1]
         done = subprocess.run(
             [sys.executable, *rest], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
         )
