@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -53,9 +53,8 @@ def add_options(parser: LightningArgumentParser, command: str) -> None:
     parser.add_lightning_class_args(NonFiniteGuard, "guard")
     parser.set_defaults(CALLBACK_DEFAULTS)
     for name in LINKED:
-        parser.link_arguments(
-            "data", f"model.init_args.{name}", compute_fn=_from_data(name), apply_on="instantiate"
-        )
+        read = functools.partial(_from_data, name=name)  # of the module, so that the parser can be pickled
+        parser.link_arguments("data", f"model.init_args.{name}", compute_fn=read, apply_on="instantiate")
     parser.add_argument(
         "--non_finite_guard", type=bool, default=True, help="watch for NaN and collapse (see --guard.*)"
     )
@@ -95,12 +94,9 @@ def check_linked(model: LightningModule, data: LightningDataModule | None, asked
         check(value in (default, used), f"model.{name}", value, f"is {used!r}, which the data has")
 
 
-def _from_data(name: str) -> Callable[[LightningDataModule], Any]:
-    def read(data: LightningDataModule) -> Any:  # noqa: ANN401
-        if not hasattr(data, name):
-            raise ValueError(
-                f"data: {type(data).__name__} has no attribute {name!r}, which the model is built with"
-            )
-        return getattr(data, name)
-
-    return read
+def _from_data(data: LightningDataModule, name: str) -> Any:  # noqa: ANN401
+    if not hasattr(data, name):
+        raise ValueError(
+            f"data: {type(data).__name__} has no attribute {name!r}, which the model is built with"
+        )
+    return getattr(data, name)

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
@@ -128,6 +129,10 @@ class SaveRunConfig(SaveConfigCallback):
     def __init__(self, parser: LightningArgumentParser, config: Namespace, text: str) -> None:
         super().__init__(parser, config, overwrite=True, save_to_log_dir=False)
         self._text = text
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out the parser: processes that Lightning spawns get the callback without it."""
+        return {**self.__dict__, "parser": None, "config": None}
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes the file; Lightning calls this once, on rank 0."""

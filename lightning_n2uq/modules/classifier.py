@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from lightning_n2uq.backbones.pretrained import load_pretrained
 from lightning_n2uq.checkpointing.identity import other_version
 from lightning_n2uq.modules.checkpoints import load_matching, read_checkpoint
 from lightning_n2uq.modules.distillation import load_teacher, soft_cross_entropy
+from lightning_n2uq.modules.example_input import ModuleWithExampleInput
 from lightning_n2uq.modules.integer_evaluation import CHOICES, IntegerEvaluation
 from lightning_n2uq.modules.memory_format import MEMORY_FORMATS, in_format
 from lightning_n2uq.modules.optimizers import OPTIMIZERS, build_optimizer, parameter_groups
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 Stage = Literal["train", "val", "test"]
 
 
-class QuantizedClassifier(LightningModule):
+class QuantizedClassifier(ModuleWithExampleInput):
     """Image classifier with a quantized backbone, trained on labels or on a teacher's soft labels.
 
     Every argument is a plain value, so that a YAML file or the command line can set it and a checkpoint that

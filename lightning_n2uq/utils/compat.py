@@ -313,6 +313,10 @@ def starts_children(trainer: Any) -> bool:  # noqa: ANN401
     return isinstance(trainer.strategy.launcher, launcher)
 
 
+CHILD_WEIGHTS = ".temp.ckpt"
+"""The file in which a process that `ddp_spawn` or `ddp_fork` started hands its weights to the command."""
+
+
 def renew_last(callback: Any, trainer: Any, after_training: bool) -> None:  # noqa: ANN401
     """Writes a `ModelCheckpoint`'s `last.ckpt` at the end of an epoch, unless it has been at this step.
 

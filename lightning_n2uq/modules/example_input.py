@@ -1,0 +1,27 @@
+"""A LightningModule whose example input has the type and the device of its parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from typing_extensions import Self, override
+
+from lightning_n2uq.utils.compat import require
+
+require(nn.Module, "_apply")
+
+
+class ModuleWithExampleInput(LightningModule):
+    """Keeps `example_input_array` fit for the network: the Trainer's model summary runs one on the other.
+
+    Lightning converts parameters for `bf16-true`, `16-true` and `64-true`, and leaves the example as it is.
+    """
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        converted = super()._apply(fn, recurse)
+        example: Any = self.example_input_array
+        if isinstance(example, Tensor):
+            self.example_input_array = fn(example)
+        return converted

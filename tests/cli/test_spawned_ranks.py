@@ -1,0 +1,31 @@
+"""Strategies whose processes are forked or spawned from the command, instead of running it again."""
+
+import pickle
+
+import torch
+from small_run import SMALL
+
+from lightning_n2uq.checkpointing import AtomicCheckpointIO
+from lightning_n2uq.cli import main
+from lightning_n2uq.utils import compat
+
+
+def test_weights_that_a_spawned_process_hands_back_are_read(tmp_path):
+    path = tmp_path / compat.CHILD_WEIGHTS
+    weights = {"a": torch.arange(3.0)}
+    AtomicCheckpointIO().save_checkpoint(weights, path)
+    assert weights.keys() == {"a"}
+    read = AtomicCheckpointIO().load_checkpoint(path)
+    assert read.keys() == {"a"}
+    assert torch.equal(read["a"], weights["a"])
+
+
+def test_what_spawned_processes_get_can_be_pickled(in_empty_folder, monkeypatch):
+    from lightning_n2uq.cli.training import N2UQCLI
+
+    seen = []
+    monkeypatch.setattr(N2UQCLI, "_run_subcommand", lambda self, name: seen.append(self))
+    assert main(["fit", *SMALL, "--trainer.devices", "2", "--trainer.strategy", "ddp_spawn"]) == 0
+    (cli,) = seen
+    sent = pickle.loads(pickle.dumps((cli.trainer, cli.model, cli.datamodule)))
+    assert len(sent[0].callbacks) == len(cli.trainer.callbacks)
