@@ -20,6 +20,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/n2uq fit --config configs/digits/n2uq_w2a2.yaml --test_after_fit true
 
+# Bytecode is kept even where the environment says otherwise: every worker imports all tests.
+test compiled soak docs-check: export PYTHONDONTWRITEBYTECODE :=
+
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
