@@ -203,13 +203,32 @@ def _gather_records(
         raise ValueError(
             f"skip_patterns, levels: got {len(text)} bytes of settings, allowed are {_RECORD_BYTES}"
         )
+    return [json.loads(row) for row in _gather_bytes(text, _RECORD_BYTES, group, device)]
+
+
+def _gather_bytes(
+    text: bytes, length: int, group: dist.ProcessGroup | None, device: torch.device
+) -> list[bytes]:
+    """Returns every rank's text without bytes 0, at most `length` long."""
     size = dist.get_world_size(group)
-    mine = torch.zeros(_RECORD_BYTES, dtype=torch.uint8)
+    mine = torch.zeros(length, dtype=torch.uint8)
     mine[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    theirs = torch.empty(size * _RECORD_BYTES, dtype=torch.uint8, device=device)
+    theirs = torch.empty(size * length, dtype=torch.uint8, device=device)
     all_gather(theirs, mine.to(device), group, async_op=False)
-    rows = theirs.cpu().view(size, _RECORD_BYTES)
-    return [json.loads(bytes(row.tolist()).rstrip(b"\0")) for row in rows]
+    return [bytes(row.tolist()).rstrip(b"\0") for row in theirs.cpu().view(size, length)]
+
+
+def require_equal(facts: Mapping[str, Any], device: torch.device) -> None:
+    """Compares facts of any size between the ranks of the default group. A collective call.
+
+    Raises:
+        ValueError: On every rank, if two ranks disagree.
+    """
+    text = json.dumps(facts).encode()
+    length = torch.tensor([len(text)], device=device)
+    dist.all_reduce(length, dist.ReduceOp.MAX)
+    rows = _gather_bytes(text, int(length), None, device)
+    require_agreement([json.loads(row) for row in rows], range(len(rows)))
 
 
 def require_agreement(records: Sequence[Mapping[str, Any]], ranks: Sequence[int]) -> None:

@@ -11,12 +11,17 @@ from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
 from lightning.fabric.plugins import ClusterEnvironment
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
+from lightning_n2uq.distributed.collectives import require_equal
+from lightning_n2uq.strategies import agreement
 from lightning_n2uq.utils import compat
 from lightning_n2uq.utils.compat import PrefixStore, Store, TCPStore
 
@@ -54,6 +59,7 @@ class HookedDDPStrategy(DDPStrategy):
         start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
     ) -> None:
         self.timeout = timeout
+        self._compared = False
         buckets: dict[str, Any] = {} if bucket_cap_mb is None else {"bucket_cap_mb": bucket_cap_mb}
         super().__init__(
             find_unused_parameters=find_unused_parameters,
@@ -77,9 +83,29 @@ class HookedDDPStrategy(DDPStrategy):
             self.set_world_ranks()
             store = meeting_store(environment, self.timeout)
             if store is not None:
+                agreement.require_presence(
+                    store, environment.global_rank(), environment.world_size(), self.timeout
+                )
                 backend = compat.process_group_backend(self)
                 compat.init_process_group(environment, backend, store, self.timeout)
         super().setup_distributed()
+
+    @override
+    def setup(self, trainer: Trainer) -> None:
+        """Compares the ranks' settings before a fit, while nothing was exchanged yet."""
+        self._compared = trainer.state.fn != TrainerFn.FITTING or self.world_size == 1
+        if not self._compared and self.lightning_module is not None:
+            name = type(self).__name__
+            agreement.require_same(agreement.settings(trainer, self.lightning_module, name), self.timeout)
+        super().setup(trainer)
+
+    @override
+    def training_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        """Compares what the ranks train with before the first step."""
+        if not self._compared and self.lightning_module is not None:
+            self._compared = True
+            require_equal(agreement.training(self.lightning_module.trainer), self.root_device)
+        return super().training_step(*args, **kwargs)
 
     @override
     def _register_ddp_hooks(self) -> None:
