@@ -32,6 +32,7 @@ from lightning_n2uq.cli.predictions import PredictionsFile
 from lightning_n2uq.cli.quiet import quiet_lightning
 from lightning_n2uq.cli.rank_failures import check_meeting_place
 from lightning_n2uq.cli.trainer_parts import plugins_with_checkpoint_io, wanted_callbacks
+from lightning_n2uq.modules.finders import refuse_finders
 from lightning_n2uq.utils import compat
 
 compat.require(LightningCLI, "_parse_ckpt_path", "_instantiate_trainer", "_run_subcommand", "_parser")
@@ -178,7 +179,10 @@ class N2UQCLI(LightningCLI):
             callbacks = [*callbacks, PredictionsFile(self.run_dir)]
         config["plugins"] = plugins_with_checkpoint_io(config)
         guard = self.config[self.command].non_finite_guard
-        return super()._instantiate_trainer(config, wanted_callbacks(config, callbacks, guard))
+        trainer = super()._instantiate_trainer(config, wanted_callbacks(config, callbacks, guard))
+        if self.command == "fit":
+            refuse_finders(trainer.callbacks)  # type: ignore[attr-defined]
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         failed = True

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
@@ -20,6 +19,8 @@ from lightning_n2uq.checkpointing.identity import other_version
 from lightning_n2uq.modules.checkpoints import load_matching, read_checkpoint
 from lightning_n2uq.modules.distillation import load_teacher, soft_cross_entropy
 from lightning_n2uq.modules.example_input import ModuleWithExampleInput
+from lightning_n2uq.modules.finders import refuse_finders
+from lightning_n2uq.modules.first_look import FirstLook
 from lightning_n2uq.modules.integer_evaluation import CHOICES, IntegerEvaluation
 from lightning_n2uq.modules.memory_format import MEMORY_FORMATS, in_format
 from lightning_n2uq.modules.optimizers import OPTIMIZERS, build_optimizer, parameter_groups
@@ -31,8 +32,7 @@ from lightning_n2uq.modules.published import (
 from lightning_n2uq.modules.same_network import check_same_network
 from lightning_n2uq.modules.schedules import SCHEDULES, schedule_factor
 from lightning_n2uq.modules.void_choices import void_choices
-from lightning_n2uq.quantizers.base import DataInitializedQuantizer
-from lightning_n2uq.quantizers.looks import is_traced, looking
+from lightning_n2uq.quantizers.looks import looking
 from lightning_n2uq.utils.state_dicts import named_like
 from lightning_n2uq.utils.torchvision_models import TORCHVISION
 from lightning_n2uq.utils.validation import check, check_choice, check_integer, check_number
@@ -153,7 +153,7 @@ class QuantizedClassifier(ModuleWithExampleInput):
         self._initialised = False
         self._integer = IntegerEvaluation(integer_evaluation)
         self._reported: str | None = None
-        self._all_fitted = False  # whether no quantizer waits for data any more
+        self._first_look = FirstLook()
 
     def _check_arguments(self) -> None:
         hp: Any = self.hparams
@@ -238,24 +238,10 @@ class QuantizedClassifier(ModuleWithExampleInput):
             self._report_evaluation()
             if logits is not None:
                 return logits
-        elif self._is_look(images):
+        elif self._first_look.is_look(self.backbone, images, self.example_input_array):
             with looking():
                 return cast(Tensor, self.backbone(in_format(images, self.hparams["memory_format"])))
         return cast(Tensor, self.backbone(in_format(images, self.hparams["memory_format"])))
-
-    def _is_look(self, images: Tensor) -> bool:
-        """Returns whether this forward pass in training mode is a look (see `quantizers.looks`).
-
-        That is one of the example input, and one of constant images outside of a data-parallel group (whose
-        ranks fit their quantizers together).
-        """
-        if images is self.example_input_array:
-            return True
-        if self._all_fitted or torch.compiler.is_compiling() or images.is_meta or is_traced():
-            return False
-        self._all_fitted = all(m.fitted for m in self.modules() if isinstance(m, DataInitializedQuantizer))
-        alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
-        return not self._all_fitted and alone and bool(images.amin() == images.amax())
 
     def deployed(self, images: Tensor) -> "FastNetwork | None":
         """Returns the integer network that evaluates these images; None if the plain modules do."""
@@ -295,6 +281,7 @@ class QuantizedClassifier(ModuleWithExampleInput):
         if stage != "fit":
             return
         hp: Any = self.hparams
+        refuse_finders(self.trainer.callbacks)  # type: ignore[attr-defined]
         for line in void_choices(QuantizedClassifier, hp):
             rank_zero_warn(line)
         if hp.teacher is not None:

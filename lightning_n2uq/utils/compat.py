@@ -340,3 +340,8 @@ def renew_last(callback: Any, trainer: Any, after_training: bool) -> None:  # no
 def workspace_model(workspace: Any) -> Any:  # noqa: ANN401
     """Returns what a workspace would send; the package has no public way to see it without sending it."""
     return private(workspace, "_to_model")()
+
+
+def exits_early(finder: Any) -> bool:  # noqa: ANN401
+    """Returns whether a finder of Lightning ends after its search, as a `Tuner` has it."""
+    return bool(private(finder, "_early_exit"))

@@ -339,3 +339,10 @@ def test_which_trainer_starts_its_ranks_by_running_the_command_again():  # Light
     common = {"accelerator": "cpu", "devices": 2, "logger": False, "enable_checkpointing": False}
     assert compat.starts_children(pl.Trainer(strategy="ddp", **common))
     assert not compat.starts_children(pl.Trainer(strategy="ddp_spawn", **common))
+
+
+def test_a_finder_says_whether_it_ends_after_its_search():  # lightning 2.5.5, 2.6.6
+    from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+
+    for finder in (BatchSizeFinder(), LearningRateFinder()):
+        assert not compat.exits_early(finder)
