@@ -111,7 +111,7 @@ class EntropyRegularizer(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reads the length of the run, for the schedule."""
         self._steps_per_unit = 0.0 if self.schedule == "constant" else steps_of(trainer, self.unit)
-        self._last_step = -1
+        self._last_step = trainer.global_step  # a resumed run has logged it, maybe amid accumulated batches
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int

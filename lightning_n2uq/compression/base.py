@@ -94,9 +94,9 @@ class Codec(abc.ABC):
 
 
 def check_gradient(x: Tensor) -> Tensor:
-    """Returns `x` contiguous and detached, or raises ValueError unless it is a 1-D fp32 tensor."""
-    if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.dim() != 1:
-        raise ValueError(f"x must be a 1-D float32 tensor, got {_what(x)}.")
+    """Returns `x` contiguous and detached, or raises ValueError unless it is a dense 1-D fp32 tensor."""
+    if not _is_dense(x) or x.dtype != torch.float32 or x.dim() != 1:
+        raise ValueError(f"x must be a dense 1-D float32 tensor, got {_what(x)}.")
     return x.detach().contiguous()
 
 
@@ -104,8 +104,8 @@ def check_payload(payload: Tensor, numel: int) -> Tensor:
     """Returns `payload` contiguous, or raises ValueError unless it is 1-D uint8 and `numel` is a count."""
     if not isinstance(numel, int) or isinstance(numel, bool) or numel < 0:
         raise ValueError(f"numel must be a non-negative integer, got {numel!r}.")
-    if not isinstance(payload, Tensor) or payload.dtype != torch.uint8 or payload.dim() != 1:
-        raise ValueError(f"payload must be a 1-D uint8 tensor, got {_what(payload)}.")
+    if not _is_dense(payload) or payload.dtype != torch.uint8 or payload.dim() != 1:
+        raise ValueError(f"payload must be a dense 1-D uint8 tensor, got {_what(payload)}.")
     return payload.contiguous()
 
 
@@ -117,7 +117,7 @@ def message_buffer(out: Tensor | None, nbytes: int, device: torch.device) -> Ten
     """
     if out is None:
         return torch.empty(nbytes, dtype=torch.uint8, device=device)
-    usable = isinstance(out, Tensor) and out.dtype == torch.uint8 and out.dim() == 1 and out.is_contiguous()
+    usable = _is_dense(out) and out.dtype == torch.uint8 and out.dim() == 1 and out.is_contiguous()
     if not usable or out.numel() < nbytes or out.device != device:
         raise ValueError(
             f"out must be a contiguous 1-D uint8 tensor of at least {nbytes} bytes on {device}, "
@@ -134,13 +134,19 @@ def gradient_buffer(out: Tensor | None, numel: int, device: torch.device) -> Ten
     """
     if out is None:
         return torch.empty(numel, dtype=torch.float32, device=device)
-    usable = isinstance(out, Tensor) and out.dtype == torch.float32 and out.is_contiguous()
+    usable = _is_dense(out) and out.dtype == torch.float32 and out.is_contiguous()
     if not usable or out.shape != (numel,) or out.device != device:
         raise ValueError(f"out must be a contiguous float32 tensor [{numel}] on {device}, got {_what(out)}.")
     return out
 
 
+def _is_dense(x: object) -> bool:
+    """Returns whether `x` is a tensor with values in memory: neither sparse nor on the meta device."""
+    return isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta
+
+
 def _what(value: object) -> str:
     if isinstance(value, Tensor):
-        return f"{value.dtype} {list(value.shape)} on {value.device}"
+        layout = "" if value.layout == torch.strided else f"{value.layout} "
+        return f"{layout}{value.dtype} {list(value.shape)} on {value.device}"
     return repr(value)

@@ -32,7 +32,8 @@ class NUQCodec(Codec):
     `lightning_n2uq.compression.entropy`.
 
     A bucket with a NaN or an infinity, or whose norm exceeds fp32 (3.4e38), decodes to NaN everywhere; a zero
-    bucket to zeros. Subnormal values are handled exactly; a decoded value below 1e-45 becomes 0.
+    bucket to zeros. A level times a subnormal norm is rounded to a multiple of 2^-149, float32's smallest
+    step: there the mean of what decodes may be off by 2^-150 per coordinate, and by nothing above.
 
     Args:
         bits: The bits per coordinate, sign included: 2, 3, 4 or 8.
