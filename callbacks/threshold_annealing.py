@@ -9,6 +9,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_n2uq.callbacks._annealing import bit_schedule, freezing
+from lightning_n2uq.callbacks._annealing.averaging import refuse_averaging
 from lightning_n2uq.callbacks._common.quantized_layers import QuantizedLayer, matching_layers
 from lightning_n2uq.callbacks._common.timeline import CURVES, check_interval, check_point, decay, steps_of
 from lightning_n2uq.quantizers import LearnableThresholdQuantizer
@@ -113,6 +114,7 @@ class ThresholdAnnealing(Callback):
         if self.bits.widths:
             self._load_hook = bit_schedule.follow_checkpoints(pl_module, self._layers, self.bits.target)
             if stage == "fit":
+                refuse_averaging(trainer.callbacks)  # type: ignore[attr-defined]
                 self.bits.check_last(self._layers)
                 self.bits.apply(self._layers, self.bits.widths[0])
 

@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_info, rank_zero_warn  # type: ignore[attr-defined]
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging
 
 from lightning_n2uq.checkpointing import metrics_file, randomness, slurm
 from lightning_n2uq.checkpointing.signals import RunInterrupted, StopSignals, name_of
@@ -20,6 +20,11 @@ from lightning_n2uq.utils import compat
 KEY = "exact_resume"
 FILE_NAME = "interrupted.ckpt"
 MARK = "resume/batch"  # logged where an epoch goes on: its averages are of the batches from this one on
+
+_ENDS_ELSEWHERE = (
+    "StochasticWeightAveraging: Lightning keeps neither its average nor its schedule exactly in a "
+    "checkpoint; this resumed run ends elsewhere than an uninterrupted one"
+)
 
 
 class ExactResume(Checkpoint):
@@ -83,6 +88,8 @@ class ExactResume(Checkpoint):
             metrics_file.bring_back(trainer.loggers, rows, trainer.global_step)
         if loaded is not None:
             _restore_rank(trainer, loaded["ranks"])
+            if any(isinstance(c, StochasticWeightAveraging) for c in trainer.callbacks):  # type: ignore[attr-defined]
+                rank_zero_warn(_ENDS_ELSEWHERE)
             _mark_epoch(trainer, self._batches)
         compat.place_loaders(trainer)
         self._signals.watch()

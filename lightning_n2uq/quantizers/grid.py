@@ -96,6 +96,8 @@ class UniformGrid(DataInitializedQuantizer):
 
     def _learned(self, x: Tensor, first: Tensor | None = None) -> Tensor:
         step = self.current_step(x, first)
+        if torch.compiler.is_exporting():  # no gradient is wanted, and a batch of any size has no number
+            return step
         return scale_gradient(step, 1.0 / math.sqrt(max(x.numel(), 1) * self.high))
 
     def _integers(self, x: Tensor, step: Tensor) -> Tensor:

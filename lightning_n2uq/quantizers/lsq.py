@@ -74,6 +74,8 @@ class LSQ(DataInitializedQuantizer):
         return self._integers(weight.detach(), step).to(torch.int8), step.expand(len(weight))
 
     def _learned(self, parameter: Tensor, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():  # no gradient is wanted, and a batch of any size has no number
+            return parameter
         return scale_gradient(parameter, 1.0 / math.sqrt(max(x.numel(), 1) * self.high))
 
     def _integers(self, x: Tensor, step: Tensor, offset: Tensor | float = 0.0) -> Tensor:
