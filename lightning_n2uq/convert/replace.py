@@ -35,6 +35,8 @@ def obstacle(layer: nn.Module, name: str, parent: nn.Module) -> str | None:
     """Returns why `layer` cannot be converted, in words, or None."""
     if isinstance(layer, QuantConv2d | QuantLinear | QuantMultiheadAttention):
         return "is quantized already"
+    if "forward" in vars(layer):
+        return "its forward was replaced on this one layer"
     if isinstance(layer, nn.MultiheadAttention):
         return _attention_obstacle(layer)
     base = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
@@ -56,7 +58,27 @@ def quantized(layer: nn.Module, spec: QuantSpec) -> nn.Module:
         new = _convolution(layer, spec)
     else:
         new = _linear(cast(nn.Linear, layer), spec)
+    _carry_over(new, layer)
     return new.train(layer.training)
+
+
+def _carry_over(new: nn.Module, layer: nn.Module) -> None:
+    """Gives the new layer what users have put on the old one: hooks, buffers, submodules, attributes."""
+    for name, value in vars(layer).items():
+        # Hooks are shared, so that the handles that users hold still remove them.
+        if vars(new).get(name) is None or ("hooks" in name and isinstance(value, dict)):
+            new.__dict__[name] = value
+    own = dict(new.named_buffers(recurse=False))
+    persistent = layer.state_dict(keep_vars=True)
+    for name, buffer in layer.named_buffers(recurse=False):
+        if name not in own:
+            new.register_buffer(name, buffer, persistent=name in persistent)
+    for name, parameter in layer.named_parameters(recurse=False):
+        if name not in dict(new.named_parameters(recurse=False)):
+            new.register_parameter(name, parameter)
+    for name, child in layer.named_children():
+        if name not in dict(new.named_children()):
+            new.add_module(name, child)
 
 
 def quantizers_for(weight: torch.Tensor, spec: QuantSpec) -> tuple[nn.Module, nn.Module]:
