@@ -3,6 +3,7 @@
 Nothing heavy is imported here, so that `n2uq --help` and the light sub-commands answer at once.
 """
 
+import io
 import os
 import signal
 import sys
@@ -33,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != DEBUG_FLAG]
     if not debug:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's C++ warns of lost ranks page by page
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without Unicode must not end a run
+            stream.reconfigure(errors="backslashreplace")
     watch_launcher()
     try:
         return _dispatch(arguments)

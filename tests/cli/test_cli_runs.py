@@ -283,3 +283,12 @@ def test_a_run_that_wrote_nothing_names_no_folder(in_empty_folder, capsys):
     assert main(["fit", *SMALL, "--trainer.fast_dev_run", "1"]) == 0
     assert "\nfiles " not in capsys.readouterr().out
     assert not Path("runs").exists()
+
+
+def test_a_terminal_without_unicode_shows_a_run_to_its_end(in_empty_folder):
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "lightning_n2uq", "fit", *SMALL, "--trainer.fast_dev_run", "1"]
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"val/acc" in done.stdout
+    assert b"\\u2022" in done.stdout + done.stderr  # what it cannot show
