@@ -7,7 +7,7 @@ WORKERS ?= 2
 FUZZ_SECONDS ?= 60
 SOAK ?= tests
 
-.PHONY: demo test compiled soak mutants docs-check fuzz audit lint types bench gpu clean
+.PHONY: demo test compiled soak mutants docs-check fuzz chaos audit lint types bench gpu clean
 
 # torch and torchvision are resolved together (one command), since only releases of the same day fit.
 $(STAMP): pyproject.toml
@@ -46,6 +46,10 @@ docs-check: $(STAMP)
 fuzz: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz_readers.py --seconds $(FUZZ_SECONDS)
+
+# Random faults on small runs whose result is known; goes on until it is told to stop (Ctrl-C).
+chaos: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/campaign.py
 
 # What is installed here, against the list of known vulnerabilities; from an environment of its own.
 audit: $(STAMP)
