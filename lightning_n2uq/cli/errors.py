@@ -71,7 +71,15 @@ def one_line(error: BaseException) -> str:
         return _shorten(f"out of memory; a smaller data.batch_size needs less ({_shorten(text, 200)})")
     if "Error(s) in loading state_dict" in text:
         text = "ckpt_path: the checkpoint does not fit this model (other backbone, bits or method?): " + text
-    for rule in (_unknown_option, _wrong_class, _wrong_value, _own_error, _required, _unknown_key):
+    for rule in (
+        _missing_argument,
+        _unknown_option,
+        _wrong_class,
+        _wrong_value,
+        _own_error,
+        _required,
+        _unknown_key,
+    ):
         if line := rule(text):
             return _shorten(line)
     return _shorten(text)
@@ -127,6 +135,22 @@ def _unknown_option(text: str) -> str | None:
     return (
         f"{_key(text)}.{option}: {_find(_given(text), option)}unknown key of {name}; {_allowed(keys, option)}"
     )
+
+
+def _missing_argument(text: str) -> str | None:
+    """Explains a class that lacks an argument, which the parser shows as one that is None."""
+    found = re.search(
+        r"Given value: \"?Namespace\(class_path='([\w.]+)', init_args=Namespace\((.*)\)\)", text, re.DOTALL
+    )
+    if not found:
+        return None
+    module, _, name = found.group(1).rpartition(".")
+    parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    missing = [n for n in needed if re.search(rf"\b{n}=None\b", found.group(2))]
+    if not missing:
+        return None
+    return f"{_key(text)}.{missing[0]}: missing, {name} has no default for it"
 
 
 def _wrong_class(text: str) -> str | None:

@@ -55,6 +55,8 @@ def _from_outside(error: Exception, trainer: Trainer, run_dir: str) -> Exception
     """Returns what to show for an error that disk, data, checkpoint or config cause, at whatever step."""
     if isinstance(error, MisconfigurationException):
         return error
+    if "Early stopping conditioned on metric" in str(error):  # a plain RuntimeError of Lightning's
+        return ValueError(f"EarlyStopping.monitor: {_reason(error)}")
     if origin.from_data(error) and is_user_error(error):
         return ValueError(origin.without_worker_traceback(error))
     if origin.lost_worker(error):

@@ -27,6 +27,8 @@ from lightning_n2uq.cli.arguments import (
 from lightning_n2uq.cli.configs import check_arguments, check_config, run_name
 from lightning_n2uq.cli.errors import is_user_error
 from lightning_n2uq.cli.failures import impossible, meaning
+from lightning_n2uq.cli.layers import check_layers
+from lightning_n2uq.cli.monitors import CheckMonitors
 from lightning_n2uq.cli.parser import OWN_KEYS, TRAINER_DEFAULTS, WANDB_VARIABLE, add_options, check_linked
 from lightning_n2uq.cli.predictions import PredictionsFile
 from lightning_n2uq.cli.quiet import quiet_lightning
@@ -45,6 +47,7 @@ def run_training_command(command: str, arguments: list[str]) -> int:
     arguments, paths = resolve_arguments(with_saved_config(arguments))
     for path in paths:
         check_config(path)
+    check_layers(paths)
     with ending_at_once():
         N2UQCLI(command, arguments, paths)
     return 0
@@ -174,7 +177,11 @@ class N2UQCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Leaves out what the Trainer's own switches turn off, and adds what writes and resumes."""
         if self.command == "fit":
-            callbacks = [*callbacks, ExactResume(self.run_dir, command_to_resume(self.arguments))]
+            callbacks = [
+                *callbacks,
+                CheckMonitors(),
+                ExactResume(self.run_dir, command_to_resume(self.arguments)),
+            ]
         if self.command == "predict":
             callbacks = [*callbacks, PredictionsFile(self.run_dir)]
         config["plugins"] = plugins_with_checkpoint_io(config)
