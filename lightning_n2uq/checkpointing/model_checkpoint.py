@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
@@ -15,6 +17,15 @@ class BestAndLastModelCheckpoint(ModelCheckpoint):
     Lightning 2.6 writes `last.ckpt` only beside a checkpoint that is among the best, so that a run killed
     long after its best epoch would have to repeat everything since. Arguments are those of `ModelCheckpoint`.
     """
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves the `last.ckpt` that the run goes on from as it is until there is something new to save."""
+        super().on_train_start(trainer, pl_module)
+        path = trainer.ckpt_path
+        ours = path is not None and Path(path).name == self.CHECKPOINT_NAME_LAST + self.FILE_EXTENSION
+        if ours and self.save_last is True and self.dirpath and Path(path).parent.samefile(self.dirpath):
+            compat.last_is_saved(self, trainer)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -334,6 +334,16 @@ def renew_last(callback: Any, trainer: Any, after_training: bool) -> None:  # no
         private(callback, "_save_last_checkpoint")(trainer, candidates)
 
 
+def last_is_saved(callback: Any, trainer: Any) -> None:  # noqa: ANN401
+    """Tells a `ModelCheckpoint` that its `last.ckpt`, from which the run goes on, is of the present step."""
+    for name, value in (
+        ("_last_global_step_saved", trainer.global_step),
+        ("_last_checkpoint_saved", trainer.ckpt_path),
+    ):
+        private(callback, name)
+        setattr(callback, name, value)
+
+
 # wandb_workspaces
 
 

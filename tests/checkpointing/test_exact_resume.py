@@ -112,3 +112,14 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_a_complete_run_stays_as_
     assert runs.run_folders(tmp_path) == [folder]
     assert runs.differing(before[0], runs.state(folder)) == []
     assert runs.rows(folder) == before[1]
+
+
+def test_a_finished_run_that_validated_within_epochs_stays_as_it_is(tmp_path):
+    runs.write_config(tmp_path, val_check_interval=2, limit_train_batches=4, max_epochs=1)
+    assert runs.fit(tmp_path).returncode == 0
+    (folder,) = runs.run_folders(tmp_path)
+    before, rows = (folder / "last.ckpt").read_bytes(), runs.rows(folder)
+    assert runs.fit(tmp_path, "--resume", "auto").returncode == 0
+    assert runs.run_folders(tmp_path) == [folder]
+    assert (folder / "last.ckpt").read_bytes() == before
+    assert runs.rows(folder) == rows

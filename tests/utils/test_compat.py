@@ -346,3 +346,19 @@ def test_a_finder_says_whether_it_ends_after_its_search():  # lightning 2.5.5, 2
 
     for finder in (BatchSizeFinder(), LearningRateFinder()):
         assert not compat.exits_early(finder)
+
+
+def test_a_saver_is_told_what_its_last_checkpoint_is_of():  # Lightning 2.5.5, 2.6.6
+    from types import SimpleNamespace
+
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    saver = ModelCheckpoint(save_last=True)
+    trainer = SimpleNamespace(
+        global_step=7, ckpt_path="last.ckpt", fast_dev_run=False, sanity_checking=False,
+        state=SimpleNamespace(fn="fit"),
+    )  # fmt: skip
+    assert not saver._should_skip_saving_checkpoint(trainer)
+    compat.last_is_saved(saver, trainer)
+    assert saver._should_skip_saving_checkpoint(trainer)
+    assert saver._last_checkpoint_saved == "last.ckpt"
