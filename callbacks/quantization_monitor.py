@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_n2uq.callbacks._common import log_sink
@@ -75,6 +76,7 @@ class QuantizationMonitor(Callback):
         self._folder = Path()
         self._history: list[tuple[int, list[float]]] = []  # step, weight entropies
         self._written_step = -1
+        self._warned = False  # of layers that are not called
         self._resumed = False
         self._clock = (0, 0.0)  # optimizer steps and seconds at the last log in this epoch
 
@@ -129,6 +131,7 @@ class QuantizationMonitor(Callback):
         if not self._inputs.items() or step <= recorded or not self._wanted(trainer, step):
             return
         self._measure(trainer)
+        self._warn_of_uncalled()
         self._inputs.close()
         self._remember(step)
         log_sink.log_metrics(trainer, self._metrics() | self._speed(trainer))
@@ -176,6 +179,16 @@ class QuantizationMonitor(Callback):
         inputs = {layer.name: x for layer, x in self._inputs.items()}
         with torch.autocast(trainer.strategy.root_device.type, enabled=False):
             self.records = self._recorder.measure(inputs, total if trainer.world_size > 1 else None)
+
+    def _warn_of_uncalled(self) -> None:
+        """Names, once, the layers that count as quantized and were not called."""
+        names = self._inputs.uncalled(self._recorder.layers)
+        if names and not self._warned:
+            rank_zero_warn(
+                f"QuantizationMonitor: {', '.join(names)}: not called in this step; what reads such a "
+                "layer's weight without calling the layer reads floats"
+            )
+        self._warned = True
 
     def _metrics(self) -> dict[str, float]:
         metrics = mean_metrics(self.records)

@@ -40,6 +40,14 @@ class ActivationInputs:
         """Returns the layers that ran and their samples, 1-D with dtype and device of the input."""
         return list(self._samples.values())
 
+    def uncalled(self, layers: Iterable[QuantizedLayer]) -> list[str]:
+        """Returns the names of those layers that were watched and did not run in training mode."""
+        return [
+            layer.name
+            for layer in layers
+            if layer.activation_quantizer is not None and layer.name not in self._samples
+        ]
+
     def clear(self) -> None:
         """Forgets the samples."""
         self._samples.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -99,10 +100,27 @@ def _convert(
     parent = model.get_submodule(layer.name.rpartition(".")[0])
     if (problem := obstacle(module, layer.name, parent)) is not None:
         return _line(layer.name, module, UNSUPPORTED, problem), None
-    line = _line(layer.name, module, QUANTIZED, reason)
+    line = _line(layer.name, module, QUANTIZED, reason + _other_readers(model, module))
     line.weight = f"{spec.weight_quantizer} {spec.weight_bits}"
     line.activation = f"{spec.activation_quantizer} {spec.activation_bits}"
     return line, quantized(module, spec)
+
+
+def _other_readers(model: nn.Module, module: nn.Module) -> str:
+    """Says where else a layer's weight is registered: whoever reads it there reads floats."""
+    weight = getattr(module, "weight", None)
+    others = [
+        f"{name}.{own}" if name else own
+        for name, other in model.named_modules()
+        if other is not module
+        for own, parameter in other.named_parameters(recurse=False)
+        if parameter is weight
+    ]
+    return (
+        f"; its weight is also {', '.join(others)}, which reads floats"
+        if others and weight is not None
+        else ""
+    )
 
 
 def _line(name: str, module: nn.Module, status: str, reason: str) -> LayerReport:
@@ -127,7 +145,15 @@ def _disable_fused_inference(model: nn.Module) -> None:
 
 
 def _note_ranges(report: ConversionReport, ranges: dict[str, tuple[float, float]]) -> None:
+    unreached = []
     for line in report.of(QUANTIZED):
         line.input_range = ranges.get(f"{line.name}.activation_quantizer")
         if line.input_range is None and not line.activation.startswith("float"):
             line.reason += "; no calibration batch reached it"
+            unreached.append(line.name)
+    if unreached:
+        warnings.warn(
+            f"quantize_model: {', '.join(unreached)}: no calibration batch ran through; what reads such a "
+            "layer's weight without calling the layer reads floats",
+            stacklevel=3,
+        )

@@ -12,7 +12,7 @@ from lightning_n2uq.callbacks import EntropyRegularizer, QuantizationMonitor
 from lightning_n2uq.callbacks._common.activation_inputs import thin
 from lightning_n2uq.callbacks._common.quantized_layers import quantized_layers
 from lightning_n2uq.callbacks._monitor.layer_recorder import LayerRecorder
-from lightning_n2uq.layers import QuantSpec
+from lightning_n2uq.layers import QuantLinear, QuantSpec
 from lightning_n2uq.report import write_report
 from lightning_n2uq.report.layer_record import entropy
 
@@ -243,3 +243,14 @@ def test_bad_arguments_give_one_clear_line(arguments, message):
 def test_a_pattern_that_matches_nothing_gives_one_clear_line(tmp_path):
     with pytest.raises(ValueError, match="layers: 'fc' matches no quantized layer, there are 0, 2"):
         trainer(tmp_path, [QuantizationMonitor(layers=("fc",))]).fit(TinyModule(), loader(), loader())
+
+
+def test_a_layer_that_is_never_called_is_named_once(tmp_path):
+    module = TinyModule()
+    module.unused = QuantLinear(4, 4, spec=QuantSpec(2, 2))
+    for parameter in module.unused.parameters():
+        parameter.requires_grad_(False)
+    runner = trainer(tmp_path, [QuantizationMonitor(every_n_steps=1)])
+    with pytest.warns(UserWarning, match=r"^QuantizationMonitor: unused: not called in this step") as seen:
+        runner.fit(module, loader(), loader())
+    assert sum("not called in this step" in str(one.message) for one in seen) == 1

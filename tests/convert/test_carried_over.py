@@ -62,3 +62,25 @@ def test_a_layer_whose_forward_was_replaced_is_left_alone():
     report = quantize_model(net)
     assert report.unsupported == ["3"]
     assert "its forward was replaced on this one layer" in str(report)
+
+
+class Helped(nn.Module):
+    """Reads the weight of a layer that it never calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.read, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.last(torch.nn.functional.linear(self.first(x), self.read.weight))
+
+
+def test_a_layer_whose_weight_is_read_by_others_is_named():
+    net = Helped()
+    with pytest.warns(UserWarning, match=r"^quantize_model: read: no calibration batch ran through"):
+        quantize_model(net, {"skip_first": False, "skip_last": False}, calibration=[torch.randn(8, 4)])
+    net = Helped()
+    net.alias = net.read.weight
+    report = quantize_model(net, {"skip_first": False, "skip_last": False})
+    (line,) = [line for line in report.of("quantized") if line.name == "read"]
+    assert "its weight is also alias, which reads floats" in line.reason
