@@ -22,9 +22,9 @@ class BestAndLastModelCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves the `last.ckpt` that the run goes on from as it is until there is something new to save."""
         super().on_train_start(trainer, pl_module)
-        path = trainer.ckpt_path
-        ours = path is not None and Path(path).name == self.CHECKPOINT_NAME_LAST + self.FILE_EXTENSION
-        if ours and self.save_last is True and self.dirpath and Path(path).parent.samefile(self.dirpath):
+        path = Path(trainer.ckpt_path or "")
+        ours = path.name == self.CHECKPOINT_NAME_LAST + self.FILE_EXTENSION
+        if ours and self.save_last is True and self.dirpath and path.parent.samefile(self.dirpath):
             compat.last_is_saved(self, trainer)
 
     @override

@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_n2uq.callbacks import NonFiniteError
 from lightning_n2uq.checkpointing import CheckpointWriteError, ExactResume

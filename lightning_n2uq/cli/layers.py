@@ -42,10 +42,12 @@ def check_layers(paths: list[str]) -> None:
 
 
 def _check_shape(config: Any, path: str) -> None:  # noqa: ANN401
-    if config is not None and not isinstance(config, dict):
+    if config is None:
+        return
+    if not isinstance(config, dict):
         raise ValueError(f"config: {path!r} holds {_shown(config)}, allowed is a mapping of keys to values")
     for name, kinds in _SECTIONS.items():
-        if name in (config or {}) and not isinstance(config[name], kinds):
+        if name in config and not isinstance(config[name], kinds):
             allowed = (
                 "a mapping" if str not in kinds else "a class, or a mapping with class_path or init_args"
             )

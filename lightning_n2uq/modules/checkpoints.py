@@ -40,7 +40,7 @@ def _name_averaged(content: Mapping[str, Any], path: str, argument: str) -> None
         rank_zero_warn(f"{argument}: {path!r} also holds averaged weights ({', '.join(averaged)}): not used")
 
 
-def _fitted_to_other_bits(model: nn.Module, arguments: dict[str, Any]) -> set[str]:
+def _fitted_to_other_bits(model: nn.Module, arguments: Mapping[str, Any]) -> set[str]:
     """Returns entries of quantizers that fit a step to data, where the source has other bits.
 
     The grids of integer-only networks have 8 bits whatever the layers have, and are never among them.

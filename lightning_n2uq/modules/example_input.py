@@ -20,7 +20,7 @@ class ModuleWithExampleInput(LightningModule):
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        converted = super()._apply(fn, recurse)
+        converted = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         example: Any = self.example_input_array
         if isinstance(example, Tensor):
             self.example_input_array = fn(example)

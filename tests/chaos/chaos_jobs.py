@@ -46,7 +46,8 @@ JOBS: dict[str, dict[str, Any]] = {
     "accumulated": {"trainer": {"accumulate_grad_batches": 4, "val_check_interval": 3}},
     "steps": {"checkpoint": {"every_n_train_steps": 4, "save_top_k": -1, "monitor": None}},
     "lsq": {
-        "model.init_args": {"weight_quantizer": "lsq", "activation_quantizer": "lsq", "optimizer": "sgd"}
+        "trainer": {"callbacks": []},
+        "model.init_args": {"weight_quantizer": "lsq", "activation_quantizer": "lsq", "optimizer": "sgd"},
     },
     "images": {"data": FOLDER},
     "ranks": {"trainer": RANKS},

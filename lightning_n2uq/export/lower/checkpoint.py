@@ -46,7 +46,7 @@ def _metadata(checkpoint: dict[str, Any], settings: dict[str, Any]) -> dict[str,
         if isinstance(state, dict) and state.get("best_model_score") is not None:
             metadata["best_score"] = f"{state.get('monitor')}={float(state['best_model_score']):.6g}"
             break
-    if names := saved_class_names(checkpoint):
-        metadata[CLASS_NAMES] = json.dumps(names, ensure_ascii=False)
+    if classes := saved_class_names(checkpoint):
+        metadata[CLASS_NAMES] = json.dumps(classes, ensure_ascii=False)
     metadata["epoch"] = str(checkpoint.get("epoch", "unknown"))
     return {**metadata, "package": f"lightning_n2uq {__version__}", "git_revision": git_revision()}

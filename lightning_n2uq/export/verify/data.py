@@ -124,7 +124,7 @@ def _data_module(source: str, root: str | None, classes: list[str] | None) -> It
     if root is not None and "root" not in known:
         raise ValueError(f"verify_root: got {root!r}, but {name} has no root")
     # On the device, the Trainer would normalize what the loader leaves as bytes; here nobody does.
-    changes = {"num_workers": 0, "augment_on_device": False, "root": root}
+    changes: dict[str, Any] = {"num_workers": 0, "augment_on_device": False, "root": root}
     changes = {key: value for key, value in changes.items() if key in known and value is not None}
     arguments = section.get("init_args") or {}
     if "classes" in known and arguments.get("classes") is None:

@@ -61,7 +61,7 @@ class KernelFiles:
 
     def save(self, key: tuple[Any, ...], data: object) -> None:
         """Writes an entry: as a whole, or not at all."""
-        content = dumps((self._stamp, key, data))
+        content = dumps((self._stamp, key, data))  # type: ignore[no-untyped-call]
         path = self._path(key)
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:16]}")
         try:
@@ -86,14 +86,15 @@ class KernelCache(FunctionCache):  # type: ignore[misc]  # numba has no types
     """Numba's cache of a function, kept in `KernelFiles`; nothing that happens to them ends a run."""
 
     def __init__(self, function: Any) -> None:  # noqa: ANN401
-        super().__init__(function)
+        super().__init__(function)  # type: ignore[no-untyped-call]
         stamp = self._impl.locator.get_source_stamp()
-        self._cache_file = KernelFiles(self._cache_path, self._impl.filename_base, stamp)
+        files: Any = KernelFiles(self._cache_path, self._impl.filename_base, stamp)
+        self._cache_file = files
 
     def load_overload(self, signature: Any, context: Any) -> Any:  # noqa: ANN401
         """Returns the compiled kernel, None where it has to be compiled (again)."""
         try:
-            return super().load_overload(signature, context)
+            return super().load_overload(signature, context)  # type: ignore[no-untyped-call]
         except Exception as error:  # unpickling and linking damaged entries raises almost anything
             self._say(f"an entry cannot be used and is compiled anew ({_reason(error)})")
             return None
@@ -101,10 +102,10 @@ class KernelCache(FunctionCache):  # type: ignore[misc]  # numba has no types
     def save_overload(self, signature: Any, result: Any) -> None:  # noqa: ANN401
         """Keeps a compiled kernel if that is possible."""
         try:
-            super().save_overload(signature, result)
+            super().save_overload(signature, result)  # type: ignore[no-untyped-call]
         except OSError as error:
             self._say(f"kernels cannot be kept and are compiled by every process ({_reason(error)})")
-            self.disable()
+            self.disable()  # type: ignore[no-untyped-call]
 
     def _say(self, text: str) -> None:
         """Warns once per folder: where one entry is damaged, most others are."""
