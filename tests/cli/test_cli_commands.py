@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -75,6 +76,24 @@ def test_the_package_and_the_light_commands_import_nothing_heavy():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stderr.strip() in ("", "[]")
+
+
+@pytest.mark.parametrize(("own", "policy"), [(None, "passive"), ("active", "active")])
+def test_waiting_threads_give_their_core_away_unless_the_user_says_otherwise(own, policy):
+    """OpenMP reads the variable when torch is imported, so it has to be there before."""
+    code = (
+        "import os, sys\n"
+        "from lightning_n2uq.cli import main\n"
+        "main(['--version'])\n"
+        "assert 'torch' not in sys.modules\n"
+        "print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment | ({"OMP_WAIT_POLICY": own} if own else {}),
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout.split()[-1] == policy
 
 
 def test_the_training_part_imports_no_logger_data_or_plot_library():
