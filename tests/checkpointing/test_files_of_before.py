@@ -8,9 +8,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-import runs
 import torch
 
+import runs
 import warm
 from lightning_n2uq.cli import main
 from lightning_n2uq.interop import load_official_checkpoint

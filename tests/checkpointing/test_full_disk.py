@@ -3,8 +3,8 @@ import shutil
 import subprocess
 
 import pytest
-import runs
 
+import runs
 from lightning_n2uq.checkpointing import newest_checkpoint, read_file
 from lightning_n2uq.modules import QuantizedClassifier
 

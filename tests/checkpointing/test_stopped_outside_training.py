@@ -1,6 +1,7 @@
 """A signal outside of the training steps ends a command with the signal's exit code, never with 0."""
 
 import pytest
+
 import runs
 
 CODES = {"SIGTERM": 143, "SIGINT": 130}
