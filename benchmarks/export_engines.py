@@ -70,10 +70,10 @@ def static_int8_file(float_model: bytes, images: Images) -> bytes:
         return Path(target).read_bytes()
 
 
-def trained_network(bits: int, size: int) -> nn.Module:
-    """This package's network, with uneven thresholds as after training."""
+def trained_network(bits: int, size: int, grid_bits: int | None = None) -> nn.Module:
+    """This package's network, with uneven thresholds as after training; integer-only with `grid_bits`."""
     torch.manual_seed(0)
-    model = resnet18(bits, bits)
+    model = resnet18(bits, bits, residual_bits=grid_bits, first_last_bits=grid_bits)
     for module in model.modules():
         if isinstance(module, LearnableThresholdQuantizer):
             nn.init.uniform_(module.widths, 1.0 / module.num_levels, 3.0 / module.num_levels)
@@ -86,9 +86,9 @@ def trained_network(bits: int, size: int) -> nn.Module:
     return model.eval()
 
 
-def integer_network(bits: int, size: int) -> Description:
+def integer_network(bits: int, size: int, grid_bits: int | None = None) -> Description:
     """`trained_network`, deployed."""
-    return describe(trained_network(bits, size), (3, size, size))
+    return describe(trained_network(bits, size, grid_bits), (3, size, size))
 
 
 def open_session(model: bytes, threads: int, profile: str | None = None) -> Any:

@@ -5,9 +5,9 @@
 
 onnxruntime with the float network and with its own static quantization to 8 bits, openvino with the latter's
 file where it is installed, and this package's networks: the ONNX file in onnxruntime, the compiled package,
-`FastNetwork`. All take turns; a figure is the ratio to onnxruntime's float file within a round. The profile
-sums every kind of node's fastest run. Weights are random (no influence on time), norms and thresholds fit
-random images.
+`FastNetwork`, also of integer-only networks. All take turns; a figure is the ratio to onnxruntime's float
+file within a round. The profile sums every kind of node's fastest run. Weights are random (no influence on
+time), norms and thresholds fit random images.
 """
 
 from __future__ import annotations
@@ -125,6 +125,9 @@ def run(
             description = engines.integer_network(count, size)
             name = f"W{count}A{count}"
             openers.update(ours(name, description, files, Path(folder)))
+            openers[f"{name} integer-only fast"] = engines.fast_opener(
+                engines.integer_network(count, size, 8)
+            )
         figures = measure(openers, files, seconds, size, threads, batches, rounds)
     torch.set_num_threads(before)
     sizes = {name: len(file) for name, file in files.items()}

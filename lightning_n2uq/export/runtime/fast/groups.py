@@ -58,7 +58,7 @@ class Group:
 
     Args:
         program: What it runs.
-        stored: Names of the maps that it writes, and whether they are bytes.
+        stored: Names of the maps that it writes, and their dtypes.
         shape: Of one sample's maps.
         shared: Names of inputs that all samples have in common.
         stem: The `SplitConv` that is one of its steps, if any.
@@ -72,7 +72,7 @@ class Group:
     def __init__(
         self,
         program: Program,
-        stored: Mapping[str, bool],
+        stored: Mapping[str, torch.dtype],
         shape: tuple[int, ...],
         shared: set[str],
         stem: Stem | None = None,
@@ -125,8 +125,8 @@ class Group:
             size = self._pool.window.output_size(self._shape[1:], self._pool.kernel)
             values[self._pool.name] = _empty((count, self._shape[0], *size), torch.float32)
             return
-        for name, is_bytes in self._stored.items():
-            values[name] = _empty((count, *self._shape), torch.uint8 if is_bytes else torch.float32)
+        for name, dtype in self._stored.items():
+            values[name] = _empty((count, *self._shape), dtype)
 
     def _run(self, values: Values, part: slice, found: Values, scales: Array) -> None:
         """Runs the program on some samples, whose stem's products and scales these are."""

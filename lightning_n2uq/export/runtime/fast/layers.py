@@ -49,15 +49,16 @@ class IntegerSums:
 
     Args:
         step: The layer; not one that `needs_float64`.
+        signed: Whether its input is int8, which fast operators do not take.
     """
 
-    def __init__(self, step: s.IntConv) -> None:
+    def __init__(self, step: s.IntConv, signed: bool = False) -> None:
         top, left, bottom, right = step.window.pads
         self._pads = None if (top, left) == (bottom, right) else (left, right, top, bottom)
         padding = (top, left) if self._pads is None else (0, 0)
         self._window = IntegerGeometry(step.window.stride, padding, step.window.dilation, step.window.groups)
         self._linear = step.weight.ndim == 2
-        self._packed = self._pack(step)
+        self._packed = None if signed else self._pack(step)
         unpacked = step.weight if self._packed is None else step.weight[:0]
         self._weight = dense(torch.from_numpy(unpacked.astype(np.float32)))
 

@@ -17,9 +17,11 @@ from numba import carray  # type: ignore[attr-defined]
 from numba.core import types
 from numba.extending import intrinsic
 
+from lightning_n2uq.export.runtime.fast import grid_loops
 from lightning_n2uq.ops.backends.common.jit import Array, Number, compiled, helper
 
 (COPY, AFFINE, SCALE, SHIFT, DIVIDE, PRELU, CLAMP, ADD, MUL, LOAD, CODES, SEARCH, UNIFORM, SPLIT) = range(14)
+LOAD_SIGNED, PACK, GRID, GRID_DOUBLE, GRID_TABLE, GRID_SEARCH = range(14, 20)
 REGISTERS = 6
 
 
@@ -189,6 +191,11 @@ def _operate(
             _divide(a, p, b)
         elif op == PRELU:
             _prelu(a, p, b)
+        elif op == GRID:
+            grid_loops.line(a, params[offset : offset + 4 * period], period, b)
+        elif op == GRID_DOUBLE:
+            doubles = params[offset : offset + 8 * period].view(np.float64)
+            grid_loops.double_line(a, doubles, period, b)
         elif op == CODES:
             _count(a, params[offset:], period, number, counts, out[start : start + size])
 
@@ -215,7 +222,7 @@ def _block(
         x = y = other = scratch[0, :size]
         out = _bytes(addresses[0], 0, 0)
         place = sample * spans[left] + start
-        if op == LOAD:
+        if op in (LOAD, LOAD_SIGNED):
             out = _bytes(addresses[left], place, size)
         elif op == SPLIT:
             x = _floats(addresses[left], sample * spans[left] + 2 * start, 2 * size)
@@ -225,7 +232,7 @@ def _block(
             place = sample * spans[right] + start
             other = scratch[right, :size] if right < REGISTERS else _floats(addresses[right], place, size)
         place = sample * spans[target] + start
-        if op in (CODES, SEARCH, UNIFORM):
+        if op in (CODES, SEARCH, UNIFORM, PACK):
             out = _bytes(addresses[target], place, size)
         else:
             y = scratch[target, :size] if target < REGISTERS else _floats(addresses[target], place, size)
@@ -239,6 +246,14 @@ def _block(
             _clamp(x, params[offset], params[offset + 1], y)
         elif op == LOAD:
             _load(out, y)
+        elif op == LOAD_SIGNED:
+            grid_loops.load_signed(out, y)
+        elif op == PACK:
+            grid_loops.pack(x, out)
+        elif op == GRID_TABLE:
+            grid_loops.look_up(x, params[offset + 1 :].view(np.int16), params[offset], number, channels, y)
+        elif op == GRID_SEARCH:
+            grid_loops.search(x, params[offset + 1 :], params[offset], number, channels, y)
         elif op == SPLIT:
             _split(x, other, scales[sample], channels, y)
         elif op == SEARCH:

@@ -10,23 +10,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from lightning_n2uq.export.ir import steps as s
 from lightning_n2uq.export.ir.description import Description
+from lightning_n2uq.export.ir.integer_steps import GridCodes, IntAdd, IntMaxPool, SumPool
 from lightning_n2uq.export.ir.shapes import infer_shapes
+from lightning_n2uq.export.runtime.fast import loops
 from lightning_n2uq.export.runtime.fast.byte_conv import ByteConvolution
 from lightning_n2uq.export.runtime.fast.groups import Group, Stem, Values
+from lightning_n2uq.export.runtime.fast.integer_maps import BytePool, sum_pool
 from lightning_n2uq.export.runtime.fast.layers import FixedSums, IntegerSums, SplitMap, SplitSums, TorchStep
 from lightning_n2uq.export.runtime.fast.program import ProgramBuilder, TooLargeError
+from lightning_n2uq.export.runtime.fast.ranges import infer_ranges
 from lightning_n2uq.export.runtime.fast.split_conv import SplitConvolution
+from lightning_n2uq.export.runtime.fast.word_conv import WordConvolution
 
-_MAPS = (s.Affine, s.PReLU, s.Clamp, s.Add, s.Mul, s.Normalize, s.SplitConv)
-_QUANTIZERS = (s.Codes, s.UniformCodes)
+_MAPS = (s.Affine, s.PReLU, s.Clamp, s.Add, s.Mul, s.Normalize, s.SplitConv, IntAdd)
+_QUANTIZERS = (s.Codes, s.UniformCodes, GridCodes)
+_CODES = (s.Codes, s.UniformCodes)
+"""Quantizers whose codes a group only writes."""
+_MOVES = (s.MaxPool, IntMaxPool, s.Concat, s.Flatten)
 _LAYERS = (s.IntConv, s.IntLinear)
 _FLOATS = (s.FixedLinear, s.MeanPool, s.BorderSums)
-FLOATS, BYTES, SUMS, OTHER = "floats", "bytes", "sums", "other"
-"""What a value is: float32, codes in uint8, integers as float32, anything else (int32 of large sums)."""
+FLOATS, BYTES, SIGNED, SUMS, OTHER = "floats", "bytes", "signed", "sums", "other"
+"""What a value is: float32, uint8, int8, integers as float32, anything else (int32 of large sums)."""
+_LOADS = {BYTES: loops.LOAD, SIGNED: loops.LOAD_SIGNED}
+_DTYPES = {BYTES: torch.uint8, SIGNED: torch.int8}
 
 
 @dataclass
@@ -62,6 +73,7 @@ class Plan:
         self._description = description
         self._steps = {step.name: step for step in description.steps}
         self._shapes = infer_shapes(description.steps)
+        self._ranges = infer_ranges(description.steps, self._shapes)
         self._readers: dict[str, list[s.Step]] = {name: [] for name in self._steps}
         for step in description.steps:
             for name in step.inputs:
@@ -71,11 +83,16 @@ class Plan:
         self._find_constants()
         self._done = {description.input.name, *self.constants}
         self._reads: list[set[str]] = []
+        self._writes: list[set[str]] = []
         for step in description.steps[1:]:
             self._classify(step)
         for step in description.steps[1:]:
-            if not isinstance(step, _MAPS) or step.name == description.output:
+            # Sums on grids bring their summands with them.
+            waits = isinstance(step, (*_MAPS, GridCodes))
+            if not waits or step.name == description.output:
                 self._demand(step.name)
+        for step in description.quantizers():
+            self._demand(step.name)
         self._find_frees()
 
     def _find_constants(self) -> None:
@@ -90,11 +107,12 @@ class Plan:
             return
         inputs = {self.kinds[name] for name in step.inputs}
         if type(step) in _QUANTIZERS:
-            kind = BYTES
-        elif type(step) in _LAYERS and isinstance(step, s.IntConv):
-            fits = inputs == {BYTES} and step.bound().max(initial=0) < s.EXACT_FLOAT32
+            kind = SIGNED if isinstance(step, GridCodes) and step.low < 0 else BYTES
+        elif type(step) in (*_LAYERS, IntAdd, SumPool):
+            low, high = self._ranges.get(step.name, (s.EXACT_FLOAT32, s.EXACT_FLOAT32))
+            fits = inputs <= {BYTES, SIGNED} and max(abs(low).max(), abs(high).max()) < s.EXACT_FLOAT32
             kind = SUMS if fits else OTHER
-        elif type(step) in (s.MaxPool, s.Concat, s.Flatten):
+        elif type(step) in _MOVES:
             kind = inputs.pop() if len(inputs) == 1 else OTHER
         elif type(step) in (s.Affine, *_FLOATS) or (type(step) in _MAPS and OTHER not in inputs):
             kind = FLOATS
@@ -109,8 +127,10 @@ class Plan:
         kinds = [self.kinds[name] for name in step.inputs]
         if OTHER in kinds:
             return False
-        if BYTES in kinds:
-            return type(step) in (s.Affine, s.Normalize)
+        if isinstance(step, IntAdd):
+            return self.kinds[step.name] == SUMS
+        if BYTES in kinds or SIGNED in kinds:
+            return type(step) in (s.Affine, s.Normalize, s.Codes, GridCodes)
         if isinstance(step, s.Add | s.Mul):
             return all(self._shapes[name] == self._shapes[step.name] for name in step.inputs)
         return True
@@ -139,18 +159,31 @@ class Plan:
         """Returns what computes a step from its inputs."""
         if type(step) in _LAYERS and self.kinds[step.name] == SUMS:
             assert isinstance(step, s.IntConv)
-            return ByteConvolution(step) if ByteConvolution.takes(step) else IntegerSums(step)
+            return self._sums(step)
+        if type(step) is IntMaxPool and self.kinds[step.name] == BYTES:
+            return BytePool(step)
+        if type(step) is SumPool and self.kinds[step.name] == SUMS:
+            return sum_pool
         if type(step) is s.FixedLinear and len(self._shapes[step.name]) == 3:
             return FixedSums(step)
         if type(step) is s.SplitConv and SplitMap.takes(step) and self.kinds[step.inputs[0]] == FLOATS:
             return SplitMap(step)
         self.alone.append(step.name)
-        moves = type(step) in (s.MaxPool, s.Concat, s.Flatten)  # whatever the values are
+        moves = type(step) in _MOVES  # whatever the values are
         return TorchStep(step, tuple(self.kinds[name] == SUMS and not moves for name in step.inputs))
+
+    def _sums(self, step: s.IntConv) -> Callable[..., Tensor]:
+        signed = self.kinds[step.inputs[0]] == SIGNED
+        if not signed and ByteConvolution.takes(step):
+            return ByteConvolution(step)
+        if signed and WordConvolution.takes(step):
+            return WordConvolution(step)
+        return IntegerSums(step, signed)
 
     def _append(self, run: Callable[[Values], None], kind: str, reads: set[str], writes: list[str]) -> None:
         self.operations.append(Operation(run, kind))
         self._reads.append(reads)
+        self._writes.append(set(writes))
         self._done.update(writes)
 
     def _ancestors(self, step: s.Step) -> list[s.Step]:
@@ -173,7 +206,7 @@ class Plan:
             for name in set(reader.inputs) - self._done - inside:
                 source = self._steps[name]
                 joins = self._elementwise(source) and self._shapes[name] == self._shapes[step.name]
-                if joins and not isinstance(source, _QUANTIZERS) and not isinstance(reader, s.SplitConv):
+                if joins and type(source) not in _CODES and not isinstance(reader, s.SplitConv):
                     inside.add(name)
                     waiting.append(source)
                 else:
@@ -223,8 +256,9 @@ class Plan:
         builder = ProgramBuilder(
             shape[0],
             set(stored),
-            {name for name in reads if self.kinds[name] == BYTES},
+            {name: _LOADS[self.kinds[name]] for name in reads if self.kinds[name] in _LOADS},
             None if pool is None else pool.inputs[0],
+            self._ranges,
         )
         try:
             program = builder.build([member for member in members if member is not own])
@@ -232,9 +266,9 @@ class Plan:
             for member in members:
                 self._place_layer(member)
             return
-        bytewise = {name: self.kinds[name] == BYTES for name in stored}
+        dtypes = {name: _DTYPES.get(self.kinds[name], torch.float32) for name in stored}
         shared = {name for name in reads if name in self.constants}
-        group = Group(program, bytewise, shape, shared, stem, pool)
+        group = Group(program, dtypes, shape, shared, stem, pool)
         kind = "pass" if group.stem is None else "stem"
         self._append(group.run, kind, reads, group.outputs if pool is not None else stored)
 
@@ -248,9 +282,9 @@ class Plan:
         return Stem(stem, sums, plain)
 
     def _leaves(self, step: s.Step, inside: set[str]) -> bool:
-        """Returns whether a step's value is needed outside a group."""
-        is_output = step.name == self._description.output
-        return is_output or any(reader.name not in inside for reader in self._readers[step.name])
+        """Returns whether a step's value is needed outside a group; codes may always be asked for."""
+        wanted = step.name == self._description.output or isinstance(step, _QUANTIZERS)
+        return wanted or any(reader.name not in inside for reader in self._readers[step.name])
 
     def _place_pool(self, pool: s.MaxPool) -> bool:
         """Places a max pooling together with the steps in front of it, if nothing else reads those."""
@@ -268,6 +302,7 @@ class Plan:
     def _find_frees(self) -> None:
         kept = {self._description.input.name, self._description.output, *self.constants}
         seen: set[str] = set()
-        for operation, reads in zip(reversed(self.operations), reversed(self._reads), strict=True):
-            operation.frees = sorted(reads - seen - kept)
+        rows = zip(self.operations, self._reads, self._writes, strict=True)
+        for operation, reads, writes in reversed(list(rows)):
+            operation.frees = sorted((reads | writes) - seen - kept)
             seen |= reads

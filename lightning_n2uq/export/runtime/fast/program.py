@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from lightning_n2uq.export.ir import steps as s
+from lightning_n2uq.export.ir.integer_steps import GridCodes, IntAdd
 from lightning_n2uq.export.ir.steps import Array
 from lightning_n2uq.export.runtime.fast import loops
+from lightning_n2uq.export.runtime.fast.grid_operations import grid_operation
+from lightning_n2uq.export.runtime.fast.ranges import Range
 
 _SHORTEST_PERIOD = 512
 """Per-channel numbers are repeated up to here, so that the innermost loops are not too short."""
@@ -58,14 +61,16 @@ class ProgramBuilder:
     Attributes:
         channels: Number of channels.
         stored: Names of the steps whose values are needed outside.
-        bytewise: Names of inputs that are maps of bytes.
+        loads: For names of inputs that are maps of bytes, the operation that loads them.
         last: A step whose value is left in register 0, or None.
+        ranges: Of maps of integers, by name.
     """
 
     channels: int
     stored: set[str]
-    bytewise: set[str]
+    loads: Mapping[str, int]
     last: str | None = None
+    ranges: Mapping[str, Range] = field(default_factory=dict)
     _rows: list[tuple[int, ...]] = field(default_factory=list)
     _params: list[Array] = field(default_factory=lambda: [np.zeros(1, np.float32)])
     _operands: list[str] = field(default_factory=list)
@@ -92,16 +97,26 @@ class ProgramBuilder:
         operations = self._operations(step)
         target = self._target(step)
         # What leads up to codes needs a place for floats.
-        between = self._free() if isinstance(step, s.Codes) and len(operations) > 1 else target
+        bytes_only = isinstance(step, s.Codes) and not isinstance(step, GridCodes)
+        between = self._free() if bytes_only and len(operations) > 1 else target
         for index, (op, numbers, count) in enumerate(operations):
             place = target if index == len(operations) - 1 else between
             self._rows.append((op, place, left, rest[0] if rest else -1, self._keep(numbers), count))
             left = between
+        if isinstance(step, GridCodes):
+            self._rows.append((loops.PACK, self._operand(step.name), target, -1, 0, 0))
         for name in [name for name in self._registers if name not in needed and name != self.last]:
             del self._registers[name]
 
     def _source(self, name: str) -> int:
-        return self._registers[name] if name in self._registers else self._operand(name)
+        if name in self._registers:
+            return self._registers[name]
+        operand = self._operand(name)
+        if name not in self.loads:
+            return operand
+        self._registers[name] = self._free()
+        self._rows.append((self.loads[name], self._registers[name], operand, -1, 0, 0))
+        return self._registers[name]
 
     def _operand(self, name: str) -> int:
         if name not in self._operands:
@@ -109,7 +124,7 @@ class ProgramBuilder:
         return loops.REGISTERS + self._operands.index(name)
 
     def _target(self, step: s.Step) -> int:
-        if step.name in self.stored:
+        if step.name in self.stored and not isinstance(step, GridCodes):
             return self._operand(step.name)
         self._registers[step.name] = 0 if step.name == self.last else self._free()
         return self._registers[step.name]
@@ -131,10 +146,6 @@ class ProgramBuilder:
         return start
 
     def _operations(self, step: s.Step) -> list[Operation]:
-        load = [(loops.LOAD, NOTHING, 0)] if step.inputs and step.inputs[0] in self.bytewise else []
-        return [*load, *self._calculations(step)]
-
-    def _calculations(self, step: s.Step) -> list[Operation]:
         match step:
             case s.Affine():
                 return self._affine(step)
@@ -147,9 +158,17 @@ class ProgramBuilder:
                 return [(loops.SHIFT, shift, 0), (loops.DIVIDE, divisor, 0)]
             case s.UniformCodes():
                 return [(loops.UNIFORM, np.array([step.step, step.offset, step.levels]), 0)]
+            case GridCodes():
+                return self._grid_codes(step)
             case s.Codes():
                 return self._codes(step)
-        return [({s.Add: loops.ADD, s.Mul: loops.MUL, s.SplitConv: loops.SPLIT}[type(step)], NOTHING, 0)]
+        return [
+            (
+                {s.Add: loops.ADD, IntAdd: loops.ADD, s.Mul: loops.MUL, s.SplitConv: loops.SPLIT}[type(step)],
+                NOTHING,
+                0,
+            )
+        ]
 
     def _affine(self, step: s.Affine) -> list[Operation]:
         if step.scale is not None and step.shift is not None:
@@ -159,6 +178,14 @@ class ProgramBuilder:
         if step.shift is not None:
             return [(loops.SHIFT, self._repeated(step.shift), 0)]
         return [(loops.COPY, NOTHING, 0)]
+
+    def _grid_codes(self, step: GridCodes) -> list[Operation]:
+        signs = [] if step.sign is None else [(loops.SCALE, self._repeated(step.sign), 0)]
+        range_ = self.ranges.get(step.inputs[0])
+        if range_ is not None and step.sign is not None:
+            ends = np.stack(range_) * step.sign.astype(np.int64)
+            range_ = ends.min(0), ends.max(0)
+        return [*signs, grid_operation(step, self.channels, range_, self._period)]
 
     def _codes(self, step: s.Codes) -> list[Operation]:
         signs = [] if step.sign is None else [(loops.SCALE, self._repeated(step.sign), 0)]

@@ -1,8 +1,6 @@
 """The inner loop of a split convolution: products of 16-bit integers, added in pairs in 32 bits.
 
-LLVM has no name for "multiply pairs and add" that all processors share, but it knows the pattern: on x86
-with AVX2 the code below becomes `vpmaddwd`, with AVX-512 VNNI `vpdpwssd`. Twelve vectors of sums stay in
-registers.
+Twelve vectors of sums stay in registers.
 """
 
 from __future__ import annotations
@@ -15,14 +13,16 @@ from numba.extending import intrinsic
 
 from lightning_n2uq.export.runtime.fast.vectors import (
     FLOAT,
-    INT16,
     INT32,
     LANES,
+    PAIRS,
     Value,
+    add_products,
     in_all_lanes,
     load,
     loop,
     number,
+    pair_in_all_lanes,
     store,
     variables,
 )
@@ -30,21 +30,7 @@ from lightning_n2uq.export.runtime.fast.vectors import (
 PIXELS = 4
 """Neighbouring pixels of a tile, whose other side are `LANES` output channels."""
 
-_SUMS, _PAIRS = ir.VectorType(INT32, LANES), ir.VectorType(INT16, 2 * LANES)
-_PRODUCTS, _VALUES = ir.VectorType(INT32, 2 * LANES), ir.VectorType(FLOAT, LANES)
-_EVEN, _ODD = (ir.Constant(_SUMS, list(range(first, 2 * LANES, 2))) for first in (0, 1))
-
-
-def _pair(builder: Value, address: Value) -> Value:
-    """Returns two neighbouring numbers, in all lanes."""
-    return builder.bitcast(in_all_lanes(builder, load(builder, address, INT32)), _PAIRS)
-
-
-def _add_products(builder: Value, place: Value, x: Value, y: Value) -> None:
-    products = builder.mul(builder.sext(x, _PRODUCTS), builder.sext(y, _PRODUCTS))
-    nothing = ir.Constant(_PRODUCTS, ir.Undefined)
-    halves = [builder.shuffle_vector(products, nothing, which) for which in (_EVEN, _ODD)]
-    builder.store(builder.add(builder.load(place), builder.add(*halves)), place)
+_SUMS, _VALUES = ir.VectorType(INT32, LANES), ir.VectorType(FLOAT, LANES)
 
 
 def _sum_window(builder: Value, sums: Value, arguments: Value) -> None:
@@ -56,14 +42,14 @@ def _sum_window(builder: Value, sums: Value, arguments: Value) -> None:
         with loop(builder, pairs) as pair:
             place = builder.add(start, builder.mul(pair.index, number(4)))
             address = builder.load(weight)
-            weight_high = load(builder, address, _PAIRS)
-            weight_low = load(builder, builder.add(address, number(4 * LANES)), _PAIRS)
+            weight_high = load(builder, address, PAIRS)
+            weight_low = load(builder, builder.add(address, number(4 * LANES)), PAIRS)
             builder.store(builder.add(address, number(8 * LANES)), weight)
             for pixel in range(PIXELS):
-                x_high, x_low = (_pair(builder, builder.add(part, place)) for part in (high, low))
+                x_high, x_low = (pair_in_all_lanes(builder, builder.add(part, place)) for part in (high, low))
                 factors = (x_high, weight_high), (x_high, weight_low), (x_low, weight_high)
                 for target, (x, y) in zip(sums[3 * pixel : 3 * pixel + 3], factors, strict=True):
-                    _add_products(builder, target, x, y)
+                    add_products(builder, target, x, y)
                 place = builder.add(place, pixel_bytes)
 
 
