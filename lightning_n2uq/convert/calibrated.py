@@ -16,7 +16,7 @@ from lightning_n2uq.quantizers import (
     LSQPlus,
     Quantizer,
 )
-from lightning_n2uq.quantizers.base import DataInitializedQuantizer
+from lightning_n2uq.quantizers.base import DataInitializedQuantizer, one_value_at_least
 
 _METHODS = ("LearnableThresholdQuantizer", "PACT", "APoT", "DoReFa", "LSQ")
 
@@ -82,7 +82,7 @@ class CalibratedInput(DataInitializedQuantizer):
                 raise ValueError(
                     "CalibratedInput: got no data yet, allowed is a calibrated or trained network"
                 )
-            low, high = best_range(sample_values(x), self.num_levels)
+            low, high = best_range(sample_values(one_value_at_least(x)), self.num_levels)
             y = quantize_uniformly(x.detach(), low.to(x.dtype), high.to(x.dtype), self.num_levels)
             return straight_through(x, y) + self._nothing() if self.training else y
         if self.offset is None:

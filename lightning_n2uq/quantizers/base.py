@@ -106,8 +106,9 @@ class DataInitializedQuantizer(Quantizer):
     """A quantizer whose parameters take their first value from the first data it sees in training.
 
     That happens once, at the first forward pass in training mode whose values differ from each other; with
-    several processes the values are averaged, so that replicas stay equal. A batch without spread (all values
-    equal, or not finite) puts it off with a warning, and a look at the network (see `looks`) never does it.
+    several processes the values are averaged, so that replicas stay equal. A batch without spread (empty, all
+    values equal, or not finite) puts it off with a warning, and a look at the network (see `looks`) never
+    does it.
     Before that, every forward pass computes the values on the fly from its own input and keeps nothing.
     The buffer `initialized` alone says whether it has happened, also in copies and across checkpoints.
     """
@@ -161,7 +162,7 @@ class DataInitializedQuantizer(Quantizer):
     def _fit(self, x: Tensor, useful: bool) -> bool:
         """Sets the parameters from the mean over processes with useful data; returns whether there is one."""
         x = x.detach()
-        values = self.first_values(x if useful else torch.zeros_like(x))
+        values = self.first_values(x if useful else torch.zeros_like(one_value_at_least(x)))
         total = _sum_over_processes(torch.tensor(float(useful), device=x.device))
         if not bool(total):
             return False
@@ -181,7 +182,7 @@ class DataInitializedQuantizer(Quantizer):
         if self._fit(x, _has_spread(x)):
             return True
         warnings.warn(
-            f"{type(self).__name__}: the batch has no spread (all values are equal or not finite), "
+            f"{type(self).__name__}: the batch has no spread (no values, or all are equal or not finite), "
             "the first values of its parameters wait for one that has",
             stacklevel=2,
         )
@@ -197,7 +198,7 @@ class DataInitializedQuantizer(Quantizer):
         if self.fits(x):
             return tuple(self.bounded(name) for name in names)
         with torch.no_grad():
-            values = self.first_values(x.detach())
+            values = self.first_values(one_value_at_least(x.detach()))
         if not self.training:
             return tuple(values[name] for name in names)
         # Parameters stay part of the graph, with gradient 0: data-parallel training waits for each of them.
@@ -221,6 +222,11 @@ def _has_spread(x: Tensor) -> bool:
         return False
     low, high = torch.aminmax(x.detach())
     return bool(torch.isfinite(low) & torch.isfinite(high) & (low < high))
+
+
+def one_value_at_least(x: Tensor) -> Tensor:
+    """Returns `x`, or a single zero where `x` is empty, as a rank's share of a small batch may be."""
+    return x if x.numel() else x.new_zeros(1)
 
 
 def _sum_over_processes(x: Tensor) -> Tensor:

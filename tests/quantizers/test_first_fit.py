@@ -41,7 +41,11 @@ def fitted(model: nn.Module) -> list[bool]:
     return [bool(m.initialized) for m in model.modules() if isinstance(m, DataInitializedQuantizer)]
 
 
-@pytest.mark.parametrize("data", [torch.zeros(4, 3), torch.full((4, 3), 0.7)], ids=["zeros", "constant"])
+@pytest.mark.parametrize(
+    "data",
+    [torch.zeros(4, 3), torch.full((4, 3), 0.7), torch.zeros(0, 3)],
+    ids=["zeros", "constant", "empty"],
+)
 @pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
 def test_a_batch_without_spread_puts_the_fit_off_and_says_so(build, data: torch.Tensor) -> None:
     quantizer, twin = build(), build()
