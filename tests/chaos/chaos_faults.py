@@ -41,7 +41,7 @@ def _stop_and_go(run: Run, folder: Path, rng: random.Random, ranks: int) -> Iter
     """A rank stands still; for longer than the others wait, now and then."""
     rank = rng.randrange(ranks)
     run.send(signal.SIGSTOP, rank)
-    time.sleep(rng.choice((0.5, 2.0, 2.0, 14.0 if ranks > 1 else 4.0)))
+    time.sleep(rng.choice((0.5, 2.0, 2.0, 40.0 if ranks > 1 else 4.0)))
     run.send(signal.SIGCONT, rank)
     yield
 

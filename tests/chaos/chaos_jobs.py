@@ -38,7 +38,7 @@ RANKS = {
     "devices": 2,
     "strategy": {
         "class_path": "lightning_n2uq.strategies.NUQSGDStrategy",
-        "init_args": {"error_feedback": True, "bucket_size": 64, "min_numel": 16, "timeout": "0:00:08"},
+        "init_args": {"error_feedback": True, "bucket_size": 64, "min_numel": 16, "timeout": "0:00:30"},
     },
 }
 JOBS: dict[str, dict[str, Any]] = {

@@ -62,7 +62,8 @@ def reference(folder: Path, job: str, cache: Path) -> Reference:
     run = Run(folder, "whole", {"NUMBA_CACHE_DIR": str(cache)})
     if run.wait(COMPILING) != 0:
         raise RuntimeError(f"{job}: fails without any fault: {run.errors()[-2000:]}")
-    return Reference(_state(folder), _rows(folder), time.monotonic() - began)
+    (done,) = _run_folders(folder)
+    return Reference(_state(done), _rows(done), time.monotonic() - began)
 
 
 def trial(seed: int, folder: Path, references: Mapping[str, Reference], cache: Path) -> Record:
@@ -89,7 +90,7 @@ def trial(seed: int, folder: Path, references: Mapping[str, Reference], cache: P
                 attempts.under(fault, references[record.job].seconds, ranks)
             attempts.to_the_end()
             if record.outcome != "named":
-                _compare(references[record.job], folder)
+                _compare(references[record.job], folder, alone="second command" not in faults)
                 record.outcome = "exact"
         except LostError as error:
             record.outcome, record.detail = "lost", str(error)
@@ -184,16 +185,13 @@ def _last_line(run: Run) -> str:
     return lines[-1][:300] if lines else "(no output)"
 
 
-def _run_folder(folder: Path) -> Path:
-    found = [path for path in sorted(folder.glob("runs/job/*")) if (path / "last.ckpt").is_file()]
-    if len(found) != 1:
-        raise LostError(f"{len(found)} finished runs in {[path.name for path in folder.glob('runs/job/*')]}")
-    return found[0]
+def _run_folders(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("runs/job/*")) if (path / "last.ckpt").is_file()]
 
 
 def _state(folder: Path) -> dict[str, Any]:
     """Returns all of the last checkpoint that training depends on."""
-    checkpoint = torch.load(_run_folder(folder) / "last.ckpt", weights_only=True)
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
     kept = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "nuqsgd")
     random_state = checkpoint["exact_resume"]["ranks"]
     return {**{key: checkpoint.get(key) for key in kept}, "random": random_state}
@@ -202,7 +200,7 @@ def _state(folder: Path) -> dict[str, Any]:
 def _rows(folder: Path) -> list[dict[str, str]]:
     """Returns metrics.csv without averages of interrupted epochs, their marks and the clock's column."""
     left_out = ("train/acc", "resume/batch", "speed/steps_per_second")
-    with (_run_folder(folder) / "metrics.csv").open(newline="") as file:
+    with (folder / "metrics.csv").open(newline="") as file:
         rows = [
             {k: v for k, v in row.items() if v and k not in left_out}
             for row in csv.DictReader(file)
@@ -211,14 +209,30 @@ def _rows(folder: Path) -> list[dict[str, str]]:
     return [row for row in rows if row.keys() - {"epoch", "step"}]
 
 
-def _compare(wanted: Reference, folder: Path) -> None:
+def _compare(wanted: Reference, folder: Path, alone: bool) -> None:
+    """Compares what was trained with the undisturbed result.
+
+    Two commands that begin at once, before there is a checkpoint, are two runs; one of them is finished, and
+    the other may have been struck.
+    """
+    runs = _run_folders(folder)
+    if not runs or (alone and len(runs) > 1):
+        raise LostError(f"{len(runs)} runs in {[path.name for path in folder.glob('runs/job/*')]}")
+    found = [_difference(wanted, run) for run in runs]
+    if all(found):
+        raise LostError(found[-1])
+
+
+def _difference(wanted: Reference, folder: Path) -> str:
+    """Returns in words how a run differs from the undisturbed one; nothing where it does not."""
     if paths := differing(wanted.state, _state(folder)):
-        raise LostError(f"{len(paths)} values differ from the undisturbed run's, {paths[0]}")
+        return f"{len(paths)} values differ from the undisturbed run's, {paths[0]}"
     found = _rows(folder)
-    if found != wanted.rows:
-        equal = (one == other for one, other in zip(found, wanted.rows, strict=False))
-        same = next((number for number, fits in enumerate(equal) if not fits), "the end")
-        raise LostError(f"metrics.csv: {len(found)} rows, not {len(wanted.rows)}, others from {same} on")
+    if found == wanted.rows:
+        return ""
+    equal = (one == other for one, other in zip(found, wanted.rows, strict=False))
+    same = next((number for number, fits in enumerate(equal) if not fits), "the end")
+    return f"metrics.csv: {len(found)} rows, not {len(wanted.rows)}, others from {same} on"
 
 
 def differing(left: Any, right: Any, path: str = "") -> list[str]:
