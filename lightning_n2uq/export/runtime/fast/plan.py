@@ -109,8 +109,8 @@ class Plan:
         if type(step) in _QUANTIZERS:
             kind = SIGNED if isinstance(step, GridCodes) and step.low < 0 else BYTES
         elif type(step) in (*_LAYERS, IntAdd, SumPool):
-            low, high = self._ranges.get(step.name, (s.EXACT_FLOAT32, s.EXACT_FLOAT32))
-            fits = inputs <= {BYTES, SIGNED} and max(abs(low).max(), abs(high).max()) < s.EXACT_FLOAT32
+            ends = self._ranges.get(step.name, (s.EXACT_FLOAT32, s.EXACT_FLOAT32))
+            fits = inputs <= {BYTES, SIGNED} and max(np.abs(end).max() for end in ends) < s.EXACT_FLOAT32
             kind = SUMS if fits else OTHER
         elif type(step) in _MOVES:
             kind = inputs.pop() if len(inputs) == 1 else OTHER
