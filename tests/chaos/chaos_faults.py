@@ -126,7 +126,8 @@ def damage_checkpoint(folder: Path, rng: random.Random) -> str:
 
 def damage_cache(folder: Path, rng: random.Random) -> str:
     """Damages some of the compiled kernels in the job's own cache."""
-    files = sorted((folder / "cache").rglob("*.nb?"))
+    kinds = (".nbi", ".nbc", ".kernel")
+    files = sorted(file for file in (folder / "cache").rglob("*") if file.suffix in kinds)
     chosen = rng.sample(files, min(len(files), rng.randrange(1, 6)))
     for file in chosen:
         file.write_bytes(_damaged(file.read_bytes(), rng))
