@@ -281,7 +281,8 @@ class QuantizedClassifier(ModuleWithExampleInput):
         if stage != "fit":
             return
         hp: Any = self.hparams
-        refuse_finders(self.trainer.callbacks)  # type: ignore[attr-defined]
+        if self._trainer is not None:
+            refuse_finders(self.trainer.callbacks)  # type: ignore[attr-defined]
         for line in void_choices(QuantizedClassifier, hp):
             rank_zero_warn(line)
         if hp.teacher is not None:

@@ -344,6 +344,22 @@ def last_is_saved(callback: Any, trainer: Any) -> None:  # noqa: ANN401
         setattr(callback, name, value)
 
 
+# numba
+
+
+def kernel_place(cache: Any) -> tuple[str, str, object]:  # noqa: ANN401
+    """Returns of a numba cache: its folder, what its files' names begin with, its source's stamp."""
+    implementation = private(cache, "_impl")
+    path: str = private(cache, "_cache_path")
+    return path, implementation.filename_base, implementation.locator.get_source_stamp()
+
+
+def set_kernel_cache(function: Any, cache: object) -> None:  # noqa: ANN401
+    """Gives a function made by `numba.njit` another cache of what it compiles."""
+    private(function, "_cache")
+    function._cache = cache
+
+
 # wandb_workspaces
 
 

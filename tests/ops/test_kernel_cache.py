@@ -11,6 +11,9 @@ import pytest
 
 from lightning_n2uq.ops.backends.common import jit, kernel_cache
 
+# What numba imports at its first compilation warns of torch.jit.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+
 SOURCE = """
 def twice_each(x, y):
     for i in range(x.size):

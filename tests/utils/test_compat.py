@@ -362,3 +362,17 @@ def test_a_saver_is_told_what_its_last_checkpoint_is_of():  # Lightning 2.5.5, 2
     compat.last_is_saved(saver, trainer)
     assert saver._should_skip_saving_checkpoint(trainer)
     assert saver._last_checkpoint_saved == "last.ckpt"
+
+
+def test_where_numba_keeps_what_it_compiles(tmp_path):  # numba 0.68
+    import numba
+    from numba.core.caching import FunctionCache
+
+    function = numba.njit(lambda x: x)
+    cache = FunctionCache(test_where_numba_keeps_what_it_compiles)
+    folder, name, stamp = compat.kernel_place(cache)
+    assert "test_where_numba" in name
+    assert folder
+    assert stamp
+    compat.set_kernel_cache(function, cache)
+    assert function._cache is cache

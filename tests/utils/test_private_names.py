@@ -10,7 +10,7 @@ FILES = sorted(
     path for part in ("lightning_n2uq", "callbacks", "datamodules") for path in (ROOT / part).rglob("*.py")
 )
 COMPAT = ROOT / "lightning_n2uq" / "utils" / "compat.py"
-PUBLIC = {"_replace", "_asdict", "_fields"}  # of named tuples
+PUBLIC = {"_replace", "_asdict", "_fields", "_exit"}  # of named tuples, and of os
 # Methods that a subclass overrides to take part, which their own documentation asks for.
 OVERRIDDEN = {"_load_from_state_dict", "_save_to_state_dict"}
 

@@ -3,7 +3,8 @@
 Numba's own cache unpickles whatever it finds: an entry that a crash or a full disk has cut short ends every
 later run, and a flipped bit in machine code may do anything. Here an entry is sealed with a digest, one that
 does not fit is compiled and written anew, and where nothing can be written a process keeps its kernels to
-itself. The folder is the one that numba chooses.
+itself. The folder is the one that numba chooses. What lies there is machine code, to be trusted like Python's
+own bytecode: the digest tells damage, not who wrote an entry.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any, TypeVar
 import numba
 from numba.core.caching import FunctionCache
 from numba.core.serialize import dumps
+
+from lightning_n2uq.utils import compat
 
 _SEAL = hashlib.sha256().digest_size
 _said: set[str] = set()
@@ -87,8 +90,8 @@ class KernelCache(FunctionCache):  # type: ignore[misc]  # numba has no types
 
     def __init__(self, function: Any) -> None:  # noqa: ANN401
         super().__init__(function)  # type: ignore[no-untyped-call]
-        stamp = self._impl.locator.get_source_stamp()
-        files: Any = KernelFiles(self._cache_path, self._impl.filename_base, stamp)
+        self._place, name, stamp = compat.kernel_place(self)
+        files: Any = KernelFiles(self._place, name, stamp)
         self._cache_file = files
 
     def load_overload(self, signature: Any, context: Any) -> Any:  # noqa: ANN401
@@ -109,17 +112,17 @@ class KernelCache(FunctionCache):  # type: ignore[misc]  # numba has no types
 
     def _say(self, text: str) -> None:
         """Warns once per folder: where one entry is damaged, most others are."""
-        if self._cache_path not in _said:
-            _said.add(self._cache_path)
+        if self._place not in _said:
+            _said.add(self._place)
             place = "NUMBA_CACHE_DIR" if os.environ.get("NUMBA_CACHE_DIR") else "kernel cache"
-            warnings.warn(f"{place}: {self._cache_path!r}: {text}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{place}: {self._place!r}: {text}", RuntimeWarning, stacklevel=2)
 
 
 def cached(kernel: Kernel) -> Kernel:
     """Returns a kernel made by `numba.njit` that keeps on disk what it compiles, where there is a place."""
     function: Any = kernel
     with contextlib.suppress(RuntimeError):  # numba found no folder that can be written
-        function._cache = KernelCache(function.py_func)
+        compat.set_kernel_cache(function, KernelCache(function.py_func))
     return kernel
 
 
