@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 
 class RunInterrupted(SystemExit):  # no error: the way out that was asked for
@@ -18,7 +18,8 @@ class RunInterrupted(SystemExit):  # no error: the way out that was asked for
 class StopSignals:
     """Notes the first SIGTERM, SIGINT or SIGUSR1 between `watch` and `release`.
 
-    A second SIGINT, that is an impatient Ctrl-C, raises KeyboardInterrupt at once.
+    A second SIGINT, that is an impatient Ctrl-C, raises `RunInterrupted` at once: of a KeyboardInterrupt
+    Lightning would make exit code 1.
 
     Attributes:
         received: Number of the noted signal, 0 if none.
@@ -44,8 +45,14 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            end_now(number)
         self.received = self.received or number
+
+
+def end_now(number: int) -> NoReturn:
+    """Says that a signal ends the run here, with nothing saved; raises `RunInterrupted`."""
+    print(f"stopped by {name_of(number)}", file=sys.stderr, flush=True)
+    raise RunInterrupted(128 + number)
 
 
 @contextmanager
@@ -60,8 +67,7 @@ def ending_at_once() -> Iterator[None]:
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        print(f"stopped by {name_of(number)}", file=sys.stderr, flush=True)
-        raise RunInterrupted(128 + number)
+        end_now(number)
 
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

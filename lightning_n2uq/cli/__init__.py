@@ -3,11 +3,13 @@
 Nothing heavy is imported here, so that `n2uq --help` and the light sub-commands answer at once.
 """
 
+import contextlib
 import io
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 from lightning_n2uq._version import __version__
 from lightning_n2uq.cli.commands import COMMANDS, TRAINING_COMMANDS, usage
@@ -60,6 +62,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(getattr(error, "exit_code", 2))
 
 
+@contextlib.contextmanager
+def _interrupts_end_imports() -> Iterator[None]:
+    """Lets Ctrl-C end the process: an exception amid an import of C code is swallowed, and fails later."""
+    before = signal.getsignal(signal.SIGINT)
+    alone = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if alone:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if alone:
+            signal.signal(signal.SIGINT, before)
+
+
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -69,7 +85,8 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"n2uq {__version__}")
         return 0
     if name in TRAINING_COMMANDS:
-        from lightning_n2uq.cli.training import run_training_command
+        with _interrupts_end_imports():
+            from lightning_n2uq.cli.training import run_training_command
 
         return run_training_command(name, rest)
     if name in COMMANDS:

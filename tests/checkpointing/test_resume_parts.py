@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_n2uq.checkpointing import identity, metrics_file, randomness, seal, slurm
 from lightning_n2uq.checkpointing.atomic import disk_error
-from lightning_n2uq.checkpointing.signals import StopSignals, name_of
+from lightning_n2uq.checkpointing.signals import RunInterrupted, StopSignals, name_of
 
 
 def draws() -> list[object]:
@@ -48,8 +48,9 @@ def test_the_first_signal_is_noted_and_handlers_come_back(name: str) -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         assert signals.received == number
         assert name_of(signals.received) == name
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(RunInterrupted) as ended:
             os.kill(os.getpid(), signal.SIGINT)
+        assert ended.value.code == 130
     finally:
         signals.release()
     assert signal.getsignal(number) == before

@@ -1,5 +1,10 @@
 """A signal outside of the training steps ends a command with the signal's exit code, never with 0."""
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
 import runs
@@ -33,3 +38,52 @@ def test_a_signal_in_the_test_after_fit_ends_with_its_code(tmp_path):
     assert done.returncode == 143, done.stderr
     (folder,) = runs.run_folders(tmp_path)
     assert (folder / "last.ckpt").is_file()
+
+
+def test_a_second_ctrl_c_ends_training_at_once_with_its_own_code(tmp_path, capsys):
+    from lightning.pytorch import Callback, Trainer
+
+    from lightning_n2uq.checkpointing import ExactResume
+    from lightning_n2uq.datamodules import SyntheticDataModule
+    from lightning_n2uq.modules import QuantizedClassifier
+
+    class Impatient(Callback):
+        def on_before_optimizer_step(self, *_):
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    small = {"num_classes": 10, "in_channels": 1, "image_size": 8}
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, default_root_dir=tmp_path, enable_progress_bar=False,
+        callbacks=[ExactResume(str(tmp_path)), Impatient()], enable_model_summary=False,
+        enable_checkpointing=True, limit_val_batches=0,
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        trainer.fit(QuantizedClassifier(**small, backbone_args={"width": 2}), SyntheticDataModule(**small))
+    assert ended.value.code == 130
+    assert "stopped by SIGINT" in capsys.readouterr().err
+
+
+SWALLOWING = """
+import os, signal, sys, time
+from lightning_n2uq import cli
+
+class CCode:
+    def find_spec(self, name, path=None, target=None):
+        if name == "lightning_n2uq.cli.training":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(5)
+            except BaseException:
+                raise ImportError("cannot load module more than once per process")
+
+sys.meta_path.insert(0, CCode())
+sys.exit(cli.main(["fit"]))
+"""
+
+
+def test_ctrl_c_while_code_is_imported_that_swallows_it_ends_the_process():
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWING], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
