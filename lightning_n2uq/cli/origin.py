@@ -7,15 +7,14 @@ import traceback
 from pathlib import PurePath
 
 _LOOPS = {"training_epoch_loop.py", "evaluation_loop.py", "prediction_loop.py"}
+_DATA = ("lightning_n2uq.datamodules.", "torch.utils.data.")
 _IN_WORKER = re.compile(r"Caught (\w+) in DataLoader worker")
 
 
 def from_data(error: BaseException) -> bool:
     """Returns whether a data set or its loader raised the error, here or in a worker process."""
-    return bool(_IN_WORKER.search(str(error))) or any(
-        {"datamodules", "_data"} & set(path.parts) or path.parts[-4:-1] == ("torch", "utils", "data")
-        for path, _ in _frames(error)
-    )
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return bool(_IN_WORKER.search(str(error))) or any(f"{name}.".startswith(_DATA) for name in modules)
 
 
 def from_restoring(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
 from lightning_n2uq.checkpointing import newest_checkpoint, read_file
 from lightning_n2uq.checkpointing.identity import check_training_file
 from lightning_n2uq.cli.changed_settings import Change, compare
-from lightning_n2uq.utils.class_names import classes_from
+from lightning_n2uq.utils.class_names import saved_class_names
 
 _SHARED_VARIABLE = "N2UQ_RESUME_FROM"  # rank 0's choice, for the ranks that Lightning starts
 
@@ -144,11 +144,9 @@ def keep_classes(config: Any) -> None:  # noqa: ANN401
     """
     path, data = config.get("ckpt_path"), config.get("data")
     arguments = None if data is None else data.get("init_args")
-    if path is None or arguments is None or not os.path.isfile(str(path)):
-        return
-    names = classes_from(read_file(str(path), "ckpt_path", mmap=True), dict(arguments))
-    if names is not None:
-        arguments["classes"] = names
+    asked = arguments is not None and "classes" in arguments and arguments["classes"] is None
+    if asked and path is not None and os.path.isfile(str(path)):
+        arguments["classes"] = saved_class_names(read_file(str(path), "ckpt_path", mmap=True))
 
 
 def check_file(path: str, command: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 KEY = "class_names"
 
@@ -39,15 +38,3 @@ def check_class_names(saved: Sequence[str], used: Sequence[str], argument: str) 
         f"{argument}: class {number} of the network is {saved[number]!r}, that of the data is "
         f"{used[number]!r}; allowed are the same classes in the same order (data.classes sets them)"
     )
-
-
-def classes_from(checkpoint: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[str] | None:
-    """Returns what a data module's argument `classes` has to be for a checkpoint's network.
-
-    Args:
-        checkpoint: The content of the file.
-        arguments: The data module's arguments; None is returned where it has no `classes`, or they are given.
-    """
-    if "classes" not in arguments or arguments["classes"] is not None:
-        return None
-    return saved_class_names(checkpoint)
