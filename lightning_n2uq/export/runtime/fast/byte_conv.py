@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lightning_n2uq.export.ir import steps as s
 from lightning_n2uq.export.runtime.fast import byte_loops
-from lightning_n2uq.export.runtime.fast.byte_tile import OUTPUTS, PIXELS, STEP, VECTORS
+from lightning_n2uq.export.runtime.fast.byte_tile import STEP
+from lightning_n2uq.export.runtime.fast.tile import OUTPUTS, VECTORS
+from lightning_n2uq.export.runtime.fast.tiled_conv import TiledConvolution
 from lightning_n2uq.export.runtime.fast.vectors import LANES
 from lightning_n2uq.ops.backends.common.jit import array, run_chunks
 from lightning_n2uq.utils import processor
@@ -16,51 +17,28 @@ from lightning_n2uq.utils import processor
 _LARGEST = 2**15 - 1
 _SHORTEST = 16
 """Steps that a segment has at least, so that widening its sums takes little time."""
-_TILES = 16
-"""Tiles of a group: a thread's share, whose codes fit the first cache."""
 
 
-class ByteConvolution:
-    """An `IntConv` on a map, whose sums are float32.
+class ByteConvolution(TiledConvolution):
+    """An `IntConv` of codes of a few bits, whose sums are float32.
 
     Args:
         step: The layer, one that `takes` lets pass.
     """
 
+    loop = byte_loops.convolve_tiles
+    item = 1
+
     def __init__(self, step: s.IntConv) -> None:
-        self._window, self._kernel, self._outputs = step.window, step.weight.shape[2:], len(step.weight)
         segments = _segments(step)
         assert segments is not None  # `takes` has made sure
-        self._weights = np.ascontiguousarray(_packed(step.weight, segments))
-        self._offsets: dict[tuple[int, ...], s.Array] = {}
+        super().__init__(step, _packed(step.weight, segments))
 
     @staticmethod
     def takes(step: s.IntConv) -> bool:
         """Returns whether it is exact here and quicker than oneDNN, which uses VNNI where there is any."""
-        suits = step.weight.ndim == 4 and step.window.groups == 1 and step.window.dilation[1] == 1
-        suits = suits and processor.has_vectors() and not processor.adds_bytes_exactly()
-        return suits and not step.needs_float64 and _segments(step) is not None
-
-    def __call__(self, codes: Tensor) -> Tensor:
-        """Returns the sums of a dense map of codes, channels-last."""
-        window, (samples, channels, height, width) = self._window, codes.shape
-        top, left, bottom, right = window.pads
-        rows, row = height + top + bottom, (width + left + right) * channels
-        size = window.output_size((height, width), self._kernel)
-        offsets = self._places(size, row, channels)
-        padded = self._padded(codes, rows, row)
-        y = torch.empty(samples, self._outputs, *size, memory_format=torch.channels_last)
-        blocks, kernel_rows, segments, steps = self._weights.shape[:4]
-        addresses = np.array([padded.ctypes.data, self._weights.ctypes.data, y.data_ptr()], np.int64)
-        sizes = np.array([kernel_rows, segments, steps, self._weights[0].size], np.int64)
-        strides = np.array([rows * row, window.dilation[0] * row], np.int64)
-        groups = max(1, len(offsets) // PIXELS // _TILES)
-        sums = array(y.permute(0, 2, 3, 1)).reshape(samples, -1, self._outputs)
-        run_chunks(
-            byte_loops.convolve_tiles, samples * blocks * groups, 1,
-            addresses, offsets, sizes, strides, groups, sums,
-        )  # fmt: skip
-        return y
+        suits = TiledConvolution.takes(step) and not processor.adds_bytes_exactly()
+        return suits and _segments(step) is not None
 
     def _padded(self, codes: Tensor, rows: int, row: int) -> s.Array:
         """Returns `rows` rows of `row` bytes per sample, behind which a kernel's row may be read."""
@@ -74,16 +52,6 @@ class ByteConvolution:
         top, left, _, _ = self._window.pads
         run_chunks(byte_loops.pad_rows, samples * rows, 64, x, top, left * channels, whole)
         return padded
-
-    def _places(self, size: tuple[int, int], row: int, channels: int) -> s.Array:
-        """Returns where each pixel's window begins, the last one again until tiles are whole."""
-        key = (*size, row)
-        if key not in self._offsets:
-            down, across = self._window.stride
-            places = np.arange(size[0])[:, None] * down * row + np.arange(size[1]) * across * channels
-            places = np.pad(places.ravel(), (0, -places.size % PIXELS), mode="edge")
-            self._offsets[key] = places.astype(np.int64)
-        return self._offsets[key]
 
 
 def _segments(step: s.IntConv) -> int | None:

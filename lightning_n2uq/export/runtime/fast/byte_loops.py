@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_n2uq.export.runtime.fast.byte_tile import OUTPUTS, PIXELS, byte_tile
+from lightning_n2uq.export.runtime.fast.byte_tile import byte_tile
+from lightning_n2uq.export.runtime.fast.tile import OUTPUTS, PIXELS
 from lightning_n2uq.ops.backends.common.jit import Array, compiled
 
 

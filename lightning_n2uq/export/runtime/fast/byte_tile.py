@@ -13,8 +13,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from lightning_n2uq.export.runtime.fast.tile import OUTPUTS, PIXELS, VECTORS, window_starts, write_sums
 from lightning_n2uq.export.runtime.fast.vectors import (
-    FLOAT,
     INT8,
     INT16,
     INT32,
@@ -24,18 +24,14 @@ from lightning_n2uq.export.runtime.fast.vectors import (
     load,
     loop,
     number,
-    store,
     variables,
 )
 
-PIXELS, VECTORS = 6, 2
-"""Size of a tile: pixels, vectors of output channels."""
-OUTPUTS = VECTORS * LANES
 STEP = 4
 """Neighbouring bytes of the input that are read at once."""
 
 _BYTES, _SUMS = ir.VectorType(INT8, 4 * LANES), ir.VectorType(INT16, 2 * LANES)
-_TOTALS, _VALUES = ir.VectorType(INT32, LANES), ir.VectorType(FLOAT, LANES)
+_TOTALS = ir.VectorType(INT32, LANES)
 _ONES = ir.Constant(_SUMS, [1] * (2 * LANES))
 
 
@@ -73,21 +69,14 @@ def _generate(context: Value, builder: Value, _: Value, values: Value) -> Value:
     totals = variables(builder, ir.Constant(_TOTALS, None), PIXELS * VECTORS)
     sums = variables(builder, ir.Constant(_SUMS, None), PIXELS * VECTORS)
     (weight,) = variables(builder, weights, 1)
-    pixels = [
-        builder.add(codes, load(builder, builder.add(offsets, number(8 * p)), number(0).type))
-        for p in range(PIXELS)
-    ]
+    pixels = window_starts(builder, codes, offsets)
     with loop(builder, rows) as row, loop(builder, segments) as segment:
         inside = builder.mul(segment.index, builder.mul(steps, number(STEP)))
         start = builder.add(builder.mul(row.index, row_bytes), inside)
         places = [builder.add(pixel, start) for pixel in pixels]
         _add_segment(builder, sums, places, weight, steps)
         _widen(builder, sums, totals)
-    for pixel in range(PIXELS):
-        for vector in range(VECTORS):
-            value = builder.sitofp(builder.load(totals[VECTORS * pixel + vector]), _VALUES)
-            store(builder, value, builder.add(output, number(4 * LANES * vector)))
-        output = builder.add(output, output_bytes)
+    write_sums(builder, totals, output, output_bytes)
     return context.get_dummy_value()
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_n2uq.export.runtime.fast.word_tile import OUTPUTS, PIXELS, word_tile
+from lightning_n2uq.export.runtime.fast.tile import OUTPUTS, PIXELS
+from lightning_n2uq.export.runtime.fast.word_tile import word_tile
 from lightning_n2uq.ops.backends.common.jit import Array, compiled
 
 

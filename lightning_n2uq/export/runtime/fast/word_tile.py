@@ -8,8 +8,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from lightning_n2uq.export.runtime.fast.tile import OUTPUTS, PIXELS, VECTORS, window_starts, write_sums
 from lightning_n2uq.export.runtime.fast.vectors import (
-    FLOAT,
     INT32,
     LANES,
     PAIRS,
@@ -19,25 +19,17 @@ from lightning_n2uq.export.runtime.fast.vectors import (
     loop,
     number,
     pair_in_all_lanes,
-    store,
     variables,
 )
 
-PIXELS, VECTORS = 6, 2
-"""Size of a tile: pixels, vectors of output channels."""
-OUTPUTS = VECTORS * LANES
-
-_SUMS, _VALUES = ir.VectorType(INT32, LANES), ir.VectorType(FLOAT, LANES)
+_SUMS = ir.VectorType(INT32, LANES)
 
 
 def _generate(context: Value, builder: Value, _: Value, values: Value) -> Value:
     offsets, codes, weights, output, rows, pairs, row_bytes, output_bytes = values
     sums = variables(builder, ir.Constant(_SUMS, None), PIXELS * VECTORS)
     (weight,) = variables(builder, weights, 1)
-    places = [
-        builder.add(codes, load(builder, builder.add(offsets, number(8 * p)), number(0).type))
-        for p in range(PIXELS)
-    ]
+    places = window_starts(builder, codes, offsets)
     with loop(builder, rows) as row:
         start = builder.mul(row.index, row_bytes)
         starts = [builder.add(place, start) for place in places]
@@ -51,11 +43,7 @@ def _generate(context: Value, builder: Value, _: Value, values: Value) -> Value:
                 x = pair_in_all_lanes(builder, builder.add(place, offset))
                 for target, factor in zip(sums[VECTORS * pixel :][:VECTORS], factors, strict=True):
                     add_products(builder, target, x, factor)
-    for pixel in range(PIXELS):
-        for vector in range(VECTORS):
-            value = builder.sitofp(builder.load(sums[VECTORS * pixel + vector]), _VALUES)
-            store(builder, value, builder.add(output, number(4 * LANES * vector)))
-        output = builder.add(output, output_bytes)
+    write_sums(builder, sums, output, output_bytes)
     return context.get_dummy_value()
 
 
