@@ -41,12 +41,9 @@ class ActivationInputs:
         return list(self._samples.values())
 
     def uncalled(self, layers: Iterable[QuantizedLayer]) -> list[str]:
-        """Returns the names of those layers that were watched and did not run in training mode."""
-        return [
-            layer.name
-            for layer in layers
-            if layer.activation_quantizer is not None and layer.name not in self._samples
-        ]
+        """Returns the names of watched layers that did not run, but for those in evaluation mode."""
+        watched = [layer for layer in layers if layer.activation_quantizer is not None]
+        return [one.name for one in watched if one.module.training and one.name not in self._samples]
 
     def clear(self) -> None:
         """Forgets the samples."""

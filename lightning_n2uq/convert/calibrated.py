@@ -93,7 +93,7 @@ class CalibratedInput(DataInitializedQuantizer):
 
     def _nothing(self) -> Tensor:
         """Returns 0 as a function of all parameters: data-parallel training waits for each of them."""
-        return torch.stack([0 * p.sum() for p in self.parameters() if p.requires_grad]).sum()
+        return sum((0 * p.sum() for p in self.parameters() if p.requires_grad), torch.zeros(()))
 
     def codes(self, x: Tensor) -> Tensor:
         """Returns the level index of every value, uint8, in the shape of `x`."""

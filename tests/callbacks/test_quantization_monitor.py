@@ -254,3 +254,12 @@ def test_a_layer_that_is_never_called_is_named_once(tmp_path):
     with pytest.warns(UserWarning, match=r"^QuantizationMonitor: unused: not called in this step") as seen:
         runner.fit(module, loader(), loader())
     assert sum("not called in this step" in str(one.message) for one in seen) == 1
+
+
+def test_a_frozen_layer_in_evaluation_mode_is_not_named(tmp_path, recwarn):
+    class Frozen(TinyModule):
+        def on_train_batch_start(self, batch, batch_idx):
+            self.net[0].eval()
+
+    trainer(tmp_path, [QuantizationMonitor(every_n_steps=1)]).fit(Frozen(), loader(), loader())
+    assert not [str(one.message) for one in recwarn if "not called in this step" in str(one.message)]

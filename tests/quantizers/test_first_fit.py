@@ -65,6 +65,13 @@ def test_a_batch_without_spread_puts_the_fit_off_and_says_so(build, data: torch.
 
 
 @pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
+def test_a_frozen_quantizer_lets_a_batch_without_spread_through(build) -> None:
+    quantizer = build().requires_grad_(False)
+    with pytest.warns(UserWarning, match="the batch has no spread"):
+        assert torch.isfinite(quantizer(torch.zeros(4, 3))).all()
+
+
+@pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
 def test_what_torch_traces_fits_nothing(build) -> None:
     quantizer = build()
     with warnings.catch_warnings():
