@@ -144,8 +144,9 @@ def keep_classes(config: Any) -> None:  # noqa: ANN401
     """
     path, data = config.get("ckpt_path"), config.get("data")
     arguments = None if data is None else data.get("init_args")
-    asked = arguments is not None and "classes" in arguments and arguments["classes"] is None
-    if asked and path is not None and os.path.isfile(str(path)):
+    if path is None or arguments is None or not os.path.isfile(str(path)):
+        return
+    if "classes" in arguments and arguments["classes"] is None:  # else the file need not be read
         arguments["classes"] = saved_class_names(read_file(str(path), "ckpt_path", mmap=True))
 
 
