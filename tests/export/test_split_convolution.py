@@ -9,7 +9,7 @@ from lightning_n2uq.export.ir import steps as s
 from lightning_n2uq.export.ir.description import Description
 from lightning_n2uq.export.lower.fixed_point import split_conv
 from lightning_n2uq.export.runtime import torch_engine
-from lightning_n2uq.export.runtime.fast import layers, plan
+from lightning_n2uq.export.runtime.fast import groups, layers, plan
 from lightning_n2uq.export.runtime.fast.layers import SplitSums
 from lightning_n2uq.export.runtime.fast.split_conv import SplitConvolution
 from lightning_n2uq.utils import processor
@@ -134,3 +134,51 @@ def test_a_convolution_on_its_own_takes_it_too(value):
     network = FastNetwork(description)
     assert network.plan.alone == []
     np.testing.assert_array_equal(network(x).numpy(), ExactNetwork(description)(x).numpy())
+
+
+POOLS = [
+    s.MaxPool("pool", ("clamp",), (3, 3), s.Window((2, 2), (1, 1, 1, 1))),
+    s.MaxPool("pool", ("clamp",), (2, 3), s.Window((2, 1))),
+    s.MaxPool("pool", ("clamp",), (2, 2), s.Window((1, 2), (1, 0, 0, 1), (2, 1))),
+    s.MaxPool("pool", ("clamp",), (1, 2), s.Window((3, 1), (0, 1, 0, 0))),
+]
+
+
+def pooled(step: s.SplitConv, pool: s.MaxPool) -> Description:
+    generator, channels = np.random.default_rng(1), len(step.high)
+    scale, shift = generator.normal(size=(2, channels)).astype(np.float32)
+    affine = s.Affine("affine", ("conv",), scale, shift)
+    slope = np.full(channels, -0.25, np.float32)
+    parts = affine, s.PReLU("prelu", ("affine",), slope), s.Clamp("clamp", ("prelu",), -1.0, 4.0)
+    return Description((s.Input("x", (), (step.high.shape[1], 13, 11)), step, *parts, pool))
+
+
+@needs_vectors
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[1], SHAPES[2], SHAPES[4]])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rows_are_pooled_on_the_way_and_no_map_is_written(monkeypatch, shape, pool, threads):
+    description = pooled(layer(*shape), pool)
+    network, x = FastNetwork(description), images(shape[1], 5)
+    monkeypatch.setattr(groups, "_STEM_VALUES", 2 * x[0].numel())  # two images at a time, and one
+
+    def refuse(*_):
+        raise AssertionError("the whole map was written")
+
+    monkeypatch.setattr(SplitConvolution, "__call__", refuse)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = network(x)
+    finally:
+        torch.set_num_threads(before)
+    assert [operation.kind for operation in network.plan.operations] == ["stem"]
+    assert torch.equal(found, ExactNetwork(description)(x))
+
+
+@needs_vectors
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_pooled_rows_show_what_is_not_finite(value):
+    description, x = pooled(layer(*SHAPES[0]), POOLS[0]), images(3)
+    x[2, 0, 3, 4] = value
+    np.testing.assert_array_equal(FastNetwork(description)(x).numpy(), ExactNetwork(description)(x).numpy())

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_n2uq.export.ir import steps as s
-from lightning_n2uq.export.runtime.fast import loops
+from lightning_n2uq.export.runtime.fast import loops, pool_loops
 from lightning_n2uq.export.runtime.fast.layers import SplitSums, TorchStep
 from lightning_n2uq.export.runtime.fast.program import Program, products
 from lightning_n2uq.export.runtime.fast.split_conv import SplitConvolution
@@ -99,6 +100,9 @@ class Group:
             self._run_plain(values)
             return
         self._allocate(values, len(images))
+        if self._pool is not None and isinstance(self.stem.sums, SplitConvolution):
+            self._run_rows(self.stem.sums, values, images, scales)
+            return
         together = max(1, _STEM_VALUES // self._elements)
         for first in range(0, len(images), together):
             part = slice(first, min(first + together, len(images)))
@@ -128,23 +132,42 @@ class Group:
         for name, dtype in self._stored.items():
             values[name] = _empty((count, *self._shape), dtype)
 
+    def _run_rows(
+        self, convolution: SplitConvolution, values: Values, images: Tensor, scales: Tensor
+    ) -> None:
+        """Runs all of a stem row by row, from the images to the pooled map."""
+        together = max(1, _STEM_VALUES // images[0].numel())
+        for first in range(0, len(images), together):
+            part = slice(first, min(first + together, len(images)))
+            parts = convolution.parts(images[part], scales[part])
+            name = convolution.step.name
+            stem = loops.REGISTERS + self._program.operands.index(name)
+            numbers = self._numbers(values, part, {name: images[:0]}, array(scales[part]))
+            self._run_pool(values, part, numbers, stem, *parts[1:], *convolution.units)
+
     def _run(self, values: Values, part: slice, found: Values, scales: Array) -> None:
         """Runs the program on some samples, whose stem's products and scales these are."""
-        held = [self._operand(name, values, part, found) for name in self._program.operands]
-        elements, count = self._elements, part.stop - part.start
-        if not self._by_sample:
-            elements, count = elements * count, 1
-        addresses = np.array([0] * loops.REGISTERS + [x.data_ptr() for x in held], np.int64)
-        spans = self._spans(elements)
-        program = self._program
-        numbers = program.code, program.params, addresses, spans, scales
+        numbers = self._numbers(values, part, found, scales)
         if self._pool is not None:
-            y = values[self._pool.name][part]
-            self._run_pool(numbers, array(y.permute(0, 2, 3, 1)))
+            nothing = np.zeros(0, np.int64)
+            self._run_pool(values, part, numbers, -1, nothing, nothing, nothing, np.float32(0), np.float32(0))
             return
+        elements, count = self._sizes(part)
         blocks = -(-elements // self._length) * count
-        sizes = elements, self._length, program.channels, program.period
+        sizes = elements, self._length, self._program.channels, self._program.period
         run_chunks(loops.run_program, blocks, _FEWEST_BLOCKS, *numbers, *sizes)
+
+    def _sizes(self, part: slice) -> tuple[int, int]:
+        """Returns the values of a sample and the number of samples; all are one where they may be."""
+        count = part.stop - part.start
+        return (self._elements, count) if self._by_sample else (self._elements * count, 1)
+
+    def _numbers(self, values: Values, part: slice, found: Values, scales: Array) -> tuple[Array, ...]:
+        """Returns the first arguments of `loops`: the program, and where its maps are."""
+        held = [self._operand(name, values, part, found) for name in self._program.operands]
+        addresses = np.array([0] * loops.REGISTERS + [x.data_ptr() for x in held], np.int64)
+        spans = self._spans(self._sizes(part)[0])
+        return self._program.code, self._program.params, addresses, spans, scales
 
     def _operand(self, name: str, values: Values, part: slice, found: Values) -> Tensor:
         if name in found:
@@ -157,14 +180,21 @@ class Group:
         factors = [0 if name in self._shared else 1 + (name == high) for name in self._program.operands]
         return np.array([0] * loops.REGISTERS + [factor * elements for factor in factors], np.int64)
 
-    def _run_pool(self, numbers: Sequence[Array], y: Array) -> None:
+    def _run_pool(
+        self,
+        values: Values,
+        part: slice,
+        numbers: tuple[Array, ...],
+        *stem: Any,  # noqa: ANN401 -- as `run_pool` takes them
+    ) -> None:
         assert self._pool is not None
+        y = array(values[self._pool.name][part].permute(0, 2, 3, 1))
         window, (_, height, width) = self._pool.window, self._shape
         sizes = (self._pool.kernel, window.stride, window.pads[:2], window.dilation)
         places = [np.array(size, np.int64) for size in sizes]
         channels = self._program.channels, self._program.period
         rows = y.shape[0] * y.shape[1]
-        run_chunks(loops.run_pool, rows, 4, *numbers, y, height, width, *places, *channels)
+        run_chunks(pool_loops.run_pool, rows, 4, *numbers, y, height, width, *places, *channels, *stem)
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -201,7 +201,7 @@ def _operate(
 
 
 @helper
-def _block(
+def run_block(
     program: Array,
     params: Array,
     addresses: Array,
@@ -284,84 +284,6 @@ def run_program(
     for chunk in range(first, last):
         sample, start = chunk // blocks, chunk % blocks * length
         size = min(length, elements - start)
-        _block(
+        run_block(
             program, params, addresses, spans, scratch, counts, scales, sample, start, size, channels, period
         )
-
-
-@helper
-def _raise(best: Array, value: Array) -> None:
-    """Puts larger values, and NaN, into `best`."""
-    for j in range(best.size):
-        better = (value[j] > best[j]) | (value[j] != value[j])
-        best[j] = value[j] if better else best[j]
-
-
-@compiled
-def run_pool(
-    first: int,
-    last: int,
-    program: Array,
-    params: Array,
-    addresses: Array,
-    spans: Array,
-    scales: Array,
-    y: Array,
-    height: int,
-    width: int,
-    kernel: Array,
-    stride: Array,
-    pads: Array,
-    dilation: Array,
-    channels: int,
-    period: int,
-) -> None:
-    """Writes rows `first .. last - 1` of a max pooling of what a program leaves in register 0.
-
-    Args:
-        first: The first row, counted through all samples.
-        last: The row behind the last one.
-        program: As for `run_program`, like the following.
-        params: Per-channel numbers.
-        addresses: Of all maps.
-        spans: Values per sample of all maps.
-        scales: One number per sample.
-        y: The pooled map, `[N, H', W', C]`.
-        height: Rows of the program's map.
-        width: Its columns.
-        kernel: Height and width of the windows.
-        stride: Their steps.
-        pads: Minus infinity around the map: at the top, at the left.
-        dilation: Distances inside a window.
-        channels: Number of channels.
-        period: Of `params`.
-    """
-    length, rows, columns = width * channels, y.shape[1], y.shape[2]
-    scratch, counts = np.empty((REGISTERS, length), np.float32), np.empty(period, np.int32)
-    held = (kernel[0] - 1) * dilation[0] + 1
-    ring, held_rows = np.empty((held, length), np.float32), np.full(held, -1, np.int64)
-    best = np.empty(length, np.float32)
-    for chunk in range(first, last):
-        sample, i = chunk // rows, chunk % rows
-        best[:] = -np.inf
-        for a in range(kernel[0]):
-            row = i * stride[0] - pads[0] + a * dilation[0]
-            if row < 0 or row >= height:
-                continue
-            place = row % held
-            if held_rows[place] != sample * height + row:
-                _block(
-                    program, params, addresses, spans, scratch, counts, scales,
-                    sample, row * length, length, channels, period,
-                )  # fmt: skip
-                ring[place] = scratch[0]
-                held_rows[place] = sample * height + row
-            _raise(best, ring[place])
-        target = y[sample, i]
-        for j in range(columns):
-            pixel = target[j]
-            pixel[:] = -np.inf
-            for b in range(kernel[1]):
-                column = j * stride[1] - pads[1] + b * dilation[1]
-                if 0 <= column < width:
-                    _raise(pixel, best[column * channels : (column + 1) * channels])

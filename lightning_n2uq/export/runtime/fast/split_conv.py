@@ -7,6 +7,8 @@ and sums never leave the registers.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -32,11 +34,31 @@ def sample_scales(x: Tensor, bits: int) -> Tensor:
     return largest.view(torch.float32).clamp_min(s.TINY) * 2.0**-bits
 
 
+class Parts(NamedTuple):
+    """An input's parts as 16-bit integers, and what `split_loops.convolve_rows` wants to know.
+
+    Attributes:
+        arrays: High and low parts, which the addresses point to.
+        addresses: As `convolve_rows` describes them, like the following.
+        sizes: Of the kernel.
+        steps: Bytes from one part of the input to another.
+    """
+
+    arrays: tuple[s.Array, s.Array]
+    addresses: s.Array
+    sizes: s.Array
+    steps: s.Array
+
+
 class SplitConvolution:
     """A `SplitConv` on 16-bit integers.
 
     Args:
         step: The layer, one that `takes` lets pass.
+
+    Attributes:
+        step: As given.
+        units: Values of a one in the low weights, and in the input's low parts.
     """
 
     def __init__(self, step: s.SplitConv) -> None:
@@ -45,7 +67,7 @@ class SplitConvolution:
         assert places is not None  # `takes` has made sure
         low = np.rint(step.low * 2.0**places)
         self._weights = np.ascontiguousarray(np.stack([_rows(step.high), _rows(low)], 3))
-        self._units = np.float32(2.0**-places), np.float32(2.0**-step.low_bits)
+        self.units = np.float32(2.0**-places), np.float32(2.0**-step.low_bits)
 
     @staticmethod
     def takes(step: s.SplitConv) -> bool:
@@ -70,27 +92,33 @@ class SplitConvolution:
             scales: Their scales, finite.
             y: Where the output goes, channels-last; made if None.
         """
+        parts = self.parts(x, scales)
+        if y is None:
+            size = self.step.window.output_size(tuple(x.shape[2:]), self.step.high.shape[2:])
+            y = torch.empty(len(x), len(self.step.high), *size, memory_format=torch.channels_last)
+        rows = array(y.permute(0, 2, 3, 1))
+        arguments = parts.addresses, parts.sizes, parts.steps, array(scales.reshape(-1)), *self.units, rows
+        run_chunks(split_loops.convolve_rows, len(x) * rows.shape[1], _FEWEST_ROWS, *arguments)
+        return y
+
+    def parts(self, x: Tensor, scales: Tensor) -> Parts:
+        """Returns the parts of dense images `[N, C, H, W]`, and where `split_loops` finds all it needs."""
         window, kernel = self.step.window, self.step.high.shape
         top, left, bottom, right = window.pads
         samples, channels, height, width = x.shape
         rows, row = height + top + bottom, (width + left + right) * channels
         high, low = (_spacious(samples * rows * row, self._reach(channels)) for _ in range(2))
         pixels = array(x.permute(0, 2, 3, 1)).reshape(samples, height, width * channels)
-        numbers = array(scales.reshape(-1))
         parts = [part[: samples * rows * row].reshape(samples, rows, row) for part in (high, low)]
-        arguments = numbers, self.step.low_bits, top, left * channels
+        arguments = array(scales.reshape(-1)), self.step.low_bits, top, left * channels
         run_chunks(split_loops.split_rows, samples * rows, 16, pixels, *arguments, *parts)
-        size = window.output_size((height, width), kernel[2:])
-        if y is None:
-            y = torch.empty(samples, kernel[0], *size, memory_format=torch.channels_last)
-        addresses = np.array([a.ctypes.data for a in (high, low, self._weights)] + [y.data_ptr()], np.int64)
-        sizes = np.array([kernel[2], self._weights.shape[2]], np.int64)
         steps = rows * row, window.stride[0] * row, window.stride[1] * channels, window.dilation[0] * row
-        run_chunks(
-            split_loops.convolve_rows, samples * size[0], _FEWEST_ROWS, addresses, sizes,
-            2 * np.array(steps, np.int64), numbers, *self._units, array(y.permute(0, 2, 3, 1)),
-        )  # fmt: skip
-        return y
+        return Parts(
+            (high, low),
+            np.array([array.ctypes.data for array in (high, low, self._weights)], np.int64),
+            np.array([kernel[2], self._weights.shape[2]], np.int64),
+            2 * np.array(steps, np.int64),
+        )
 
     def _reach(self, channels: int) -> int:
         """Returns how far behind the last window a tile may read: its other pixels, and half a pair."""

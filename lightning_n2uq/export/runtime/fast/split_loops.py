@@ -6,7 +6,7 @@ import numpy as np
 
 from lightning_n2uq.export.runtime.fast.split_tile import PIXELS, split_tile
 from lightning_n2uq.export.runtime.fast.vectors import LANES
-from lightning_n2uq.ops.backends.common.jit import Array, Number, compiled
+from lightning_n2uq.ops.backends.common.jit import Array, Number, compiled, helper
 
 
 @compiled
@@ -51,6 +51,39 @@ def split_rows(
                 v[j] = np.int16(np.rint((unit - whole) * up))
 
 
+@helper
+def convolve_row(
+    addresses: Array,
+    sizes: Array,
+    steps: Array,
+    sample: int,
+    i: int,
+    scale: Number,
+    weight_unit: Number,
+    input_unit: Number,
+    y: Array,
+) -> None:
+    """Writes a sample's row `i` of a split convolution to `y` `[W', O]`; the rest is `convolve_rows`'."""
+    width, channels = y.shape
+    edge = np.empty((PIXELS, LANES), np.float32)
+    block_bytes = sizes[0] * sizes[1] * 8 * LANES
+    start = sample * steps[0] + i * steps[1]
+    for channel in range(0, channels, LANES):
+        weights = addresses[2] + channel // LANES * block_bytes
+        for j in range(0, width, PIXELS):
+            place = start + j * steps[2]
+            whole = j + PIXELS <= width and channel + LANES <= channels
+            output = y.ctypes.data + 4 * (j * channels + channel) if whole else edge.ctypes.data
+            split_tile(
+                addresses[0] + place, addresses[1] + place, weights, output, sizes[0], sizes[1],
+                steps[3], steps[2], 4 * channels if whole else 4 * LANES, scale, weight_unit, input_unit,
+            )  # fmt: skip
+            if not whole:
+                for p in range(min(PIXELS, width - j)):
+                    for c in range(min(LANES, channels - channel)):
+                        y[j + p, channel + c] = edge[p, c]
+
+
 @compiled
 def convolve_rows(
     first: int,
@@ -68,7 +101,7 @@ def convolve_rows(
     Args:
         first: The first row.
         last: The row behind the last one.
-        addresses: Of the input's high parts, of its low parts, of the weights, of the output.
+        addresses: Of the input's high parts, of its low parts, of the weights.
         sizes: Rows of the kernel, pairs of numbers in one of them.
         steps: Bytes from one sample of the input to the next, from the window of one row of the output to the
             next, from one pixel's window to the next, from one row of the input to the next.
@@ -77,25 +110,9 @@ def convolve_rows(
         input_unit: Value of a one in the low parts.
         y: The output, `[N, H', W', O]` float32.
     """
-    height, width, channels = y.shape[1], y.shape[2], y.shape[3]
-    edge = np.empty((PIXELS, LANES), np.float32)
-    block_bytes = sizes[0] * sizes[1] * 8 * LANES
+    height = y.shape[1]
     for chunk in range(first, last):
         sample, i = chunk // height, chunk % height
-        start = sample * steps[0] + i * steps[1]
-        for channel in range(0, channels, LANES):
-            weights = addresses[2] + channel // LANES * block_bytes
-            for j in range(0, width, PIXELS):
-                place = start + j * steps[2]
-                whole = j + PIXELS <= width and channel + LANES <= channels
-                pixel = ((sample * height + i) * width + j) * channels + channel
-                output = addresses[3] + 4 * pixel if whole else edge.ctypes.data
-                split_tile(
-                    addresses[0] + place, addresses[1] + place, weights, output, sizes[0], sizes[1],
-                    steps[3], steps[2], 4 * channels if whole else 4 * LANES,
-                    scales[sample], weight_unit, input_unit,
-                )  # fmt: skip
-                if not whole:
-                    for p in range(min(PIXELS, width - j)):
-                        for c in range(min(LANES, channels - channel)):
-                            y[sample, i, j + p, channel + c] = edge[p, c]
+        convolve_row(
+            addresses, sizes, steps, sample, i, scales[sample], weight_unit, input_unit, y[sample, i]
+        )
