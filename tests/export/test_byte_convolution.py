@@ -7,6 +7,7 @@ import torch
 from lightning_n2uq.export import ExactNetwork, FastNetwork, describe
 from lightning_n2uq.export.ir import steps as s
 from lightning_n2uq.export.runtime import torch_engine
+from lightning_n2uq.export.runtime.fast import byte_conv
 from lightning_n2uq.export.runtime.fast.byte_conv import ByteConvolution
 from lightning_n2uq.utils import processor
 
@@ -73,6 +74,27 @@ def test_what_16_bits_do_not_hold_is_left_to_others():
     assert not ByteConvolution.takes(layer(2, 3, 4, 4, (3, 3), s.Window(dilation=(1, 2))))
     linear = s.IntLinear("fc", ("x",), np.ones((4, 4), np.int16))
     assert not ByteConvolution.takes(linear)
+
+
+@pytest.mark.parametrize(("outputs", "channels", "kernel", "window"), WINDOWS)
+def test_segments_are_as_few_as_the_packed_weights_allow(outputs, channels, kernel, window):
+    for bits, levels in ((2, 3), (4, 15), (5, 31), (4, 255)):
+        step = layer(bits, levels, outputs, channels, kernel, window)
+        expected = None
+        for segments in range(max(1, -(-channels * kernel[1] // 4) // byte_conv._SHORTEST), 0, -1):
+            packed = np.abs(byte_conv._packed(step.weight, segments).astype(int))
+            lanes = packed.reshape(*packed.shape[:-1], 2, 2).sum((3, -1))
+            expected = segments if lanes.max() * levels < 2**15 else expected
+        assert byte_conv._segments(step) == expected
+
+
+@needs_vectors
+def test_a_network_packs_its_weights_once(small_network, monkeypatch):
+    """Plans are made anew after each change of weights."""
+    packed, pack = [], byte_conv._packed
+    monkeypatch.setattr(byte_conv, "_packed", lambda *given: packed.append(given) or pack(*given))
+    FastNetwork(describe(small_network(4, 4, width=16), (2, 32, 32)))
+    assert len(packed) == 5
 
 
 def test_processors_with_vnni_and_others_keep_their_operator(monkeypatch):

@@ -58,14 +58,26 @@ def _segments(step: s.IntConv) -> int | None:
     """Returns into how many segments a kernel's row is cut for 16 bits to hold sums, or None."""
     if np.abs(step.weight).max(initial=0) > 127:
         return None
-    steps = -(-step.weight.shape[1] * step.weight.shape[3] // STEP)
+    sums = _lane_sums(step.weight)
+    steps = sums.shape[2] - 1
     for segments in range(1, max(1, steps // _SHORTEST) + 1):
-        packed = np.abs(_packed(step.weight, segments).astype(np.int32))
-        # A lane of 16 bits adds up neighbouring pairs.
-        lanes = packed.reshape(*packed.shape[:-1], 2, 2).sum((3, -1))
-        if int(lanes.max(initial=0)) * step.levels <= _LARGEST:
+        ends = np.minimum(np.arange(segments + 1) * -(-steps // segments), steps)
+        largest = int(np.diff(sums[:, :, ends], axis=2).max(initial=0))
+        if largest * step.levels <= _LARGEST:
             return segments
     return None
+
+
+def _lane_sums(weight: s.Array) -> s.Array:
+    """Returns what both lanes of 16 bits add up at most in front of a step, `[O, rows, steps + 1, 2]`.
+
+    A step has four neighbouring numbers of a kernel's row, a lane two of them.
+    """
+    outputs, channels, height, width = weight.shape
+    rows = np.abs(weight).astype(np.uint8).transpose(0, 2, 3, 1).reshape(outputs, height, width * channels)
+    rows = np.pad(rows, ((0, 0), (0, 0), (STEP, -(width * channels) % STEP)))
+    pairs = rows[..., 0::2] + rows[..., 1::2]
+    return pairs.reshape(outputs, height, -1, 2).cumsum(2, dtype=np.int32)
 
 
 def _packed(weight: s.Array, segments: int) -> s.Array:
