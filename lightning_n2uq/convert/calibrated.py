@@ -58,7 +58,7 @@ class CalibratedInput(DataInitializedQuantizer):
         """Makes the levels go from about `low` to about `high` (0-d, `low < high`)."""
         inner, span = self.inner, high - low
         if self.offset is not None:
-            self.offset.fill_(low)
+            _set(self.offset, low)
         if isinstance(inner, LearnableThresholdQuantizer):
             _fill(inner, "scale_in", 2.0 / span)
             _fill(inner, "scale_out", span / 2.0)
@@ -136,4 +136,9 @@ class RescaledWeight(Quantizer):
 
 
 def _fill(inner: nn.Module, name: str, value: Tensor) -> None:
-    inner.get_parameter(name).fill_(value)
+    _set(inner.get_parameter(name), value)
+
+
+def _set(parameter: Tensor, value: Tensor) -> None:
+    """Fills a parameter, whether it is whole or, as a `DTensor`, a shard."""
+    parameter.fill_(float(value) if hasattr(parameter, "device_mesh") else value)  # type: ignore[arg-type]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from lightning_n2uq.convert.calibrated import CalibratedInput
 from lightning_n2uq.convert.ranges import best_range, sample_values
 from lightning_n2uq.quantizers import Quantizer
 from lightning_n2uq.quantizers.base import DataInitializedQuantizer
+from lightning_n2uq.utils.compat import tree_map
 
 MAX_BATCHES = 8
 
@@ -21,8 +24,9 @@ MAX_BATCHES = 8
 @torch.no_grad()
 def calibrate(
     model: nn.Module,
-    batches: Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]],
+    batches: Iterable[Any],
     max_batches: int = MAX_BATCHES,
+    forward: Callable[[Any], object] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Runs `batches` through the float network and fits every input range by least squared error.
 
@@ -31,8 +35,10 @@ def calibrate(
 
     Args:
         model: A network after `quantize_model`; its training mode is restored.
-        batches: Inputs, alone or first in a tuple; they are moved to the model's device.
+        batches: The model's input alone, or first in a tuple or list, or keywords in a mapping, of which the
+            model gets those that it takes; tensors inside are moved to the model's device.
         max_batches: The largest number of batches to use.
+        forward: How to run a batch on the model, where the above does not fit; it gets the batch as it is.
 
     Returns:
         Ranges by name of the quantizer, without those that no batch reached.
@@ -44,10 +50,12 @@ def calibrate(
     samples: dict[nn.Module, list[Tensor]] = defaultdict(list)
     device = next(model.parameters()).device
     seen = 0
-    with _evaluating(model), _quantizers_off(model, samples):
+    with _evaluating(model), quantizers_off(model, samples):
         for batch in islice(batches, max_batches):
-            images = batch if isinstance(batch, Tensor) else batch[0]
-            model(images.to(device))
+            if forward is None:
+                run_batch(model, batch, device)
+            else:
+                forward(batch)
             seen += 1
     if seen == 0:
         raise ValueError("batches: got none, allowed is at least one")
@@ -57,8 +65,42 @@ def calibrate(
             low, high = best_range(torch.cat(samples[quantizer]), quantizer.num_levels)
             quantizer.set_range(low, high)
             ranges[name] = (float(low), float(high))
-    _set_weight_quantizers(model)
+    set_weight_quantizers(model)
     return ranges
+
+
+def run_batch(model: nn.Module, batch: Any, device: torch.device) -> object:  # noqa: ANN401
+    """Calls `model` with a batch: a tensor, the first entry of a tuple or list, or keywords of a mapping."""
+    batch = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, _plain(batch))
+    if isinstance(batch, dict):
+        return model(**_taken(model, batch))
+    return model(batch if isinstance(batch, Tensor) else batch[0])
+
+
+def _plain(batch: Any) -> Any:  # noqa: ANN401
+    """Returns mappings of other kinds, such as Hugging Face's `BatchEncoding`, as a dictionary."""
+    if isinstance(batch, Mapping):
+        return dict(batch)
+    fits = isinstance(batch, Tensor) or (isinstance(batch, (tuple, list)) and len(batch) > 0)
+    if not fits:
+        raise ValueError(
+            f"batches: got a {type(batch).__name__}, allowed are tensors, tuples and lists that begin with "
+            "the input, mappings of keywords, or anything with `forward`"
+        )
+    return batch
+
+
+def _taken(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
+    """Returns the entries that the model's `forward` takes: batches also hold labels."""
+    parameters = inspect.signature(model.forward).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return batch
+    taken = {key: value for key, value in batch.items() if key in parameters}
+    if not taken:
+        raise ValueError(
+            f"batches: got the keys {', '.join(map(str, batch))}, allowed are {', '.join(parameters)}"
+        )
+    return taken
 
 
 @contextmanager
@@ -73,7 +115,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _quantizers_off(model: nn.Module, samples: dict[nn.Module, list[Tensor]]) -> Iterator[None]:
+def quantizers_off(model: nn.Module, samples: dict[nn.Module, list[Tensor]]) -> Iterator[None]:
     """Lets tensors through all quantizers unchanged, and collects what the calibrated ones see."""
     with ExitStack() as stack:
         for module in model.modules():
@@ -95,9 +137,10 @@ class _Tap:
         return x
 
 
-def _set_weight_quantizers(model: nn.Module) -> None:
+def set_weight_quantizers(model: nn.Module, again: bool = True) -> None:
+    """Sets weight quantizers that learn from data from their weights; fitted ones only `again`."""
     for module in model.modules():
         quantizer = getattr(module, "weight_quantizer", None)
-        if isinstance(quantizer, DataInitializedQuantizer):
+        if isinstance(quantizer, DataInitializedQuantizer) and (again or not quantizer.fitted):
             weight = module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else module.weight
             quantizer.initialize(weight)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -24,24 +24,31 @@ class Layer:
     Attributes:
         name: The dotted module name.
         types: What it is, in words of `TYPES`, the most general last.
-        index: Its place among such layers, in the order in which the network registers its modules.
+        index: Its place among such layers of its part, in the order in which they run on an example input, or
+            else in which the network registers them.
         count: The number of such layers.
+        first: Whether it takes the network's input; None says that the index decides.
+        last: Whether its output goes to no other such layer; None says that the index decides.
+        source: What the order comes from, in words.
     """
 
     name: str
     types: tuple[str, ...]
     index: int
     count: int
+    first: bool | None = None
+    last: bool | None = None
+    source: str = ""
 
     @property
     def is_first(self) -> bool:
-        """Returns whether it is the first such layer."""
-        return self.index == 0
+        """Returns whether it is a first layer."""
+        return self.index == 0 if self.first is None else self.first
 
     @property
     def is_last(self) -> bool:
-        """Returns whether it is the last such layer."""
-        return self.index == self.count - 1
+        """Returns whether it is a last layer, one of all heads."""
+        return self.index == self.count - 1 if self.last is None else self.last
 
 
 @dataclass(frozen=True)
@@ -97,8 +104,12 @@ class Policy:
         weight_quantizer: The method for weights, a key of `quantizers.WEIGHT_QUANTIZERS`.
         activation_quantizer: The method for activations, a key of `quantizers.ACTIVATION_QUANTIZERS`.
         skip_first: Whether the first layer stays in full precision.
-        skip_last: Whether the last layer stays in full precision.
+        skip_last: Whether the last layer stays in full precision; of a detector, the last of every head.
         rules: The rules in order of precedence.
+        modules: The parts that are quantized, by name, each with a first and a last layer of its own; without
+            any, the whole model is one part.
+        exclude: Shell patterns of names that stay in full precision, whatever the rules say; the name of a
+            module stands for all that is in it.
     """
 
     weight_bits: int = 4
@@ -108,8 +119,12 @@ class Policy:
     skip_first: bool = True
     skip_last: bool = True
     rules: tuple[Rule, ...] = ()
+    modules: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("modules", "exclude"):
+            object.__setattr__(self, name, _names(name, getattr(self, name)))
         for spec in (self.spec(), *(self.spec(rule) for rule in self.rules)):
             spec.build()  # refuses unknown methods and bits now, not in the middle of a conversion
 
@@ -125,6 +140,10 @@ class Policy:
         policy: Policy = _build(cls, "policy", {**values, "rules": rules})
         return policy
 
+    def to_mapping(self) -> dict[str, Any]:
+        """Returns plain values for YAML or a checkpoint; `from_mapping` makes an equal policy of them."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+
     def spec(self, rule: Rule | None = None) -> QuantSpec:
         """Returns the methods and bits under `rule`."""
         spec = QuantSpec(*(getattr(self, name) for name in _SPEC_FIELDS))
@@ -133,13 +152,15 @@ class Policy:
 
     def decide(self, layer: Layer) -> tuple[QuantSpec | None, str]:
         """Returns the methods and bits for `layer`, or None, and the reason in words."""
+        if pattern := next((p for p in self.exclude if _covers(p, layer.name)), None):
+            return None, f"exclude {pattern!r}"
         number, rule = next(
             ((i, rule) for i, rule in enumerate(self.rules) if rule.matches(layer)), (None, None)
         )
         for position, skip in (("first", self.skip_first), ("last", self.skip_last)):
             here = layer.is_first if position == "first" else layer.is_last
             if here and skip and (rule is None or rule.position != position):
-                return None, f"{position} layer"
+                return None, f"{position} layer{f' {layer.source}' if layer.source else ''}"
         reason = "default" if rule is None else f"rule {number}"
         if rule is not None and not rule.quantize:
             return None, reason
@@ -147,6 +168,18 @@ class Policy:
         if spec.weight_quantizer == spec.activation_quantizer == "float":
             return None, f"{reason}: float"
         return spec, reason
+
+
+def _covers(pattern: str, name: str) -> bool:
+    """Returns whether a pattern fits a name or a beginning of it that ends at a dot."""
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[: i + 1]), pattern) for i in range(len(parts)))
+
+
+def _names(argument: str, value: Any) -> tuple[str, ...]:  # noqa: ANN401 -- parsed YAML
+    fits = isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
+    check(fits, argument, value, "is a list of names")
+    return tuple(value)
 
 
 def _slice(text: str) -> slice:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_n2uq.convert.calibration import MAX_BATCHES, calibrate
+from lightning_n2uq.convert.candidates import candidates, weighted_modules
 from lightning_n2uq.convert.policy import Layer, Policy
-from lightning_n2uq.convert.replace import layer_types, obstacle, quantized
+from lightning_n2uq.convert.replace import ALREADY, layer_types, obstacle, quantized
 from lightning_n2uq.convert.report import EXCLUDED, QUANTIZED, UNSUPPORTED, ConversionReport, LayerReport
 from lightning_n2uq.utils.compat import submodules
 
@@ -18,27 +19,34 @@ from lightning_n2uq.utils.compat import submodules
 def quantize_model(
     model: nn.Module,
     policy: Policy | Mapping[str, Any] | None = None,
-    calibration: Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]] | None = None,
+    calibration: Iterable[Any] | None = None,
     max_batches: int = MAX_BATCHES,
+    example: Any = None,  # noqa: ANN401 -- whatever the model takes
+    forward: Callable[[Any], object] | None = None,
 ) -> ConversionReport:
     """Replaces `Conv2d`, `Linear` and `MultiheadAttention` in `model`, in place, by quantized layers.
 
     Weights are kept (the same parameters, so that an optimizer built before still holds them) under the same
-    state-dict keys; quantizer parameters come beside them. Without `calibration`, input ranges are fitted to
-    the first batch in training.
+    state-dict keys; quantizer parameters come beside them, frozen where the layer's weight is. Without
+    `calibration`, input ranges are fitted to the first batch in training.
 
     Args:
-        model: Any network; it is tested with torchvision's and timm's classifiers.
+        model: Any network; it is tested with torchvision's, timm's and Hugging Face's.
         policy: Defaults and rules, or a mapping with the same keys; the default is N2UQ with 4 bits that
             leaves out the first and the last layer.
-        calibration: Batches for `calibrate`, inputs alone or first in a tuple.
+        calibration: Batches for `calibrate`.
         max_batches: The largest number of batches to use.
+        example: An input, which is run once to find the first and the last layers: a tuple of positional
+            arguments, a mapping of keywords, or one argument. Without it (and without the attribute
+            `example_input_array` of LightningModules) the order of registration decides; the report says so.
+        forward: How `calibrate` runs a batch, where the model does not take it as it is.
 
     Returns:
         What became of every layer with weights; `report.model` is `model`.
 
     Raises:
-        ValueError: The policy is not allowed, the model is itself a single layer, or the data cannot be used.
+        ValueError: The policy is not allowed or quantizes nothing, the model is itself a single layer, or the
+            data cannot be used.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 2))
@@ -51,10 +59,11 @@ def quantize_model(
         raise ValueError(
             f"model: got a single {type(model).__name__}, allowed is a network that contains layers"
         )
-    layers = _candidates(model)
+    example = getattr(model, "example_input_array", None) if example is None else example
+    layers = candidates(model, policy.modules, example)
     report = ConversionReport(model, [])
     replacements: dict[nn.Module, nn.Module] = {}
-    for name, module in _weighted_modules(model):
+    for name, module in weighted_modules(model, policy.modules):
         if module not in layers:
             reason = "its parameters belong to no convertible layer"
             report.layers.append(_line(name, module, UNSUPPORTED, reason))
@@ -63,32 +72,31 @@ def quantize_model(
         report.layers.append(line)
         if new is not None:
             replacements[module] = new
-    _swap(model, replacements)
-    _disable_fused_inference(model)
+    _check_something(report, policy)
+    swap(model, replacements)
     if calibration is not None:
-        _note_ranges(report, calibrate(model, calibration, max_batches))
+        _note_ranges(report, calibrate(model, calibration, max_batches, forward))
     return report
 
 
-def _weighted_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    """Yields modules with a parameter of their own that has more than one dimension above 1.
-
-    An attention layer stands for its output projection as well.
-    """
-    inside_attention: set[nn.Module] = set()
-    for name, module in model.named_modules():
-        if module in inside_attention or "parametrizations" in name.split("."):
-            continue
-        if isinstance(module, nn.MultiheadAttention):
-            inside_attention.update(module.modules())
-        own = module.parameters(recurse=False)
-        if layer_types(module) or any(sum(n > 1 for n in parameter.shape) > 1 for parameter in own):
-            yield name, module
-
-
-def _candidates(model: nn.Module) -> dict[nn.Module, Layer]:
-    found = [(name, module) for name, module in _weighted_modules(model) if layer_types(module)]
-    return {module: Layer(name, layer_types(module), i, len(found)) for i, (name, module) in enumerate(found)}
+def _check_something(report: ConversionReport, policy: Policy) -> None:
+    """Refuses a policy under which nothing is quantized, unless it asks for floats."""
+    spec = policy.spec()
+    if spec.weight_quantizer == spec.activation_quantizer == "float":
+        return
+    if report.quantized or any(line.reason == ALREADY for line in report.layers):
+        return
+    reasons: dict[str, list[str]] = {}
+    for line in report.layers:
+        reasons.setdefault(f"{line.type}: {line.reason}", []).append(line.name)
+    shown = "; ".join(
+        f"{names[0]} and {len(names) - 1} more {reason}" if len(names) > 1 else f"{names[0]} {reason}"
+        for reason, names in list(reasons.items())[:4]
+    )
+    raise ValueError(
+        f"policy: got one that quantizes nothing in {type(report.model).__name__} ({shown or 'no layers'}), "
+        "allowed is one that quantizes a layer"
+    )
 
 
 def _convert(
@@ -101,6 +109,7 @@ def _convert(
     if (problem := obstacle(module, layer.name, parent)) is not None:
         return _line(layer.name, module, UNSUPPORTED, problem), None
     line = _line(layer.name, module, QUANTIZED, reason + _other_readers(model, module))
+    line.spec = spec
     line.weight = f"{spec.weight_quantizer} {spec.weight_bits}"
     line.activation = f"{spec.activation_quantizer} {spec.activation_bits}"
     return line, quantized(module, spec)
@@ -129,12 +138,13 @@ def _line(name: str, module: nn.Module, status: str, reason: str) -> LayerReport
     return LayerReport(name, type(module).__name__, status, reason, parameters=size)
 
 
-def _swap(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+def swap(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
     """Puts the new layers in every place where the old ones are: a layer may be shared."""
     for parent in list(model.modules()):
         for name, child in list(submodules(parent).items()):
             if child in replacements:
                 setattr(parent, name, replacements[child])
+    _disable_fused_inference(model)
 
 
 def _disable_fused_inference(model: nn.Module) -> None:

@@ -17,6 +17,8 @@ from lightning_n2uq.layers import QuantConv2d, QuantLinear, QuantSpec
 from lightning_n2uq.quantizers import APoT, DoReFaWeight, Quantizer
 from lightning_n2uq.utils import compat
 
+ALREADY = "is quantized already"
+
 
 def layer_types(layer: nn.Module) -> tuple[str, ...]:
     """Returns what a layer is, in the words of `policy.TYPES`; nothing for one that is never converted."""
@@ -34,7 +36,7 @@ def layer_types(layer: nn.Module) -> tuple[str, ...]:
 def obstacle(layer: nn.Module, name: str, parent: nn.Module) -> str | None:
     """Returns why `layer` cannot be converted, in words, or None."""
     if isinstance(layer, QuantConv2d | QuantLinear | QuantMultiheadAttention):
-        return "is quantized already"
+        return ALREADY
     if "forward" in vars(layer):
         return "its forward was replaced on this one layer"
     if isinstance(layer, nn.MultiheadAttention):
@@ -59,7 +61,17 @@ def quantized(layer: nn.Module, spec: QuantSpec) -> nn.Module:
     else:
         new = _linear(cast(nn.Linear, layer), spec)
     _carry_over(new, layer)
+    _freeze_like(new, layer)
     return new.train(layer.training)
+
+
+def _freeze_like(new: nn.Module, layer: nn.Module) -> None:
+    """Freezes the quantizers of a layer whose weight is frozen."""
+    weight = layer.in_proj_weight if isinstance(layer, nn.MultiheadAttention) else layer.weight
+    if not weight.requires_grad:  # type: ignore[union-attr]
+        for module in new.modules():
+            if isinstance(module, Quantizer):
+                module.requires_grad_(False)
 
 
 def _carry_over(new: nn.Module, layer: nn.Module) -> None:

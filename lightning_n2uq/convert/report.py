@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from lightning_n2uq.layers import QuantSpec
+
 QUANTIZED, EXCLUDED, UNSUPPORTED = "quantized", "excluded", "unsupported"
 
 
@@ -22,6 +24,7 @@ class LayerReport:
         activation: The method and bits of the inputs, likewise.
         parameters: The number of values in the layer's own parameters.
         input_range: The ends of the calibrated input range, or None.
+        spec: The methods and bits, where the layer is quantized.
     """
 
     name: str
@@ -32,6 +35,7 @@ class LayerReport:
     activation: str = ""
     parameters: int = 0
     input_range: tuple[float, float] | None = None
+    spec: QuantSpec | None = None
 
 
 @dataclass

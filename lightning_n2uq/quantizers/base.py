@@ -236,6 +236,12 @@ def _sum_over_processes(x: Tensor) -> Tensor:
     return x
 
 
+def mean_over_processes(x: Tensor) -> Tensor:
+    """Returns the mean of `x` over all processes; `x` itself where there is one."""
+    number = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return _sum_over_processes(x) / number
+
+
 class FullPrecision(nn.Module):
     """Leaves the values as they are. `bits` is 32; any other value raises `ValueError`."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from importlib import metadata
@@ -165,6 +166,12 @@ def constant_in_graphs(function: Function) -> Function:
     return function
 
 
+tree_map: Callable[[Callable[[Any], Any], Any], Any] = private("torch.utils._pytree", "tree_map")
+"""Returns nested lists, tuples and mappings with a function applied to every leaf."""
+
+tree_leaves: Callable[[Any], list[Any]] = private("torch.utils._pytree", "tree_leaves")
+"""Returns the leaves of nested lists, tuples and mappings."""
+
 # torch: custom operators
 
 dispatch_modes: Callable[[], int] = private(torch._C, "_len_torch_dispatch_stack")
@@ -311,6 +318,29 @@ def starts_children(trainer: Any) -> bool:  # noqa: ANN401
         "lightning.pytorch.strategies.launchers.subprocess_script", "_SubprocessScriptLauncher"
     )
     return isinstance(trainer.strategy.launcher, launcher)
+
+
+def wrap_loading(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replaces, once, what `load_from_checkpoint` builds and loads an object with by `wrap` of it."""
+    saving = importlib.import_module("lightning.pytorch.core.saving")
+    load = private(saving, "_load_state")
+    if not getattr(load, "converts", False):
+        wrapped: Any = wrap(load)
+        wrapped.converts = True
+        saving._load_state = wrapped  # type: ignore[attr-defined]
+
+
+def checkpoint_to_come(trainer: Any) -> str | None:  # noqa: ANN401
+    """Returns the checkpoint that a run will begin with while it is set up, None without one.
+
+    `trainer.ckpt_path` has it only once it is read; until then it is an argument of the Trainer's `_run`.
+    """
+    code = private(type(trainer), "_run").__code__
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    path = trainer.ckpt_path if frame is None else frame.f_locals.get("ckpt_path")
+    return None if path is None else str(path)
 
 
 CHILD_WEIGHTS = ".temp.ckpt"

@@ -376,3 +376,37 @@ def test_where_numba_keeps_what_it_compiles(tmp_path):  # numba 0.68
     assert stamp
     compat.set_kernel_cache(function, cache)
     assert function._cache is cache
+
+
+def test_what_loads_checkpoints_can_be_wrapped_once(monkeypatch):
+    from lightning.pytorch.core import saving
+
+    monkeypatch.setattr(saving, "_load_state", lambda: "loaded")
+    for _ in range(2):
+        compat.wrap_loading(lambda load: lambda: f"wrapped {load()}")
+    assert saving._load_state() == "wrapped loaded"
+
+
+def test_the_checkpoint_to_come_is_known_in_setup(tmp_path):
+    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch.demos.boring_classes import BoringModel
+
+    seen = []
+
+    class Asking(Callback):
+        def setup(self, trainer, pl_module, stage):
+            seen.append(compat.checkpoint_to_come(trainer))
+
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(default_root_dir=tmp_path, fast_dev_run=1, callbacks=[Asking()], **quiet)
+    trainer.fit(BoringModel())
+    trainer.strategy.connect(BoringModel())
+    trainer.save_checkpoint(path := tmp_path / "x.ckpt")
+    trainer.test(BoringModel(), ckpt_path=path, verbose=False)
+    assert seen == [None, str(path)]
+
+
+def test_trees_of_tensors_are_mapped_and_listed():  # torch 2.14
+    tree = {"a": [1, (2, 3)], "b": None}
+    assert compat.tree_map(lambda x: x and x + 1, tree) == {"a": [2, (3, 4)], "b": None}
+    assert compat.tree_leaves(tree) == [1, 2, 3, None]

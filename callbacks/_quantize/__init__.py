@@ -1,0 +1,1 @@
+"""What `QuantizeModel` does beside the conversion: when a network is built, optimizer groups, checkpoints."""

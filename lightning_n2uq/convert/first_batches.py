@@ -1,0 +1,121 @@
+"""Fits input ranges to the first batches of a training run, inside its own forward passes.
+
+Before the first forward pass of a module in training, the same input runs through it once more: without
+gradients, with all quantizers off, as in `calibrate`. So no loader is read twice, whatever a batch is and
+whatever a training step does with it; random numbers and buffers stay what they were.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_n2uq.convert.calibrated import CalibratedInput
+from lightning_n2uq.convert.calibration import quantizers_off, set_weight_quantizers
+from lightning_n2uq.convert.ranges import best_range
+from lightning_n2uq.quantizers.base import mean_over_processes
+
+
+class FirstBatches:
+    """Watches the modules of a network whose quantizers have no range yet.
+
+    Args:
+        model: A network after `quantize_model`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._samples: dict[nn.Module, list[Tensor]] = defaultdict(list)
+        self._pending = {
+            module: name.removesuffix(".activation_quantizer")
+            for name, module in model.named_modules()
+            if isinstance(module, CalibratedInput) and not module.fitted
+        }
+        self._reached: set[nn.Module] = set()
+        self._seen: set[nn.Module] = set()  # quantizers that this batch has reached
+        self._running = False
+        self._handles: list[RemovableHandle] = []
+        for module in model.modules():
+            if module not in self._pending and not self._pending.keys().isdisjoint(module.modules()):
+                handle = module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True)
+                self._handles.append(handle)
+
+    @property
+    def ranges(self) -> int:
+        """Returns how many quantizers have been fitted."""
+        return len(self._reached)
+
+    @property
+    def unreached(self) -> list[str]:
+        """Returns the names of the layers whose quantizer no batch has reached."""
+        return [name for module, name in self._pending.items() if module not in self._reached]
+
+    def next_batch(self) -> None:
+        """Says that what comes next belongs to another batch: ranges are fitted again, to all so far."""
+        self._seen.clear()
+
+    def close(self) -> None:
+        """Takes the hooks off the modules."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._samples.clear()
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._running or not module.training or _redirected(module):
+            return
+        inside = [m for m in module.modules() if m in self._pending and m not in self._seen]
+        if not inside:
+            return
+        self._running = True
+        try:
+            with _unchanged(module), torch.no_grad(), quantizers_off(module, self._samples):
+                module(*args, **kwargs)
+        finally:
+            self._running = False
+        self._fit(inside)
+        set_weight_quantizers(module, again=False)
+
+    @torch.no_grad()
+    def _fit(self, quantizers: list[nn.Module]) -> None:
+        """Sets the ranges, averaged over the processes that have data for a quantizer."""
+        device = next(quantizers[0].parameters()).device
+        found = torch.zeros(len(quantizers), 3, dtype=torch.float64, device=device)
+        for row, quantizer in zip(found, quantizers, strict=True):
+            values = self._samples.get(quantizer)
+            sample = torch.cat(values) if values else torch.zeros(0)
+            if sample.numel() and bool(sample.isfinite().all()) and bool(sample.min() < sample.max()):
+                low, high = best_range(sample, quantizer.num_levels)  # type: ignore[arg-type]
+                row.copy_(torch.stack([low.double(), high.double(), torch.ones_like(low).double()]))
+        mean = mean_over_processes(found)
+        for (low, high, share), quantizer in zip(mean, quantizers, strict=True):
+            if share > 0:
+                quantizer.set_range(low / share, high / share)  # type: ignore[operator]
+                self._reached.add(quantizer)
+                self._seen.add(quantizer)
+
+
+def _redirected(module: nn.Module) -> bool:
+    """Returns whether a call of the module runs something else, as Lightning's strategies have it."""
+    own = vars(module).get("forward")
+    return own is not None and getattr(own, "__func__", None) is not type(module).forward
+
+
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Brings buffers and random numbers back to what they were."""
+    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    devices = list({p.device for p in module.parameters() if p.is_cuda})
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
