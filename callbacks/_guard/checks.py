@@ -106,7 +106,7 @@ def collapsed_scales(module: nn.Module) -> list[str]:
     Waits for the device once.
     """
     scales = [
-        (f"{name}.{own}", value.detach().reshape(-1)[0].float(), STEP_FLOOR if own in part.positive else 0.0)
+        (f"{name}.{own}", value.detach().min().float(), STEP_FLOOR if own in part.positive else 0.0)
         for name, part in module.named_modules()
         if isinstance(part, Quantizer)
         for own, value in part.named_parameters(recurse=False)

@@ -15,8 +15,10 @@ from lightning_n2uq.utils.validation import check
 
 GRID_BITS = 8
 INTEGER_OPTIONS = ("residual_bits", "first_last_bits")
-_ACTIVATIONS = ("n2uq", "n2uq_fixed", "lsq", "pact", "dorefa")
-_WEIGHTS = ("n2uq", "lsq", "lsq_plus", "dorefa")
+_ACTIVATIONS = ("n2uq", "n2uq_fixed", "lsq", "pact", "dorefa", "ewgs")
+_WEIGHTS = (
+    "n2uq", "lsq", "lsq_plus", "dorefa", "ewgs", "statsq", "seq", "seq_ternary", "ternary", "binary",
+)  # fmt: skip
 
 
 def grid_bits(name: str, bits: int | None) -> int | None:

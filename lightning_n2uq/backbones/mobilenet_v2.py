@@ -171,7 +171,7 @@ def mobilenet_v2(
     """MobileNetV2 of the paper; most arguments are those of `resnet20`.
 
     Args:
-        weight_bits: 2 to 8; 32 with `float`.
+        weight_bits: 2 to 8; 1 with `binary`, 32 with `float`.
         activation_bits: 2 to 8; 32 with `float`.
         weight_quantizer: A key of `WEIGHT_QUANTIZERS`.
         activation_quantizer: A key of `ACTIVATION_QUANTIZERS`.

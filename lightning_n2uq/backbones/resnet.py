@@ -127,7 +127,7 @@ def resnet20(
     """CIFAR ResNet-20: three stages of three basic blocks, images from 8x8 up, any channel count.
 
     Args:
-        weight_bits: 2 to 8; 32 with `float`.
+        weight_bits: 2 to 8; 1 with `binary`, 32 with `float`.
         activation_bits: 2 to 8; 32 with `float`.
         weight_quantizer: A key of `WEIGHT_QUANTIZERS`.
         activation_quantizer: A key of `ACTIVATION_QUANTIZERS`.

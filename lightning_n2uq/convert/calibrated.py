@@ -8,17 +8,20 @@ from torch import Tensor, nn
 from lightning_n2uq.convert.ranges import best_range, quantize_uniformly, sample_values
 from lightning_n2uq.ops.ste import straight_through
 from lightning_n2uq.quantizers import (
+    EWGS,
+    LCQ,
     LSQ,
     PACT,
     APoT,
     DoReFa,
     LearnableThresholdQuantizer,
     LSQPlus,
+    NuLSQ,
     Quantizer,
 )
 from lightning_n2uq.quantizers.base import DataInitializedQuantizer, one_value_at_least
 
-_METHODS = ("LearnableThresholdQuantizer", "PACT", "APoT", "DoReFa", "LSQ")
+_METHODS = ("LearnableThresholdQuantizer", "PACT", "APoT", "DoReFa", "LSQ", "NuLSQ", "LCQ", "EWGS")
 
 
 class CalibratedInput(DataInitializedQuantizer):
@@ -62,10 +65,18 @@ class CalibratedInput(DataInitializedQuantizer):
         if isinstance(inner, LearnableThresholdQuantizer):
             _fill(inner, "scale_in", 2.0 / span)
             _fill(inner, "scale_out", span / 2.0)
-        elif isinstance(inner, PACT | APoT):
+        elif isinstance(inner, PACT | APoT | LCQ):
             _fill(inner, "clip", span)
         elif isinstance(inner, DoReFa):
             self.scale.fill_(span)
+        elif isinstance(inner, EWGS):
+            self.scale.fill_(span)
+            _fill(inner, "lower", torch.zeros(()))
+            _fill(inner, "upper", torch.ones(()))
+            inner._note_fitted()
+        elif isinstance(inner, NuLSQ):
+            _fill(inner, "steps", span / (self.num_levels - 1))
+            inner._note_fitted()
         elif isinstance(inner, LSQ):
             _fill(inner, "step", span / (self.num_levels - 1))
             if isinstance(inner, LSQPlus):

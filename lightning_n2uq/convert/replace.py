@@ -95,7 +95,7 @@ def _carry_over(new: nn.Module, layer: nn.Module) -> None:
 
 def quantizers_for(weight: torch.Tensor, spec: QuantSpec) -> tuple[nn.Module, nn.Module]:
     """Returns a weight and an activation quantizer, fitted to `weight` and to inputs of any range."""
-    on_weight, on_input = spec.build()
+    on_weight, on_input = spec.build(len(weight))
     if isinstance(on_weight, APoT | DoReFaWeight):
         on_weight = RescaledWeight(on_weight, weight)
     if isinstance(on_input, Quantizer):

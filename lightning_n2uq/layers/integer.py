@@ -11,6 +11,8 @@ from lightning_n2uq.ops.dispatch import Backend
 from lightning_n2uq.ops.formats.integer import IntegerRange
 from lightning_n2uq.ops.integer import exact_backend, integer_obstacle
 from lightning_n2uq.quantizers.base import Quantizer
+from lightning_n2uq.quantizers.ewgs import EWGS
+from lightning_n2uq.utils.compat import has_hooks
 
 _TERMS = 9 * 512  # products in a sum of a large layer
 FEWEST = 2**23  # multiplications of a convolution below which its call costs more than integers save
@@ -30,9 +32,10 @@ def integer_backend(conv: nn.Conv2d, x: Tensor) -> Backend:
 
 
 def integer_weight_known(conv: nn.Conv2d) -> bool:
-    """Returns whether the weight quantizer tells its integers."""
+    """Returns whether the weight quantizer tells its integers; a hook may change its value."""
     quantizer = conv.weight_quantizer
-    return isinstance(quantizer, Quantizer) and quantizer.tells_weight_grid and quantizer.largest_level > 0
+    known = isinstance(quantizer, Quantizer) and quantizer.tells_weight_grid and quantizer.largest_level > 0
+    return known and not has_hooks(quantizer)
 
 
 def float_layers(model: nn.Module) -> Iterator[tuple[str, str]]:
@@ -61,7 +64,9 @@ def _reason(layer: nn.Module) -> str | None:
     if not isinstance(layer, nn.Conv2d):
         return f"{type(layer).__name__} has no integer training"
     if not isinstance(activation, Quantizer) or not activation.tells_grid:
-        return f"activations of {getattr(activation, 'name', type(activation).__name__)} are not uniform"
+        method = getattr(activation, "name", type(activation).__name__)
+        why = "have scaled gradients" if isinstance(activation, EWGS) else "are not uniform"
+        return f"activations of {method} {why}"
     if not integer_weight_known(layer):
         return f"weights of {getattr(weight, 'name', type(weight).__name__)} are not integers of 8 bits"
     if layer.padding_mode != "zeros" or not isinstance(layer.padding, tuple):

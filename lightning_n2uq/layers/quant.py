@@ -17,7 +17,7 @@ class QuantSpec:
     """What quantizes a layer: method and bits for weights and for activations.
 
     Attributes:
-        weight_bits: 2 to 8; 32 with `float`.
+        weight_bits: 2 to 8; 1 with `binary`, 2 with ternary methods, 32 with `float`.
         activation_bits: 2 to 8; 32 with `float`.
         weight_quantizer: A key of `quantizers.WEIGHT_QUANTIZERS`.
         activation_quantizer: A key of `quantizers.ACTIVATION_QUANTIZERS`.
@@ -28,14 +28,18 @@ class QuantSpec:
     weight_quantizer: str = "n2uq"
     activation_quantizer: str = "n2uq"
 
-    def build(self) -> tuple[nn.Module, nn.Module]:
+    def build(self, channels: int | None = None) -> tuple[nn.Module, nn.Module]:
         """Returns a new weight quantizer and a new activation quantizer.
+
+        Args:
+            channels: The weight's output channels, for methods that learn a number for each; None stands for
+                one number for all.
 
         Raises:
             ValueError: A value is not allowed; the message names it.
         """
         return (
-            weight_quantizer(self.weight_quantizer, self.weight_bits),
+            weight_quantizer(self.weight_quantizer, self.weight_bits, channels),
             activation_quantizer(self.activation_quantizer, self.activation_bits),
         )
 
@@ -47,8 +51,8 @@ class GridSpec(QuantSpec):
     weight_bits: int = 8
     activation_bits: int = 8
 
-    def build(self) -> tuple[nn.Module, nn.Module]:
-        """Returns a new weight quantizer and a new activation quantizer."""
+    def build(self, channels: int | None = None) -> tuple[nn.Module, nn.Module]:
+        """Returns a new weight quantizer and a new activation quantizer, with one range each."""
         return UniformGrid(self.weight_bits), UniformGrid(self.activation_bits)
 
 
@@ -93,7 +97,7 @@ class QuantConv2d(FusibleConv2d):
             groups=groups,
             bias=bias,
         )
-        self.weight_quantizer, self.activation_quantizer = (spec or QuantSpec()).build()
+        self.weight_quantizer, self.activation_quantizer = (spec or QuantSpec()).build(out_channels)
 
 
 class QuantLinear(nn.Linear):
@@ -110,7 +114,7 @@ class QuantLinear(nn.Linear):
         self, in_features: int, out_features: int, bias: bool = True, spec: QuantSpec | None = None
     ) -> None:
         super().__init__(in_features, out_features, bias)
-        self.weight_quantizer, self.activation_quantizer = (spec or QuantSpec()).build()
+        self.weight_quantizer, self.activation_quantizer = (spec or QuantSpec()).build(out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[..., in_features]` to `[..., out_features]`."""

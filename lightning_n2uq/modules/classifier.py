@@ -61,7 +61,8 @@ class QuantizedClassifier(ModuleWithExampleInput):
         num_classes: The number of classes; the command line takes it from the data.
         in_channels: The channels of an image; the command line takes them from the data.
         image_size: The height and width of the images, for `example_input_array`; also from the data.
-        weight_bits: The bits of quantized weights, 2 to 8; 32 with the quantizer `float`.
+        weight_bits: The bits of quantized weights, 2 to 8; 1 with `binary`, 2 with the ternary
+            methods, 32 with `float`.
         activation_bits: The bits of quantized activations, 2 to 8; 32 with the quantizer `float`.
         weight_quantizer: The method for weights, a name in `lightning_n2uq.quantizers.WEIGHT_QUANTIZERS`.
         activation_quantizer: The method for activations, a name in `ACTIVATION_QUANTIZERS`.

@@ -40,12 +40,14 @@ class Quantizer(nn.Module):
         num_levels: The number of levels, at most `2 ** bits`.
         positive: Names of parameters that are bounded below by `STEP_FLOOR`, since only a positive number
             makes sense; see `bounded`.
+        widths_allowed: The smallest and the largest code width of the method.
         tells_grid: Whether `grid` belongs to the same class as `forward`, and so speaks of it.
         tells_weight_grid: The same of `weight_grid`.
     """
 
     name: ClassVar[str]
     positive: ClassVar[tuple[str, ...]] = ()
+    widths_allowed: ClassVar[tuple[int, int]] = (MIN_BITS, MAX_BITS)
     tells_grid: ClassVar[bool] = False
     tells_weight_grid: ClassVar[bool] = False
 
@@ -58,8 +60,14 @@ class Quantizer(nn.Module):
 
     def __init__(self, bits: int) -> None:
         super().__init__()
-        self.bits = check_bits(bits)
+        self.bits = check_integer("bits", bits, *self.widths_allowed)
         self.num_levels = 2**bits
+
+    def set_channels(self, channels: int) -> None:
+        """Gives a weight quantizer one parameter per output channel, where its method has that; else nothing.
+
+        Layers call it before anything is learned.
+        """
 
     def codes(self, x: Tensor) -> Tensor:
         """Returns the level index of every value, uint8, shape of `x`; no gradient."""

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from lightning_n2uq.ops.tables import output_step
 from lightning_n2uq.quantizers.dorefa import DoReFa, DoReFaWeight
+from lightning_n2uq.quantizers.ewgs import EWGS
 from lightning_n2uq.quantizers.grid import UniformGrid
+from lightning_n2uq.quantizers.integer_levels import IntegerLevels
 from lightning_n2uq.quantizers.lsq import LSQ
 from lightning_n2uq.quantizers.n2uq import EntropyPreservingWeightQuantizer, LearnableThresholdQuantizer
 from lightning_n2uq.quantizers.pact import PACT
 
 
-class IntegerLevels(NamedTuple):
+class WeightIntegers(NamedTuple):
     """A quantized weight is `integers * scale`.
 
     Attributes:
@@ -30,8 +32,11 @@ class IntegerLevels(NamedTuple):
 
 
 @torch.no_grad()
-def weight_integers(quantizer: nn.Module, weight: Tensor) -> IntegerLevels | None:
+def weight_integers(quantizer: nn.Module, weight: Tensor) -> WeightIntegers | None:
     """Returns the integers that evaluation uses, or None where levels are no integers times a scale."""
+    if isinstance(quantizer, IntegerLevels):
+        integers, scale = quantizer.integers(weight)
+        return WeightIntegers(integers, scale.double(), quantizer.odd)
     ones = torch.ones(len(weight), dtype=torch.float64, device=weight.device)
     if isinstance(quantizer, EntropyPreservingWeightQuantizer):
         odd, scale = True, quantizer.scale(weight).double().reshape(-1)
@@ -41,14 +46,14 @@ def weight_integers(quantizer: nn.Module, weight: Tensor) -> IntegerLevels | Non
         (step,) = quantizer.asked(weight, "step")
         odd, scale = False, ones * step.double()
     elif isinstance(quantizer, UniformGrid) and quantizer.signed:
-        return IntegerLevels(
+        return WeightIntegers(
             quantizer.codes(weight).to(torch.int16) + quantizer.low, ones * quantizer.step(weight), False
         )
     else:
         return None
     codes = quantizer.codes(weight).to(torch.int16)
     bits = quantizer.bits
-    return IntegerLevels(codes * 2 - (2**bits - 1) if odd else codes - 2 ** (bits - 1), scale, odd)
+    return WeightIntegers(codes * 2 - (2**bits - 1) if odd else codes - 2 ** (bits - 1), scale, odd)
 
 
 def level_distance(quantizer: nn.Module, x: Tensor) -> Tensor | None:
@@ -68,6 +73,6 @@ def level_distance(quantizer: nn.Module, x: Tensor) -> Tensor | None:
         return quantizer.asked(x, "step")[0].detach().double().reshape(())
     if isinstance(quantizer, PACT):
         return (quantizer.bounded("clip").detach() / (quantizer.num_levels - 1)).double().reshape(())
-    if isinstance(quantizer, DoReFa):
+    if isinstance(quantizer, DoReFa | EWGS):
         return torch.tensor(1.0 / (quantizer.num_levels - 1), dtype=torch.float32).double()
     return None

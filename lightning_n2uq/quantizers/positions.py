@@ -7,15 +7,24 @@ from functools import singledispatch
 import torch
 from torch import Tensor, nn
 
+from lightning_n2uq.ops.level_table import level_place
 from lightning_n2uq.ops.staircase import staircase_position
 from lightning_n2uq.ops.tables import compute_dtype
 from lightning_n2uq.quantizers.apot import APoT
+from lightning_n2uq.quantizers.binary import BinaryWeight
 from lightning_n2uq.quantizers.dorefa import DoReFa, DoReFaWeight
+from lightning_n2uq.quantizers.ewgs import EWGS
 from lightning_n2uq.quantizers.grid import UniformGrid
+from lightning_n2uq.quantizers.integer_levels import nonzero
+from lightning_n2uq.quantizers.lcq import LCQ
 from lightning_n2uq.quantizers.looks import looking
 from lightning_n2uq.quantizers.lsq import LSQ
 from lightning_n2uq.quantizers.n2uq import EntropyPreservingWeightQuantizer, LearnableThresholdQuantizer
+from lightning_n2uq.quantizers.nulsq import NuLSQ
 from lightning_n2uq.quantizers.pact import PACT
+from lightning_n2uq.quantizers.seq import SEQ
+from lightning_n2uq.quantizers.statsq import StatsQ
+from lightning_n2uq.quantizers.ternary import TernaryWeight
 
 
 @singledispatch
@@ -92,3 +101,47 @@ def _(quantizer: APoT, x: Tensor) -> Tensor:
     unit, levels = quantizer._unit(x), quantizer.levels
     lower = torch.bucketize(unit.detach(), levels[1:-1])
     return lower + (unit - levels[lower]) / (levels[lower + 1] - levels[lower])
+
+
+@level_position.register
+def _(quantizer: NuLSQ, x: Tensor) -> Tensor:
+    levels = quantizer.levels(x)
+    lower, share = level_place(x.to(levels.dtype), levels)
+    return lower + share
+
+
+@level_position.register
+def _(quantizer: LCQ, x: Tensor) -> Tensor:
+    return quantizer.position(x)
+
+
+@level_position.register
+def _(quantizer: EWGS, x: Tensor) -> Tensor:
+    with looking():
+        return quantizer.place(x) * (quantizer.num_levels - 1)
+
+
+@level_position.register
+def _(quantizer: StatsQ, x: Tensor) -> Tensor:
+    x = x.to(compute_dtype(x.dtype))
+    half = quantizer.num_levels // 2
+    scale = nonzero(2 * x.abs().mean(dim=tuple(range(1, x.dim())), keepdim=True))
+    return (x / scale * half - 0.5).clamp(-half, half - 1) + half
+
+
+@level_position.register
+def _(quantizer: SEQ, x: Tensor) -> Tensor:
+    with looking():
+        return quantizer.place(x.to(compute_dtype(x.dtype))).clamp(0, quantizer.num_levels - 1)
+
+
+@level_position.register
+def _(quantizer: TernaryWeight, x: Tensor) -> Tensor:
+    return quantizer.place(x.to(compute_dtype(x.dtype)))
+
+
+@level_position.register
+def _(quantizer: BinaryWeight, x: Tensor) -> Tensor:
+    x = x.to(compute_dtype(x.dtype))
+    scale = nonzero(x.abs().mean(dim=tuple(range(1, x.dim())), keepdim=True))
+    return ((x / scale).clamp(-1, 1) + 1) / 2

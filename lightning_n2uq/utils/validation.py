@@ -37,7 +37,8 @@ def check_integer(name: str, value: int, low: int, high: int | None = None) -> i
     """
     fits = isinstance(value, int) and not isinstance(value, bool)
     fits = fits and low <= value and (high is None or value <= high)
-    check(fits, name, value, f"are integers from {low}" if high is None else f"is {low} to {high}")
+    options = f"are integers from {low}" if high is None else f"is {low} to {high}"
+    check(fits, name, value, f"is {low}" if low == high else options)
     return value
 
 

@@ -57,6 +57,34 @@ def results(
     return out.detach(), dict(zip(["x", *wanted], grads, strict=True)), seen.names
 
 
+@pytest.mark.parametrize(
+    ("weights", "bits"),
+    [("statsq", 3), ("seq", 2), ("seq_ternary", 2), ("ternary", 2), ("binary", 1), ("ewgs", 3)],
+)
+def test_every_method_with_integer_weights_trains_on_integers(weights: str, bits: int) -> None:
+    torch.manual_seed(0)
+    conv = QuantConv2d(8, 8, 3, padding=1, spec=QuantSpec(bits, 3, weights, "lsq")).train()
+    x = torch.randn(3, 8, 11, 10)
+    conv(x)
+    ours, our_grads, seen = results(conv, x, None)
+    plain, plain_grads, left = results(conv, x, "reference")
+    assert "quantized_conv2d" in seen
+    assert "quantized_conv2d" not in left
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+    for name, grad in plain_grads.items():
+        torch.testing.assert_close(our_grads[name], grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_scaled_gradients_and_uneven_levels_say_why_they_train_in_floats() -> None:
+    spec = [QuantSpec(2, 2, "n2uq", name) for name in ("ewgs", "nulsq")]
+    network = nn.Sequential(*(QuantConv2d(8, 8, 3, spec=one) for one in spec))
+    reasons = dict(integer.float_layers(network))
+    assert reasons == {
+        "0": "activations of ewgs have scaled gradients",
+        "1": "activations of nulsq are not uniform",
+    }
+
+
 @pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("method", METHODS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 from torch import nn
@@ -10,7 +11,8 @@ from torch import nn
 from lightning_n2uq.convert.calibrated import CalibratedInput
 from lightning_n2uq.export.lower.deferred import Float64
 from lightning_n2uq.ops.tables import floored_widths, output_step
-from lightning_n2uq.quantizers import LSQ, PACT, DoReFa, LearnableThresholdQuantizer, LSQPlus
+from lightning_n2uq.quantizers import EWGS, LSQ, PACT, DoReFa, LearnableThresholdQuantizer, LSQPlus
+from lightning_n2uq.quantizers.base import STEP_FLOOR
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,25 @@ class UniformRule:
     offset: float = 0.0
 
 
-def activation_rule(quantizer: nn.Module, name: str) -> ThresholdRule | UniformRule:
+@dataclass(frozen=True)
+class IntervalRule:
+    """`value = step * round(levels * v) + offset`, `v = clip((z - lower) / width, 0, 1)`.
+
+    `z = scale_in * (x - offset)`; `v` and its rounding are computed in float32.
+    """
+
+    lower: float
+    width: float
+    levels: int
+    step: float
+    scale_in: float = 1.0
+    offset: float = 0.0
+
+
+Rule: TypeAlias = ThresholdRule | UniformRule | IntervalRule
+
+
+def activation_rule(quantizer: nn.Module, name: str) -> Rule:
     """Returns what an activation quantizer computes.
 
     Raises:
@@ -47,6 +67,8 @@ def activation_rule(quantizer: nn.Module, name: str) -> ThresholdRule | UniformR
         return _calibrated_rule(quantizer, name)
     if isinstance(quantizer, LearnableThresholdQuantizer):
         return _threshold_rule(quantizer, name)
+    if isinstance(quantizer, EWGS):
+        return _interval_rule(quantizer, name)
     offset = 0.0
     levels = getattr(quantizer, "num_levels", 1) - 1
     if isinstance(quantizer, LSQ) and not quantizer.signed:
@@ -62,14 +84,15 @@ def activation_rule(quantizer: nn.Module, name: str) -> ThresholdRule | UniformR
     else:
         raise ValueError(
             f"{name}: activation quantizer {getattr(quantizer, 'name', type(quantizer).__name__)!r} has no "
-            "evenly spaced levels; exportable are n2uq, n2uq_fixed, lsq, lsq_plus, pact, dorefa and float"
+            "evenly spaced levels; exportable are n2uq, n2uq_fixed, lsq, lsq_plus, pact, dorefa, ewgs "
+            "and float"
         )
     if not (np.isfinite(step) and step > 0 and np.isfinite(offset)):
         raise ValueError(f"{name}: step {step}, offset {offset}; allowed is a positive step, both finite")
     return UniformRule(step, levels, offset)
 
 
-def _calibrated_rule(quantizer: CalibratedInput, name: str) -> ThresholdRule | UniformRule:
+def _calibrated_rule(quantizer: CalibratedInput, name: str) -> Rule:
     """Returns the rule of the inner quantizer, which sees `(x - offset) / scale`."""
     if not bool(quantizer.initialized):
         raise ValueError(f"{name}: its range was never fitted; calibrate or train the network first")
@@ -77,9 +100,20 @@ def _calibrated_rule(quantizer: CalibratedInput, name: str) -> ThresholdRule | U
     if quantizer.offset is None:
         return rule
     offset, scale = float(quantizer.offset.detach()), float(quantizer.scale)
-    if isinstance(rule, ThresholdRule):
+    if not isinstance(rule, UniformRule):
         return replace(rule, scale_in=rule.scale_in / scale, step=rule.step * scale, offset=offset)
     return replace(rule, step=float(np.float32(rule.step * scale)), offset=offset)
+
+
+def _interval_rule(quantizer: EWGS, name: str) -> IntervalRule:
+    if not bool(quantizer.initialized):
+        raise ValueError(f"{name}: its interval was never initialised; train the network first")
+    lower, upper = (end.detach().float().reshape(()).cpu() for end in (quantizer.lower, quantizer.upper))
+    width = float((upper - lower).clamp_min(STEP_FLOOR))
+    levels = quantizer.num_levels - 1
+    if not np.isfinite([float(lower), width]).all():
+        raise ValueError(f"{name}: interval {float(lower)} to {float(upper)}; allowed are finite numbers")
+    return IntervalRule(float(lower), width, levels, float(np.float32(1.0 / levels)))
 
 
 def _threshold_rule(quantizer: LearnableThresholdQuantizer, name: str) -> ThresholdRule:

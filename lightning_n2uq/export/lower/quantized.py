@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from lightning_n2uq.export.ir import steps as s
 from lightning_n2uq.export.ir.description import FoldReport
-from lightning_n2uq.export.lower.activations import UniformRule, activation_rule
+from lightning_n2uq.export.ir.thresholds import Bool
+from lightning_n2uq.export.lower.activations import IntervalRule, UniformRule, activation_rule
 from lightning_n2uq.export.lower.builder import Builder, check_finite, to_float64
 from lightning_n2uq.export.lower.deferred import Deferred, Float64, directions
 from lightning_n2uq.export.lower.fixed_point import fixed_linear, split_conv
@@ -78,7 +79,8 @@ def _quantize(builder: Builder, value: Deferred, quantizer: nn.Module, name: str
         )
     else:
         moved = value.affine(shift=-rule.offset) if rule.offset else value
-        codes = _threshold_codes(builder, moved.affine(rule.scale_in), above(rule.thresholds), name)
+        conditions = _interval_conditions(rule) if isinstance(rule, IntervalRule) else above(rule.thresholds)
+        codes = _threshold_codes(builder, moved.affine(rule.scale_in), conditions, name)
     return _Quantized(codes, rule.step, rule.levels, rule.offset)
 
 
@@ -87,6 +89,20 @@ def _uniform_conditions(rule: UniformRule) -> Conditions:
     places, divisor, offset = np.arange(1, rule.levels + 1), np.float32(rule.step), np.float32(rule.offset)
     reached: Float64 = (places.astype(np.float64) - 0.5) * rule.step + rule.offset
     return Conditions(lambda y: np.rint((y.astype(np.float32) - offset) / divisor) >= places, reached)
+
+
+def _interval_conditions(rule: IntervalRule) -> Conditions:
+    """Returns EWGS's own arithmetic in float32, as conditions on a real number."""
+    places, levels = np.arange(1, rule.levels + 1), np.float32(rule.levels)
+    lower, width = np.float32(rule.lower), np.float32(rule.width)
+    reached: Float64 = (places - 0.5) / rule.levels * rule.width + rule.lower
+
+    def passes(y: Float64) -> Bool:
+        share = np.clip((y.astype(np.float32) - lower) / width, np.float32(0), np.float32(1))
+        reached_here: Bool = np.rint(share * levels) >= places
+        return reached_here
+
+    return Conditions(passes, reached)
 
 
 def _threshold_codes(builder: Builder, value: Deferred, conditions: Conditions, name: str) -> str:
