@@ -3,6 +3,7 @@
 from lightning_n2uq.callbacks.communication_monitor import CommunicationMonitor
 from lightning_n2uq.callbacks.entropy_regularizer import EntropyRegularizer
 from lightning_n2uq.callbacks.non_finite_guard import NonFiniteError, NonFiniteGuard
+from lightning_n2uq.callbacks.proximal_annealing import ProximalAnnealing
 from lightning_n2uq.callbacks.quantization_monitor import QuantizationMonitor
 from lightning_n2uq.callbacks.quantize_model import QuantizeModel
 from lightning_n2uq.callbacks.threshold_annealing import ThresholdAnnealing
@@ -13,6 +14,7 @@ __all__ = [
     "EntropyRegularizer",
     "NonFiniteError",
     "NonFiniteGuard",
+    "ProximalAnnealing",
     "QuantizationMonitor",
     "QuantizeModel",
     "ThresholdAnnealing",
