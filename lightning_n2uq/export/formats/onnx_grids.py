@@ -18,6 +18,9 @@ from lightning_n2uq.export.ir import steps as s
 from lightning_n2uq.export.ir.integer_steps import GridCodes, IntAdd, IntMaxPool, SumPool
 from lightning_n2uq.export.runtime.numpy_engine import run_step
 
+COMPARED = 3
+"""Number of thresholds up to which comparisons take less time than a lookup."""
+
 
 def zero_of(name: str, writer: GraphWriter) -> int:
     """Returns which stored number stands for zero in a step's value."""
@@ -49,18 +52,42 @@ def write_table(step: s.Codes, writer: GraphWriter) -> TensorLayout | None:
     if found is None:
         return None
     low, count = found
-    channels, layout = writer.shapes[step.name][0], writer.layouts[source]
+    layout = writer.layouts[source]
+    index = writer.cast(source, TensorProto.INT32)
+    if step.levels <= COMPARED and step.sign is None and step.thresholds.dtype == np.int32:
+        _compare_each(step, index, low, layout, writer)
+    else:
+        _look_up(step, index, low, count, layout, writer)
+    writer.integers.add(step.name)
+    return layout
+
+
+def _compare_each(step: s.Codes, x: str, low: int, layout: TensorLayout, writer: GraphWriter) -> None:
+    """Adds comparisons of what is stored, `x`, with every threshold, counted in bytes."""
+    codes = ""
+    for index, threshold in enumerate(step.thresholds.T, 1):
+        passed = writer.op("Greater", [x, writer.repeated(threshold - np.int32(low), step.name, layout)])
+        last = step.name if index == step.levels else None
+        one = writer.cast(passed, TensorProto.UINT8, last if step.levels == 1 else None)
+        codes = writer.op("Add", [codes, one], last) if codes else one
+
+
+def _look_up(
+    step: s.Codes, index: str, low: int, count: int, layout: TensorLayout, writer: GraphWriter
+) -> None:
+    """Adds the lookup of what the step makes of each of the `count` values from `low` on."""
+    channels = writer.shapes[step.name][0]
     values = np.broadcast_to(np.arange(low, low + count, dtype=np.int32), (1, channels, count))
     lowest = step.low if isinstance(step, GridCodes) else 0
     table = (run_step(step, values[..., None])[0, :, :, 0].astype(np.int32) - lowest).astype(np.uint8)
-    index = writer.cast(source, TensorProto.INT32)
-    if not (table == table[:1]).all():
-        index = writer.op("Add", [index, writer.repeated(_starts(channels, count), step.name, layout)])
-    else:
+    if (table == table[:1]).all():
         table = table[:1]
-    writer.op("Gather", [writer.const(table.reshape(-1)), index], step.name)
-    writer.integers.add(step.name)
-    return layout
+    else:
+        index = writer.op("Add", [index, writer.repeated(_starts(channels, count), step.name, layout)])
+    # A quarter of what Gather takes, which copies value by value.
+    flat = writer.op("Reshape", [index, writer.ints(1, -1)])
+    found = writer.op("GatherElements", [writer.const(table.reshape(1, -1)), flat], axis=1)
+    writer.op("Reshape", [found, writer.op("Shape", [index])], step.name)
 
 
 def _starts(channels: int, count: int) -> NDArray[np.int32]:

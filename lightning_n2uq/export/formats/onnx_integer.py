@@ -62,6 +62,8 @@ def _(step: s.Codes, writer: GraphWriter) -> TensorLayout:
         return table
     (x,) = step.inputs
     layout = writer.layouts[x]
+    if layout == "NCHW" and step.levels >= SEARCH_FROM and writer.layout == "NHWC":
+        layout, x = "NHWC", writer.in_layout(x, "NHWC")  # where lookups are at hand
     if step.sign is not None:
         x = writer.op("Mul", [x, writer.repeated(step.sign, step.name, layout)])
     buckets = None
