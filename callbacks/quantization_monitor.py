@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_n2uq.callbacks._common import log_sink
@@ -17,6 +17,7 @@ from lightning_n2uq.callbacks._common.activation_inputs import ActivationInputs
 from lightning_n2uq.callbacks._common.quantized_layers import matching_layers
 from lightning_n2uq.callbacks._monitor import files, media
 from lightning_n2uq.callbacks._monitor.layer_recorder import LayerRecorder
+from lightning_n2uq.layers.integer import by_reason, float_reason
 from lightning_n2uq.report.layer_record import LayerRecord, mean_metrics
 from lightning_n2uq.utils.validation import check_integer
 
@@ -41,6 +42,8 @@ class QuantizationMonitor(Callback):
 
     Files: `quantization.jsonl` (a snapshot per epoch) and `confusion.json`, from which `n2uq report`
     draws its page.
+
+    At the first logged step the log says which layers train in floats and why (`training in floats: ...`).
 
     Between logs the callback only compares two integers; a log costs one device transfer, and with several
     processes one reduction, so that rank 0 logs counts over all ranks' inputs.
@@ -76,7 +79,7 @@ class QuantizationMonitor(Callback):
         self._folder = Path()
         self._history: list[tuple[int, list[float]]] = []  # step, weight entropies
         self._written_step = -1
-        self._warned = False  # of layers that are not called
+        self._told = False  # of layers that are not called, and of those that train in floats
         self._resumed = False
         self._clock = (0, 0.0)  # optimizer steps and seconds at the last log in this epoch
 
@@ -131,7 +134,7 @@ class QuantizationMonitor(Callback):
         if not self._inputs.items() or step <= recorded or not self._wanted(trainer, step):
             return
         self._measure(trainer)
-        self._warn_of_uncalled()
+        self._tell_once()
         self._inputs.close()
         self._remember(step)
         log_sink.log_metrics(trainer, self._metrics() | self._speed(trainer))
@@ -180,15 +183,21 @@ class QuantizationMonitor(Callback):
         with torch.autocast(trainer.strategy.root_device.type, enabled=False):
             self.records = self._recorder.measure(inputs, total if trainer.world_size > 1 else None)
 
-    def _warn_of_uncalled(self) -> None:
-        """Names, once, the layers that count as quantized and were not called."""
-        names = self._inputs.uncalled(self._recorder.layers)
-        if names and not self._warned:
+    def _tell_once(self) -> None:
+        """Names the layers that count as quantized and were not called, and those that train in floats."""
+        if self._told:
+            return
+        self._told = True
+        if names := self._inputs.uncalled(self._recorder.layers):
             rank_zero_warn(
                 f"QuantizationMonitor: {', '.join(names)}: not called in this step; what reads such a "
                 "layer's weight without calling the layer reads floats"
             )
-        self._warned = True
+        shapes = self._inputs.shapes
+        called = [layer for layer in self._recorder.layers if layer.name in shapes and layer.weight_quantizer]
+        reasons = [(layer.name, float_reason(layer.module, shapes[layer.name])) for layer in called]
+        for line in by_reason((name, reason) for name, reason in reasons if reason is not None):
+            rank_zero_info(f"training in floats: {line}")
 
     def _metrics(self) -> dict[str, float]:
         metrics = mean_metrics(self.records)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_n2uq.layers.integer import float_layers
+from lightning_n2uq.layers.integer import by_reason, float_layers
 from lightning_n2uq.quantizers import EntropyPreservingWeightQuantizer, Quantizer, UniformGrid
 
 FLOAT_BITS = 32
@@ -77,13 +77,13 @@ class ModelSummary:
     Attributes:
         layers: The layers in the order of the network's modules.
         other_parameters: Number of norms' parameters, slopes and thresholds, kept in float32.
-        in_floats: Names of quantized layers whose training convolves floats on this machine, by reason.
+        in_floats: Names of quantized layers whose training convolves floats on this machine, and reasons.
         grids: Bits of the grids on which maps between layers lie, by name; empty where they are real numbers.
     """
 
     layers: list[LayerCost]
     other_parameters: int
-    in_floats: dict[str, list[str]] = field(default_factory=dict)
+    in_floats: list[tuple[str, str]] = field(default_factory=list)
     grids: dict[str, int] = field(default_factory=dict)
 
     def total(self, what: str) -> int:
@@ -114,9 +114,7 @@ class ModelSummary:
             f"{rest:,} bytes",
             f"all together: {size + rest:,} bytes, {whole} of float's",
         ]
-        for reason, names in self.in_floats.items():
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            lines.append(f"training in floats here: {', '.join(names[:3])}{more}: {reason}")
+        lines += [f"training in floats here: {line}" for line in by_reason(self.in_floats)]
         if self.grids:
             bits = " and ".join(map(str, sorted(set(self.grids.values()))))
             lines.append(f"maps between blocks: on {len(self.grids)} learned grids of {bits} bits")
@@ -154,11 +152,8 @@ def summarize(model: nn.Module, input_shape: Sequence[int]) -> ModelSummary:
         except RuntimeError as error:
             raise ValueError(f"input_shape: got {list(input_shape)}, the network refuses: {error}") from error
     inside = sum(cost.weights + cost.biases for cost in costs.values())
-    in_floats: dict[str, list[str]] = {}
-    for name, reason in float_layers(model):
-        in_floats.setdefault(reason, []).append(name)
     others = sum(p.numel() for p in model.parameters()) - inside
-    return ModelSummary(list(costs.values()), others, in_floats, _map_grids(model))
+    return ModelSummary(list(costs.values()), others, list(float_layers(model)), _map_grids(model))
 
 
 def _map_grids(model: nn.Module) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -20,11 +21,15 @@ class ActivationInputs:
     Args:
         max_samples: The largest number of values kept per layer; more are thinned out evenly.
         keep_graph: Whether the samples stay part of the autograd graph.
+
+    Attributes:
+        shapes: Shapes of the inputs of the layers that have run, by name.
     """
 
     def __init__(self, max_samples: int, keep_graph: bool = False) -> None:
         self.max_samples = max_samples
         self.keep_graph = keep_graph
+        self.shapes: dict[str, torch.Size] = {}
         self._hooks: list[RemovableHandle] = []
         self._samples: dict[str, tuple[QuantizedLayer, Tensor]] = {}
 
@@ -60,6 +65,7 @@ class ActivationInputs:
         def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
             if module.training and args:
                 x = args[0] if self.keep_graph else args[0].detach()
+                self.shapes[layer.name] = x.shape
                 self._samples[layer.name] = (layer, thin(x, self.max_samples))
 
         return keep

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ def integer_backend(conv: nn.Conv2d, x: Tensor) -> Backend:
         x: Its input, `[N, C, H, W]`.
     """
     size = _range(conv)
-    if size is None or x.shape[0] * x.shape[2:].numel() * conv.weight.numel() < FEWEST:
+    if size is None or _small(conv, x.shape):
         return "reference"
     return exact_backend(x.device, *size)
 
@@ -44,8 +44,37 @@ def float_layers(model: nn.Module) -> Iterator[tuple[str, str]]:
     Layers whose inputs are too small to gain are not told from others, since that depends on the input.
     """
     for name, module in model.named_modules():
-        if hasattr(module, "weight_quantizer") and (reason := _reason(module)) is not None:
+        if hasattr(module, "weight_quantizer") and (reason := float_reason(module)) is not None:
             yield name, reason
+
+
+def float_reason(layer: nn.Module, shape: torch.Size | None = None) -> str | None:
+    """Returns why a layer trains in floats on its device, None if it does not.
+
+    Args:
+        layer: A layer with a weight quantizer and an activation quantizer.
+        shape: Of its input in training; None leaves out reasons that depend on the moment: a small input,
+            thresholds that are being annealed.
+    """
+    reason = _reason(layer)
+    if reason is not None or shape is None:
+        return reason
+    if getattr(layer.activation_quantizer, "ramp", 0.0) > 0:
+        return "thresholds are being annealed"
+    if isinstance(layer, nn.Conv2d) and _small(layer, shape):
+        return f"fewer than {FEWEST:,} multiplications in a batch"
+    return None
+
+
+def by_reason(layers: Iterable[tuple[str, str]]) -> list[str]:
+    """Returns a line per reason, which names the first layers; `layers` are names and reasons."""
+    found: dict[str, list[str]] = {}
+    for name, reason in layers:
+        found.setdefault(reason, []).append(name)
+    more = {
+        reason: f" and {len(names) - 3} more" if len(names) > 3 else "" for reason, names in found.items()
+    }
+    return [f"{', '.join(names[:3])}{more[reason]}: {reason}" for reason, names in found.items()]
 
 
 def exact_widths(device: torch.device) -> list[tuple[int, int]]:
@@ -73,8 +102,15 @@ def _reason(layer: nn.Module) -> str | None:
         return f"padding {layer.padding!r} in mode {layer.padding_mode!r}"
     if layer.weight.dtype == torch.float64:
         return "float64"
+    if getattr(activation, "comparison", ">") != ">":
+        return f"activations are compared with {activation.comparison!r}"
     size = _range(layer)
     return None if size is None else integer_obstacle(size, layer.weight.device)
+
+
+def _small(conv: nn.Conv2d, shape: torch.Size) -> bool:
+    """Returns whether a call costs more than integers save, for an input `[N, C, H, W]`."""
+    return shape[0] * shape[2:].numel() * conv.weight.numel() < FEWEST
 
 
 def _range(conv: nn.Conv2d) -> IntegerRange | None:

@@ -2,17 +2,19 @@ import csv
 import json
 import subprocess
 import sys
+from collections import OrderedDict
 
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from tiny_training import TinyModule, loader, trainer
+from torch import nn
 
 from lightning_n2uq.callbacks import EntropyRegularizer, QuantizationMonitor
 from lightning_n2uq.callbacks._common.activation_inputs import thin
 from lightning_n2uq.callbacks._common.quantized_layers import quantized_layers
 from lightning_n2uq.callbacks._monitor.layer_recorder import LayerRecorder
-from lightning_n2uq.layers import QuantLinear, QuantSpec
+from lightning_n2uq.layers import QuantConv2d, QuantLinear, QuantSpec, integer
 from lightning_n2uq.report import write_report
 from lightning_n2uq.report.layer_record import entropy
 
@@ -263,3 +265,41 @@ def test_a_frozen_layer_in_evaluation_mode_is_not_named(tmp_path, recwarn):
 
     trainer(tmp_path, [QuantizationMonitor(every_n_steps=1)]).fit(Frozen(), loader(), loader())
     assert not [str(one.message) for one in recwarn if "not called in this step" in str(one.message)]
+
+
+class Convolutions(TinyModule):
+    """One layer that trains on integers where the processor adds them, and some that do not."""
+
+    def __init__(self):
+        super().__init__()
+        layers = {
+            "large": QuantConv2d(8, 32, 3, spec=QuantSpec(2, 2)),
+            "small": QuantConv2d(32, 2, 1, spec=QuantSpec(2, 2)),
+            "annealed": QuantConv2d(2, 2, 3, spec=QuantSpec(2, 2)),
+            "flat": nn.Flatten(),
+            "fc": QuantLinear(2 * 60 * 60, 4, spec=QuantSpec(2, 2)),
+        }
+        self.net = nn.Sequential(OrderedDict(layers))
+        self.net.annealed.activation_quantizer.ramp = 0.5
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return nn.functional.cross_entropy(self.net(x[:, :, None, None].expand(-1, -1, 64, 64)), y)
+
+
+def test_layers_that_train_in_floats_are_named_once_with_their_reasons(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("lightning_n2uq.callbacks.quantization_monitor.rank_zero_info", said.append)
+    monkeypatch.setattr(integer, "integer_obstacle", lambda size, device: None)  # as if on any processor
+    callback = QuantizationMonitor(every_n_steps=1)
+    trainer(tmp_path, [callback], max_steps=3).fit(Convolutions(), loader(), loader())
+    assert said == [
+        "training in floats: small: fewer than 8,388,608 multiplications in a batch",
+        "training in floats: annealed: thresholds are being annealed",
+        "training in floats: fc: QuantLinear has no integer training",
+    ]
+    said.clear()
+    monkeypatch.setattr(integer, "integer_obstacle", lambda size, device: "no integers here")
+    callback = QuantizationMonitor(layers=("large", "small"))
+    trainer(tmp_path, [callback], max_steps=1).fit(Convolutions(), loader(), loader())
+    assert said == ["training in floats: large, small: no integers here"]

@@ -273,12 +273,15 @@ def test_layers_that_train_in_floats_are_named_with_their_reasons(monkeypatch: p
     network.add_module("named", QuantConv2d(8, 8, 3, padding="same"))
     network.add_module("wide_floats", QuantConv2d(8, 8, 3).double())
     network.add_module("linear", QuantLinear(8, 8))
+    network.add_module("compared", layer())
+    network.compared.activation_quantizer.comparison = ">="
     network.add_module("unquantized", nn.Conv2d(8, 8, 3))
     reasons = dict(integer.float_layers(network))
-    assert set(reasons) == {"wide", "weights", "apot", "named", "wide_floats", "linear"}
+    assert set(reasons) == {"wide", "weights", "apot", "named", "wide_floats", "linear", "compared"}
     assert "16 bits" in reasons["wide"]
     assert "not integers of 8 bits" in reasons["weights"]
     assert "not uniform" in reasons["apot"]
     assert "same" in reasons["named"]
+    assert ">=" in reasons["compared"]
     with force("numba"):
         assert "no integer arithmetic" in dict(integer.float_layers(network))["integers"]
