@@ -71,10 +71,12 @@ def by_reason(layers: Iterable[tuple[str, str]]) -> list[str]:
     found: dict[str, list[str]] = {}
     for name, reason in layers:
         found.setdefault(reason, []).append(name)
-    more = {
-        reason: f" and {len(names) - 3} more" if len(names) > 3 else "" for reason, names in found.items()
-    }
-    return [f"{', '.join(names[:3])}{more[reason]}: {reason}" for reason, names in found.items()]
+    return [f"{_listed(names)}: {reason}" for reason, names in found.items()]
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
 
 
 def exact_widths(device: torch.device) -> list[tuple[int, int]]:
