@@ -3,8 +3,8 @@
 A trained network becomes one `Description` (`describe`), a list of plain steps. `ExactNetwork` executes it in
 PyTorch, `FastNetwork` with integer kernels on the CPU, `run_numpy` in numpy; `save_onnx`, `save_qonnx`,
 `save_pt2` and `save_safetensors` write it. Folders: `ir` (what a deployed network is), `lower` (how a trained
-one becomes it), `formats`, `runtime`, `verify`. torch and onnx are imported at first use: files are read and
-run in numpy without either.
+one becomes it), `formats`, `runtime`, `verify`; `program`, which writes any other network with torch's
+exporter. torch and onnx are imported at first use: files are read and run in numpy without either.
 """
 
 from importlib import import_module
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from lightning_n2uq.export.formats.pt2_file import load_pt2, save_pt2
     from lightning_n2uq.export.formats.qonnx_file import save_qonnx, to_qonnx
     from lightning_n2uq.export.lower.trace import describe
+    from lightning_n2uq.export.program.explain import explain_file, explain_modules
+    from lightning_n2uq.export.program.onnx_program import export_program
     from lightning_n2uq.export.runtime.fast_engine import FastNetwork
     from lightning_n2uq.export.runtime.torch_engine import ExactNetwork
 
@@ -28,6 +30,9 @@ _WHERE = {
     "ExactNetwork": "runtime.torch_engine",
     "FastNetwork": "runtime.fast_engine",
     "describe": "lower.trace",
+    "explain_file": "program.explain",
+    "explain_modules": "program.explain",
+    "export_program": "program.onnx_program",
     "load_pt2": "formats.pt2_file",
     "save_onnx": "formats.onnx_file",
     "save_pt2": "formats.pt2_file",
@@ -50,6 +55,9 @@ __all__ = [
     "FastNetwork",
     "FoldReport",
     "describe",
+    "explain_file",
+    "explain_modules",
+    "export_program",
     "load_pt2",
     "load_safetensors",
     "main",

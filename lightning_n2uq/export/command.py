@@ -39,10 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from lightning_n2uq.export.ir.sizes import size_report
     from lightning_n2uq.export.lower.checkpoint import load_network
     from lightning_n2uq.export.lower.preprocessing import with_normalization
-    from lightning_n2uq.export.lower.trace import describe
 
     model, shape, metadata = load_network(arguments.ckpt)
-    description = describe(model, shape, metadata)
+    description = _description(model, shape, metadata, arguments)
+    if isinstance(description, str):
+        from lightning_n2uq.export.program import command
+
+        return command.run(model, shape, metadata, arguments, description)
     if arguments.mean is not None:
         description = with_normalization(description, arguments.mean, arguments.std, arguments.pixel_scale)
     print(description.summary())
@@ -52,11 +55,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if arguments.verify is None or _verify(description, model, output, arguments) else 1
 
 
+def _description(
+    model: nn.Module, shape: tuple[int, int, int], metadata: dict[str, str], arguments: argparse.Namespace
+) -> Description | str:
+    """Returns the network by steps, or why torch's exporter is to write it."""
+    from lightning_n2uq.export.lower.trace import describe
+
+    if arguments.exporter == "torch":
+        return "as asked"
+    try:
+        return describe(model, shape, metadata)
+    except ValueError as error:
+        if arguments.exporter == "steps" or arguments.format != "onnx":
+            raise
+        return str(error)
+
+
 def parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
     p = argparse.ArgumentParser(prog="n2uq export", description=__doc__.partition("\n")[0])
     p.add_argument("--ckpt", required=True, help="checkpoint of a trained network")
     p.add_argument("--format", choices=list(PACKAGES), default="onnx")
+    p.add_argument(
+        "--exporter",
+        choices=["auto", "steps", "torch"],
+        default="auto",
+        help="onnx: exact steps, torch's exporter for any network, or (auto) the first that can",
+    )
     p.add_argument("-o", "--output", required=True, help="file to write")
     p.add_argument("--verify", metavar="DATA", help="compare all engines on this data (docs/deployment.md)")
     p.add_argument(
@@ -108,6 +133,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"format: {', '.join(missing)} missing; pip install 'lightning_n2uq[export]'")
     if arguments.verify is None and arguments.verify_root is not None:
         raise ValueError(f"verify_root: got {arguments.verify_root!r} without verify, give both or neither")
+    if arguments.exporter == "torch" and arguments.format != "onnx":
+        raise ValueError(f"exporter: got 'torch' with format {arguments.format!r}, allowed is onnx")
     if (arguments.mean is None) != (arguments.std is None):
         raise ValueError("mean, std: one without the other, give both or neither")
 

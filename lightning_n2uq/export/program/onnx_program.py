@@ -1,0 +1,183 @@
+"""ONNX files of networks of any structure, by torch's exporter with translations for integer layers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import helper
+from torch import Tensor, nn
+
+from lightning_n2uq.export.formats.onnx_graph import save_model
+from lightning_n2uq.export.program.deployed import Deployed, deploy
+from lightning_n2uq.export.program.traces import tracing
+from lightning_n2uq.export.program.translations import drop_unused, expand, translations
+
+OPSET = 20
+"""Version of the standard operators."""
+CODES = "codes/"
+INPUTS = "inputs/"
+"""Prefixes of the outputs by which a file is compared, see `explain`."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a network is called with.
+
+    Attributes:
+        arguments: By position.
+        keywords: By name.
+    """
+
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any] = field(default_factory=dict)
+
+    def call(self, model: nn.Module) -> list[Tensor]:
+        """Returns the tensors in the network's output."""
+        return tensors(model(*self.arguments, **self.keywords))
+
+    def tensors(self) -> list[Tensor]:
+        """Returns the tensors in the order of a file's inputs."""
+        return tensors([self.arguments, self.keywords])
+
+
+@dataclass(frozen=True)
+class ExportedProgram:
+    """A network as an ONNX file, with what it was made from.
+
+    Attributes:
+        model: The file, with the outputs of the network only.
+        watched: The same with codes and inputs of every quantizer as further outputs.
+        deployed: The network that it was traced from.
+        inputs: What the network was called with while it was traced.
+        dynamic: Whether the batch size is open.
+    """
+
+    model: onnx.ModelProto
+    watched: onnx.ModelProto
+    deployed: Deployed
+    inputs: Inputs
+    dynamic: bool
+
+    def save(self, path: str | Path) -> None:
+        """Writes the file."""
+        save_model(self.model, path)
+
+
+class _Watched(nn.Module):
+    """A network that also returns what its quantizers saw."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *arguments: Any, **keywords: Any) -> tuple[list[Tensor], dict[str, Tensor]]:  # noqa: ANN401
+        with tracing() as trace:
+            outputs = tensors(self.model(*arguments, **keywords))
+        seen = {INPUTS + name: x for name, x in trace.inputs.items()}
+        return outputs, {**seen, **{CODES + name: codes for name, codes in trace.codes.items()}}
+
+
+def tensors(outputs: Any) -> list[Tensor]:  # noqa: ANN401 -- whatever a network returns
+    """Returns the floating tensors in a network's output, in order, whatever holds them."""
+    leaves = torch.utils._pytree.tree_leaves(outputs if not hasattr(outputs, "items") else dict(outputs))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def export_program(
+    model: nn.Module,
+    *arguments: Any,  # noqa: ANN401 -- whatever the network takes
+    keywords: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> ExportedProgram:
+    """Exports a trained network of any structure that torch can trace.
+
+    Quantized layers become integers: codes by comparison with thresholds, sums of integers, one
+    multiplication per channel. Everything else is what torch's exporter makes of it, in float32.
+
+    Args:
+        model: The network, with layers of `quantize_model` or of this package; it is left as it is.
+        arguments: What to call it with, tensors with the batch along their first axis. The file takes other
+            batch sizes where this one is above 1 and the network allows it.
+        keywords: Further arguments by name.
+        metadata: Texts to keep with the network.
+
+    Raises:
+        ValueError: Nothing is quantized, a quantizer was never fitted, or torch cannot trace or write the
+            network; the message says what torch said.
+    """
+    deployed, inputs = deploy(model), Inputs(arguments, dict(keywords or {}))
+    with torch.no_grad(), tracing() as trace:
+        outputs = inputs.call(deployed.model)
+    program, dynamic = _traced(_Watched(deployed.model).eval(), inputs)
+    names = [f"output{index}" if index else "output" for index in range(len(outputs))]
+    # In the order of the traced outputs: a dict keeps the order of its keys.
+    seen = [INPUTS + name for name in trace.inputs] + [CODES + name for name in trace.codes]
+    file = _written(program, [*names, *seen])
+    helper.set_model_props(file, dict(metadata or {}))
+    return ExportedProgram(_cut(file, names), file, deployed, inputs, dynamic)
+
+
+def _traced(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProgram, bool]:
+    """Traces with an open batch size, or with the given one where the network fixes it."""
+    arguments, keywords = inputs.arguments, inputs.keywords
+    batches = {a.shape[0] for a in (*arguments, *keywords.values()) if isinstance(a, Tensor) and a.dim()}
+    open_batch = len(batches) == 1 and batches != {1}
+    reason: Exception | None = None
+    for dynamic in (True, False) if open_batch else (False,):
+        shapes = None
+        if dynamic:
+            along = [{0: torch.export.Dim.AUTO} if isinstance(a, Tensor) else None for a in arguments]
+            named = {k: {0: torch.export.Dim.AUTO} for k, a in keywords.items() if isinstance(a, Tensor)}
+            shapes = {"arguments": tuple(along), **named}
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")
+                program = torch.export.export(model, arguments, keywords, dynamic_shapes=shapes, strict=False)
+            return program, dynamic and bool(program.range_constraints)
+        except Exception as error:  # tracing runs the network's own code, which may raise anything
+            reason = error
+    raise ValueError(f"model: cannot be traced by torch.export ({_first_line(reason)})") from reason
+
+
+def _written(program: torch.export.ExportedProgram, outputs: list[str]) -> onnx.ModelProto:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            written = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                output_names=outputs,
+                custom_translation_table=translations(),
+            )
+    except Exception as error:
+        raise ValueError(f"model: torch.onnx cannot write it ({_first_line(error)})") from error
+    assert written is not None
+    model = written.model_proto
+    expand(model)
+    return model
+
+
+def _first_line(error: Exception | None) -> str:
+    """Returns what an error says in one line; torch's exporter says it behind a heading."""
+    text = str(error).rpartition("## Exception summary")[2]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _cut(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
+    """Returns the model with these outputs only, and with the nodes that they need."""
+    cut = onnx.ModelProto()
+    cut.CopyFrom(model)
+    kept = [output for output in cut.graph.output if output.name in set(outputs)]
+    del cut.graph.output[:]
+    cut.graph.output.extend(kept)
+    drop_unused(cut.graph, outputs)
+    return cut
