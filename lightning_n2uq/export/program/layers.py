@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -165,14 +166,15 @@ def _pad(x: Tensor, sides: Sequence[int], mode: str) -> Tensor:
 class DeployedAttention(QuantMultiheadAttention):
     """Multi-head attention whose projections work on codes; what lies between them stays float."""
 
-    def __init__(self, layer: QuantMultiheadAttention, parts: Sequence[nn.Module]) -> None:
+    def __init__(self, layer: QuantMultiheadAttention, parts: Sequence[DeployedLinear]) -> None:
         nn.Module.__init__(self)
         self.__dict__.update({k: v for k, v in vars(layer).items() if not k.startswith("_")})
         self.projections = nn.ModuleList(parts)
         self.out_proj = layer.out_proj
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+        parts = [cast(DeployedLinear, part) for part in self.projections]
         if query is key and key is value:
-            codes = self.projections[0].quantizer.codes(query)
-            return [part.from_codes(codes).to(query.dtype) for part in self.projections]
-        return [part(x) for part, x in zip(self.projections, (query, key, value), strict=True)]
+            codes = parts[0].quantizer.codes(query)
+            return [part.from_codes(codes).to(query.dtype) for part in parts]
+        return [part(x) for part, x in zip(parts, (query, key, value), strict=True)]
