@@ -17,9 +17,9 @@ from lightning_n2uq.export.program.layers import DeployedAttention, DeployedConv
 from lightning_n2uq.export.program.onnx_program import export_program
 from lightning_n2uq.export.program.staircases import staircase
 from lightning_n2uq.layers import QuantConv2d, QuantLinear, QuantSpec
-from lightning_n2uq.quantizers import activation_quantizer
+from lightning_n2uq.quantizers import ACTIVATION_QUANTIZERS, activation_quantizer
 
-METHODS = ["n2uq", "n2uq_fixed", "lsq", "lsq_plus", "pact", "dorefa", "apot"]
+METHODS = sorted(set(ACTIVATION_QUANTIZERS) - {"float"})
 
 
 class Mixed(nn.Module):
@@ -72,10 +72,10 @@ def test_a_staircase_is_the_quantizer_at_every_number(method, bits):
     torch.manual_seed(bits)
     quantizer = CalibratedInput(activation_quantizer(method, bits))
     quantizer.train()(torch.randn(500) * 3 - 1)
-    if method == "n2uq":
-        with torch.no_grad():
-            quantizer.inner.widths.mul_(torch.rand_like(quantizer.inner.widths) + 0.3)
-            quantizer.inner.start.add_(0.07)
+    with torch.no_grad():
+        for parameter in quantizer.inner.parameters():  # widths, steps, companding: as training leaves them
+            if parameter.numel() > 1:
+                parameter.mul_(torch.rand_like(parameter) + 0.3).add_(0.3 * torch.rand_like(parameter))
     quantizer.eval()
     found = staircase(quantizer, "layer")
     at = torch.from_numpy(found.thresholds[np.isfinite(found.thresholds)])
@@ -85,7 +85,7 @@ def test_a_staircase_is_the_quantizer_at_every_number(method, bits):
     codes = operators.codes(x, torch.from_numpy(found.thresholds))
     assert torch.equal(codes, quantizer.codes(x))
     assert torch.equal(torch.from_numpy(found.levels)[codes.long()], quantizer(x))
-    assert found.uniform == (method != "apot")
+    assert found.uniform == (method not in ("apot", "nulsq", "lcq"))
     if found.uniform:
         even = found.offset + found.step * np.arange(found.levels.size)
         np.testing.assert_allclose(found.levels, even, atol=1e-6 * np.abs(found.levels).max())
