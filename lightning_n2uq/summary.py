@@ -16,10 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_n2uq.convert.replace import layer_types
 from lightning_n2uq.layers.integer import by_reason, float_layers
-from lightning_n2uq.quantizers import EntropyPreservingWeightQuantizer, Quantizer, UniformGrid
+from lightning_n2uq.quantizers import (
+    SEQ,
+    BinaryWeight,
+    EntropyPreservingWeightQuantizer,
+    Quantizer,
+    StatsQ,
+    TernaryWeight,
+    UniformGrid,
+)
 
 FLOAT_BITS = 32
+_PER_CHANNEL = (EntropyPreservingWeightQuantizer, StatsQ, TernaryWeight, BinaryWeight)
 SIZES = ("num_classes", "in_channels", "image_size")
 
 
@@ -172,15 +182,18 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             continue
         if isinstance(module, nn.MultiheadAttention):
             inside_attention.update(module.modules())
-        if isinstance(module, nn.Conv2d | nn.Linear | nn.MultiheadAttention):
+        if isinstance(module, nn.MultiheadAttention) or layer_types(module):
             yield name, module
 
 
 def _layer_cost(name: str, module: nn.Module) -> LayerCost:
-    tensors = [p for n, p in module.named_parameters() if n.rpartition(".")[2].endswith(("weight", "bias"))]
+    own = [(name.rpartition(".")[2], p) for name, p in module.named_parameters()]
+    tensors = [p for n, p in own if n.endswith(("weight", "bias")) or n.startswith(("weight_", "bias_"))]
     weights = [p for p in tensors if p.dim() > 1]
     weight, activation = (getattr(module, f"{kind}_quantizer", None) for kind in ("weight", "activation"))
-    per_channel = isinstance(weight, EntropyPreservingWeightQuantizer)
+    if hasattr(module, "weight_quantizers"):  # of a recurrent layer, all alike
+        weight = next(iter(module.weight_quantizers.values()))
+    per_channel = isinstance(weight, _PER_CHANNEL) or (isinstance(weight, SEQ) and weight.alpha.numel() > 1)
     quantized = isinstance(weight, Quantizer)
     return LayerCost(
         name,
@@ -215,10 +228,15 @@ def _counter(cost: LayerCost) -> Callable[[nn.Module, tuple[Tensor, ...], Any], 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:  # noqa: ANN401
         if isinstance(module, nn.MultiheadAttention):  # query, key, value and the output, each `E x E`
             cost.macs += sum(x.numel() for x in (*inputs[:3], output[0])) * module.embed_dim
-        elif isinstance(module, nn.Conv2d):
+        elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            data = getattr(inputs[0], "data", inputs[0])  # of packed sequences
+            cost.macs += cost.weights * (data.numel() // data.shape[-1])
+        elif "transposed" in layer_types(module):
+            cost.macs += inputs[0].numel() * module.weight[0].numel()
+        elif "conv" in layer_types(module):
             cost.macs += output.numel() * module.weight[0].numel()
         else:
-            cost.macs += output.numel() * module.in_features
+            cost.macs += inputs[0].numel() * cost.weights // inputs[0].shape[-1]
 
     return count
 

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
+from lightning_n2uq.layers.quant import effective_weight
 from lightning_n2uq.quantizers import Quantizer
 
 
@@ -25,9 +26,8 @@ class QuantizedLayer:
 
     @property
     def weight(self) -> Tensor:
-        """Returns the full-precision weight."""
-        weight: Tensor = self.module.weight  # type: ignore[assignment]
-        return weight
+        """Returns the full-precision weight that is quantized."""
+        return effective_weight(self.module)
 
     @property
     def weight_quantizer(self) -> Quantizer | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_n2uq.convert.calibrated import CalibratedInput
 from lightning_n2uq.convert.ranges import best_range, sample_values
+from lightning_n2uq.layers.quant import effective_weight
 from lightning_n2uq.quantizers import Quantizer
 from lightning_n2uq.quantizers.base import DataInitializedQuantizer
 from lightning_n2uq.utils.compat import tree_map
@@ -142,5 +143,6 @@ def set_weight_quantizers(model: nn.Module, again: bool = True) -> None:
     for module in model.modules():
         quantizer = getattr(module, "weight_quantizer", None)
         if isinstance(quantizer, DataInitializedQuantizer) and (again or not quantizer.fitted):
-            weight = module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else module.weight
+            attention = isinstance(module, nn.MultiheadAttention)
+            weight = module.in_proj_weight if attention else effective_weight(module)
             quantizer.initialize(weight)  # type: ignore[arg-type]

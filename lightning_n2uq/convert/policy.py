@@ -10,8 +10,9 @@ from typing import Any
 from lightning_n2uq.layers import QuantSpec
 from lightning_n2uq.utils.validation import check, check_choice
 
-TYPES = ("any", "conv", "pointwise", "depthwise", "linear", "attention")
-"""`conv` covers `pointwise` (1x1) and `depthwise` (one input channel per group, more than one group)."""
+TYPES = ("any", "conv", "pointwise", "depthwise", "linear", "attention", "transposed", "recurrent")
+"""`conv` covers `pointwise` (1x1) and `depthwise` (one input channel per group, more than one group).
+Transposed convolutions are `transposed`; `recurrent` are LSTM, GRU and RNN, layers and cells."""
 
 POSITIONS = ("any", "first", "last", "inner")
 _SPEC_FIELDS = tuple(field.name for field in fields(QuantSpec))

@@ -24,7 +24,7 @@ def quantize_model(
     example: Any = None,  # noqa: ANN401 -- whatever the model takes
     forward: Callable[[Any], object] | None = None,
 ) -> ConversionReport:
-    """Replaces `Conv2d`, `Linear` and `MultiheadAttention` in `model`, in place, by quantized layers.
+    """Replaces convolutions, linear, attention and recurrent layers in `model`, in place, by quantized ones.
 
     Weights are kept (the same parameters, so that an optimizer built before still holds them) under the same
     state-dict keys; quantizer parameters come beside them, frozen where the layer's weight is. Without

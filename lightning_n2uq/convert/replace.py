@@ -12,9 +12,16 @@ import torch
 from torch import nn
 
 from lightning_n2uq.convert.attention import QuantMultiheadAttention
-from lightning_n2uq.convert.calibrated import CalibratedInput, RescaledWeight
+from lightning_n2uq.convert.fitted import quantizers_for
+from lightning_n2uq.convert.more_layers import (
+    QUANTIZED_FORMS,
+    is_standardized,
+    more_obstacle,
+    more_quantized,
+    more_types,
+)
 from lightning_n2uq.layers import QuantConv2d, QuantLinear, QuantSpec
-from lightning_n2uq.quantizers import APoT, DoReFaWeight, Quantizer
+from lightning_n2uq.quantizers import Quantizer
 from lightning_n2uq.utils import compat
 
 ALREADY = "is quantized already"
@@ -27,7 +34,7 @@ def layer_types(layer: nn.Module) -> tuple[str, ...]:
     if isinstance(layer, nn.Linear):
         return ("linear",)
     if not isinstance(layer, nn.Conv2d):
-        return ()
+        return more_types(layer)
     if layer.groups > 1 and layer.groups == layer.in_channels:
         return ("depthwise", "conv")
     return ("pointwise", "conv") if layer.kernel_size == (1, 1) else ("conv",)
@@ -35,17 +42,22 @@ def layer_types(layer: nn.Module) -> tuple[str, ...]:
 
 def obstacle(layer: nn.Module, name: str, parent: nn.Module) -> str | None:
     """Returns why `layer` cannot be converted, in words, or None."""
-    if isinstance(layer, QuantConv2d | QuantLinear | QuantMultiheadAttention):
+    if isinstance(layer, (QuantConv2d, QuantLinear, QuantMultiheadAttention, *QUANTIZED_FORMS)):
         return ALREADY
     if "forward" in vars(layer):
         return "its forward was replaced on this one layer"
     if isinstance(layer, nn.MultiheadAttention):
         return _attention_obstacle(layer)
-    base = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
-    changed = [part for part in ("forward", compat.CONV_FORWARD) if _overrides(layer, base, part)]
-    if changed:
-        return f"{type(layer).__name__} computes its own {changed[0]}"
-    if hasattr(layer, "parametrizations") or "weight" not in dict(layer.named_parameters(recurse=False)):
+    if isinstance(layer, nn.Conv2d | nn.Linear) and not is_standardized(layer):
+        base = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+        changed = [part for part in ("forward", compat.CONV_FORWARD) if _overrides(layer, base, part)]
+        if changed:
+            return f"{type(layer).__name__} computes its own {changed[0]}"
+    elif (reason := more_obstacle(layer)) is not None:
+        return reason
+    if hasattr(layer, "parametrizations") or not any(
+        name.startswith("weight") for name, _ in layer.named_parameters(recurse=False)
+    ):
         return "its weight is computed by a parametrization"
     if _used_from_outside(parent, name.rpartition(".")[2]):
         return f"{type(parent).__name__} reads its weight instead of calling it"
@@ -56,10 +68,12 @@ def quantized(layer: nn.Module, spec: QuantSpec) -> nn.Module:
     """Returns the quantized counterpart of a layer without `obstacle`; it shares the layer's parameters."""
     if isinstance(layer, nn.MultiheadAttention):
         new: nn.Module = _attention(layer, spec)
-    elif isinstance(layer, nn.Conv2d):
+    elif isinstance(layer, nn.Conv2d) and not is_standardized(layer):
         new = _convolution(layer, spec)
+    elif isinstance(layer, nn.Linear):
+        new = _linear(layer, spec)
     else:
-        new = _linear(cast(nn.Linear, layer), spec)
+        new = more_quantized(layer, spec)
     _carry_over(new, layer)
     _freeze_like(new, layer)
     return new.train(layer.training)
@@ -67,8 +81,8 @@ def quantized(layer: nn.Module, spec: QuantSpec) -> nn.Module:
 
 def _freeze_like(new: nn.Module, layer: nn.Module) -> None:
     """Freezes the quantizers of a layer whose weight is frozen."""
-    weight = layer.in_proj_weight if isinstance(layer, nn.MultiheadAttention) else layer.weight
-    if not weight.requires_grad:  # type: ignore[union-attr]
+    weights = [p for name, p in layer.named_parameters(recurse=False) if "weight" in name]
+    if not any(weight.requires_grad for weight in weights):
         for module in new.modules():
             if isinstance(module, Quantizer):
                 module.requires_grad_(False)
@@ -91,16 +105,6 @@ def _carry_over(new: nn.Module, layer: nn.Module) -> None:
     for name, child in layer.named_children():
         if name not in dict(new.named_children()):
             new.add_module(name, child)
-
-
-def quantizers_for(weight: torch.Tensor, spec: QuantSpec) -> tuple[nn.Module, nn.Module]:
-    """Returns a weight and an activation quantizer, fitted to `weight` and to inputs of any range."""
-    on_weight, on_input = spec.build(len(weight))
-    if isinstance(on_weight, APoT | DoReFaWeight):
-        on_weight = RescaledWeight(on_weight, weight)
-    if isinstance(on_input, Quantizer):
-        on_input = CalibratedInput(on_input)
-    return on_weight.to(weight.device), on_input.to(weight.device)
 
 
 def _convolution(layer: nn.Conv2d, spec: QuantSpec) -> QuantConv2d:

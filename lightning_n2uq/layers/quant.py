@@ -56,6 +56,13 @@ class GridSpec(QuantSpec):
         return UniformGrid(self.weight_bits), UniformGrid(self.activation_bits)
 
 
+def effective_weight(layer: nn.Module) -> Tensor:
+    """Returns the weight that a layer quantizes: its own, or one that it computes from it."""
+    own = layer.effective_weight if hasattr(layer, "effective_weight") else layer.weight
+    weight: Tensor = own  # type: ignore[assignment]
+    return weight
+
+
 class QuantConv2d(FusibleConv2d):
     """`conv2d(activation_quantizer(x), weight_quantizer(weight))`; arguments of `torch.nn.Conv2d` and a spec.
 

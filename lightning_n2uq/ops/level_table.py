@@ -84,7 +84,7 @@ def level_place(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     Index and share add up to a position whose nearest integer is the index of the nearest level; beyond the
     ends the share is 0 or 1.
     """
-    lower = torch.bucketize(x.detach(), levels.detach()[1:-1])
+    lower = torch.bucketize(x.detach().contiguous(), levels.detach()[1:-1])
     return lower, _share(x, levels, lower)
 
 

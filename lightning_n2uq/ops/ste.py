@@ -58,7 +58,7 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 
 def nearest_level(x: Tensor, levels: Tensor) -> Tensor:
     """Returns the index (int64) of the nearest of increasing `levels` `[L]`; a tie goes to the lower."""
-    return torch.bucketize(x.detach(), (levels[1:] + levels[:-1]) / 2)
+    return torch.bucketize(x.detach().contiguous(), (levels[1:] + levels[:-1]) / 2)
 
 
 def project_ste(x: Tensor, levels: Tensor) -> Tensor:

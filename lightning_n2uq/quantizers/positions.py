@@ -25,6 +25,7 @@ from lightning_n2uq.quantizers.pact import PACT
 from lightning_n2uq.quantizers.seq import SEQ
 from lightning_n2uq.quantizers.statsq import StatsQ
 from lightning_n2uq.quantizers.ternary import TernaryWeight
+from lightning_n2uq.quantizers.turned import TurnedWeight
 
 
 @singledispatch
@@ -145,3 +146,8 @@ def _(quantizer: BinaryWeight, x: Tensor) -> Tensor:
     x = x.to(compute_dtype(x.dtype))
     scale = nonzero(x.abs().mean(dim=tuple(range(1, x.dim())), keepdim=True))
     return ((x / scale).clamp(-1, 1) + 1) / 2
+
+
+@level_position.register
+def _(quantizer: TurnedWeight, x: Tensor) -> Tensor:
+    return level_position(quantizer.inner, quantizer.channels_first(x))

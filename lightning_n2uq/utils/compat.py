@@ -105,10 +105,24 @@ CONV_FORWARD = "_conv_forward"
 """The method of convolutions that takes the weight as an argument and pads as the layer does."""
 
 
-def convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def convolve(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Returns what `layer` computes of `x` with another weight and bias."""
     y: Tensor = private(layer, CONV_FORWARD)(x, weight, bias)
     return y
+
+
+def output_padding(layer: nn.Module, x: Tensor, output_size: list[int] | None) -> list[int]:
+    """Returns the padding that gives a transposed convolution the wanted output size, its own without one."""
+    dims = len(layer.kernel_size)  # type: ignore[arg-type]
+    geometry = (layer.stride, layer.padding, layer.kernel_size, dims, layer.dilation)
+    found: list[int] = private(layer, "_output_padding")(x, output_size, *geometry)
+    return found
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Returns the parameters of a module itself by name, also those that are None."""
+    parameters: dict[str, nn.Parameter | None] = private(module, "_parameters")
+    return parameters
 
 
 def copy_padding(target: nn.Conv2d, source: nn.Conv2d) -> None:

@@ -104,3 +104,21 @@ def test_grids_of_integer_only_networks_are_counted():
     assert len(summary.grids) == 11
     assert "maps between blocks: on 11 learned grids of 8 bits" in str(summary)
     assert "learned grids" not in str(summarize(backbones.resnet20(width=4), (3, 8, 8)))
+
+
+@pytest.mark.parametrize("method", ["statsq", "seq", "ternary", "binary", "ewgs"])
+def test_scales_are_counted_per_channel_where_there_is_one_for_each(method):
+    bits = 1 if method == "binary" else 2
+    model = backbones.resnet20(bits, 2, width=4, weight_quantizer=method, activation_quantizer="lsq")
+    layer = next(x for x in summarize(model, (3, 8, 8)).layers if x.name == "layer1.0.conv1")
+    assert layer.scales == (1 if method == "ewgs" else 4)
+
+
+def test_other_convolutions_and_recurrent_layers_are_counted():
+    model = nn.Sequential(nn.Conv1d(4, 8, 3), nn.ConvTranspose1d(8, 6, 2, 2), nn.LSTM(8, 5, batch_first=True))
+    model[1].register_forward_hook(lambda m, args, out: out[..., :8])
+    quantize_model(model, {"skip_first": False, "skip_last": False, "weight_bits": 3})
+    costs = summarize(model, (4, 9)).layers
+    assert [x.macs for x in costs] == [7 * 8 * 4 * 3, 8 * 7 * 6 * 2, 6 * (4 * 5 * (8 + 5))]
+    assert [x.weight_bits for x in costs] == [3, 3, 3]
+    assert costs[2].biases == 2 * 4 * 5

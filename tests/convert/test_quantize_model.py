@@ -147,8 +147,12 @@ def test_report_names_every_layer_with_its_fate(images):
         def forward(self, x):
             return F.linear(x, self.inner.weight)
 
+    class OwnConv1d(nn.Conv1d):
+        def forward(self, x):
+            return super().forward(x)
+
     model = tiny_network()
-    model.extend([Reader(), nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(6, 2)])
+    model.extend([Reader(), nn.Unflatten(1, (1, 5)), OwnConv1d(1, 2, 3), nn.Flatten(), nn.Linear(6, 2)])
     policy = {"rules": [{"type": "depthwise", "quantize": False}, {"name": "2", "weight_bits": 2}]}
     report = quantize_model(model, policy, [images[:, :, :8, :8]])
     assert report.quantized == ["2", "6", "8"]

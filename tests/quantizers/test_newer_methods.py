@@ -282,6 +282,16 @@ def test_zeros_nan_and_infinity(build: object, name: str, bits: int) -> None:
     assert not torch.isfinite(y) or y > 0  # clipped like any large value, or visible
 
 
+@pytest.mark.parametrize("name", ["apot", *ACTIVATIONS])
+def test_channels_last_maps_are_quantized_without_a_warning(name: str) -> None:
+    quantizer, x = activation_quantizer(name, 3), torch.randn(2, 4, 5, 6)
+    y = quantizer(x)
+    last = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    assert torch.equal(quantizer(last), y)
+    quantizer(last).sum().backward()
+    assert torch.equal(quantizer.codes(last), quantizer.codes(x))
+
+
 @pytest.mark.parametrize(("build", "name", "bits"), EVERY)
 def test_dtypes_checkpoints_and_copies(build: object, name: str, bits: int) -> None:
     quantizer, x = build(name, bits), torch.randn(4, 30)
