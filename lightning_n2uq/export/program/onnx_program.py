@@ -134,7 +134,7 @@ def _traced(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProg
         if dynamic:
             along = [{0: torch.export.Dim.AUTO} if isinstance(a, Tensor) else None for a in arguments]
             named = {k: {0: torch.export.Dim.AUTO} for k, a in keywords.items() if isinstance(a, Tensor)}
-            shapes = {"arguments": tuple(along), **named}
+            shapes = {**({"arguments": tuple(along)} if along else {}), **named}
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
