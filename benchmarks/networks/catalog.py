@@ -157,7 +157,15 @@ NETWORKS: dict[str, Callable[[], Case]] = {
         hidden_dim=128,
     ),
     "transformers GPT-2": _transformers(
-        "GPT2LMHeadModel", "GPT2Config", vocab_size=100, n_embd=64, n_layer=2, n_head=2, use_cache=False, bos_token_id=1, eos_token_id=2
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        vocab_size=100,
+        n_embd=64,
+        n_layer=2,
+        n_head=2,
+        use_cache=False,
+        bos_token_id=1,
+        eos_token_id=2,
     ),
     "transformers OPT": _transformers(
         "OPTForCausalLM",
@@ -165,9 +173,13 @@ NETWORKS: dict[str, Callable[[], Case]] = {
         **_SMALL,
         ffn_dim=128,
         word_embed_proj_dim=64,
-        use_cache=False, bos_token_id=1, eos_token_id=2,
+        use_cache=False,
+        bos_token_id=1,
+        eos_token_id=2,
     ),
-    "transformers Llama": _transformers("LlamaForCausalLM", "LlamaConfig", **_ENCODER, use_cache=False, bos_token_id=1, eos_token_id=2),
+    "transformers Llama": _transformers(
+        "LlamaForCausalLM", "LlamaConfig", **_ENCODER, use_cache=False, bos_token_id=1, eos_token_id=2
+    ),
     "transformers T5": _transformers(
         "T5ForConditionalGeneration",
         "T5Config",
