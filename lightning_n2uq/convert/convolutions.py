@@ -79,7 +79,7 @@ def _transposed(layer: Transposed, x: Tensor, output_size: list[int] | None) -> 
         weight,
         layer.bias,
         layer.stride,
-        layer.padding,
+        layer.padding,  # type: ignore[arg-type]
         padding,
         layer.groups,
         layer.dilation,

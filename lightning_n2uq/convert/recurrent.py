@@ -76,10 +76,10 @@ class QuantRecurrent(nn.Module):
         if isinstance(input, PackedSequence):
             if input.unsorted_indices is not None:
                 tensors = tuple(part.index_select(1, input.unsorted_indices) for part in tensors)
-            x = _packed_like(x, input)
+            result: Any = _packed_like(x, input)
         else:
-            x = x.squeeze(1) if one else (x.transpose(0, 1) if self.batch_first else x)
-        return x, tensors if self.mode == "LSTM" else tensors[0]
+            result = x.squeeze(1) if one else (x.transpose(0, 1) if self.batch_first else x)
+        return result, tensors if self.mode == "LSTM" else tensors[0]
 
     def _first_states(self: Any, x: Tensor, hx: Any, order: Tensor | None) -> list[State]:  # noqa: ANN401
         count = self.num_layers * (2 if self.bidirectional else 1)
@@ -121,7 +121,7 @@ class QuantRecurrent(nn.Module):
             self.hidden_quantizers[index],
             _STEPS[self.mode],
         )
-        outputs = []
+        outputs: list[Tensor] = []
         for time in _times(len(x), backward):
             # A state that starts at zero is zero on every grid that the quantizer may have.
             hidden = state[0] if zero and not outputs else quantize(state[0])

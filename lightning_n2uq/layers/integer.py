@@ -35,7 +35,7 @@ def integer_weight_known(conv: nn.Conv2d) -> bool:
     """Returns whether the weight quantizer tells its integers; a hook may change its value."""
     quantizer = conv.weight_quantizer
     known = isinstance(quantizer, Quantizer) and quantizer.tells_weight_grid and quantizer.largest_level > 0
-    return known and not has_hooks(quantizer)
+    return known and not has_hooks(quantizer)  # type: ignore[arg-type]
 
 
 def float_layers(model: nn.Module) -> Iterator[tuple[str, str]]:

@@ -41,7 +41,7 @@ class SEQ(IntegerLevels, DataInitializedQuantizer):
 
     def __init__(self, bits: int = 2) -> None:
         super().__init__(bits)
-        self.half = 2 ** (bits - 1) * 1.0
+        self.span = 2 ** (bits - 1) * 1.0
         self.alpha = nn.Parameter(torch.ones(1))
 
     def set_channels(self, channels: int) -> None:
@@ -64,20 +64,20 @@ class SEQ(IntegerLevels, DataInitializedQuantizer):
         """Returns integers, and the number that they are multiplied by."""
         alpha = self.scale(weight).detach()
         numbers = self._numbers(weight / alpha)
-        return (2 * numbers + 1, alpha / (2 * self.half)) if self.odd else (numbers, alpha / self.half)
+        return (2 * numbers + 1, alpha / (2 * self.span)) if self.odd else (numbers, alpha / self.span)
 
     def value(self, weight: Tensor) -> Tensor:
         """Returns the quantized weight, with the gradients of the class."""
         alpha = scale_gradient(self.scale(weight), self._gradient_scale(weight))
         unit = (weight / alpha).clamp(-CLIP, CLIP)
-        return straight_through(unit, (self._numbers(unit.detach()) + self.shift) / self.half) * alpha
+        return straight_through(unit, (self._numbers(unit.detach()) + self.shift) / self.span) * alpha
 
     def place(self, weight: Tensor) -> Tensor:
         """Returns the number whose rounding is the level's index, not clipped; differentiable."""
-        return weight / self.scale(weight) * self.half - self.shift + (self.num_levels - 1) / 2 + self.shift
+        return weight / self.scale(weight) * self.span - self.shift + (self.num_levels - 1) / 2 + self.shift
 
     def _numbers(self, unit: Tensor) -> Tensor:
-        return torch.round(unit.clamp(-CLIP, CLIP) * self.half - self.shift)
+        return torch.round(unit.clamp(-CLIP, CLIP) * self.span - self.shift)
 
     def _gradient_scale(self, weight: Tensor) -> float:
         if torch.compiler.is_exporting():
@@ -102,4 +102,4 @@ class SEQTernary(SEQ):
     def __init__(self, bits: int = 2) -> None:
         super().__init__(bits)
         self.num_levels = 3
-        self.half = 1.5
+        self.span = 1.5

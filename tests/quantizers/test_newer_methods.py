@@ -383,3 +383,11 @@ def test_learned_parameters_are_quantizer_parameters() -> None:
     )
     names = [name for name, _ in quantizer_parameters(model)]
     assert names == ["0.steps", "1.clip", "1.theta", "2.lower", "2.upper", "2.scale"]
+
+
+@pytest.mark.parametrize(("build", "name", "bits"), EVERY)
+def test_modules_change_their_dtype_as_every_module(build: object, name: str, bits: int) -> None:
+    quantizer = build(name, bits)
+    quantizer(torch.randn(4, 30))
+    assert all(p.dtype == torch.float64 for p in quantizer.double().parameters())
+    assert all(p.dtype == torch.float16 for p in quantizer.half().parameters())
