@@ -153,7 +153,8 @@ class ThresholdAnnealing(Callback):
     ) -> None:
         """Removes the gradients of frozen thresholds, so that the optimizer leaves them alone."""
         if self._frozen(trainer.global_step):
-            freezing.drop_gradients([layer.activation_quantizer for layer in self._layers])
+            wrapped = [getattr(layer.module, "activation_quantizer", None) for layer in self._layers]
+            freezing.drop_gradients([*wrapped, *(layer.activation_quantizer for layer in self._layers)])
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leaves quantizers as they are deployed, and removes hooks."""

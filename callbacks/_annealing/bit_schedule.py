@@ -105,7 +105,8 @@ def follow_checkpoints(model: nn.Module, layers: list[QuantizedLayer], target: T
 
     def adapt(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
         for layer in layers:
-            saved = state_dict.get(f"{prefix}{paths[layer.module]}.activation_quantizer.widths")
+            place = f"{prefix}{paths[layer.module]}.activation_quantizer"
+            saved = state_dict.get(f"{place}.widths", state_dict.get(f"{place}.inner.widths"))
             if saved is not None:
                 for quantizer, bits in target(layer, saved.numel()):
                     change_bits(quantizer, bits)

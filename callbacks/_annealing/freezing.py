@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_n2uq.utils.compat import BatchNorm
 
-_THRESHOLD_PARAMETERS = ("start", "widths", "scale_in")
+_THRESHOLD_PARAMETERS = ("start", "widths", "scale_in", "offset")  # the last of a converted layer
 
 
 def drop_gradients(quantizers: Iterable[nn.Module | None]) -> None:

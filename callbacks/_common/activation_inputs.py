@@ -39,11 +39,14 @@ class ActivationInputs:
             return
         for layer in layers:
             if layer.activation_quantizer is not None:
-                self._hooks.append(layer.module.register_forward_pre_hook(self._keeper(layer)))
+                self._hooks.append(
+                    layer.module.register_forward_pre_hook(self._keeper(layer), with_kwargs=True)
+                )
 
     def items(self) -> list[tuple[QuantizedLayer, Tensor]]:
-        """Returns the layers that ran and their samples, 1-D with dtype and device of the input."""
-        return list(self._samples.values())
+        """Returns the layers that ran and what their quantizers got, 1-D, dtype and device of the input."""
+        found = [(layer, layer.quantizer_input(x)) for layer, x in self._samples.values()]
+        return found if self.keep_graph else [(layer, x.detach()) for layer, x in found]
 
     def uncalled(self, layers: Iterable[QuantizedLayer]) -> list[str]:
         """Returns the names of watched layers that did not run, but for those in evaluation mode."""
@@ -62,9 +65,10 @@ class ActivationInputs:
         self._hooks.clear()
 
     def _keeper(self, layer: QuantizedLayer) -> Any:  # noqa: ANN401 -- torch's hook type
-        def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if module.training and args:
-                x = args[0] if self.keep_graph else args[0].detach()
+        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+            if module.training and given is not None:
+                x = given if self.keep_graph else given.detach()
                 self.shapes[layer.name] = x.shape
                 self._samples[layer.name] = (layer, thin(x, self.max_samples))
 

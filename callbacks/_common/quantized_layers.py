@@ -36,8 +36,14 @@ class QuantizedLayer:
 
     @property
     def activation_quantizer(self) -> Quantizer | None:
-        """Returns the quantizer, or None where the input stays in full precision."""
-        return _quantizer(self.module, "activation_quantizer")
+        """Returns the method's quantizer, or None where the input stays in full precision."""
+        quantizer = _quantizer(self.module, "activation_quantizer")
+        return None if quantizer is None else quantizer.method
+
+    def quantizer_input(self, x: Tensor) -> Tensor:
+        """Returns what `activation_quantizer` gets where the layer gets `x`: converted layers shift it."""
+        quantizer = _quantizer(self.module, "activation_quantizer")
+        return x if quantizer is None else quantizer.method_input(x)
 
 
 def _quantizer(module: nn.Module, attribute: str) -> Quantizer | None:

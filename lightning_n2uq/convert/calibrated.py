@@ -20,6 +20,7 @@ from lightning_n2uq.quantizers import (
     Quantizer,
 )
 from lightning_n2uq.quantizers.base import DataInitializedQuantizer, one_value_at_least
+from lightning_n2uq.quantizers.positions import level_position
 
 _METHODS = ("LearnableThresholdQuantizer", "PACT", "APoT", "DoReFa", "LSQ", "NuLSQ", "LCQ", "EWGS")
 
@@ -43,9 +44,33 @@ class CalibratedInput(DataInitializedQuantizer):
         super().__init__(inner.bits)
         self.name = inner.name  # type: ignore[misc]  # reports name the method, not the wrapping
         self.inner: Quantizer = inner
-        self.num_levels = inner.num_levels
         self.offset = None if isinstance(inner, LSQPlus) else nn.Parameter(torch.zeros(1))  # has its own
         self.register_buffer("scale", torch.ones(1))
+
+    @property
+    def method(self) -> Quantizer:
+        """The wrapped quantizer."""
+        return self.inner
+
+    def method_input(self, x: Tensor) -> Tensor:
+        """Returns `(x - offset) / scale`."""
+        return x if self.offset is None else (x - self.offset) / self.scale
+
+    @property  # type: ignore[override]  # a schedule may change the width of the wrapped one
+    def bits(self) -> int:
+        """The code width."""
+        return self.inner.bits
+
+    @bits.setter
+    def bits(self, bits: int) -> None: ...
+
+    @property  # type: ignore[override]
+    def num_levels(self) -> int:
+        """The number of levels."""
+        return self.inner.num_levels
+
+    @num_levels.setter
+    def num_levels(self, number: int) -> None: ...
 
     def first_values(self, x: Tensor) -> dict[str, Tensor]:
         """Returns the ends of the range, `low` and `high`, that fits the values `x` (any shape)."""
@@ -93,13 +118,12 @@ class CalibratedInput(DataInitializedQuantizer):
                 raise ValueError(
                     "CalibratedInput: got no data yet, allowed is a calibrated or trained network"
                 )
-            low, high = best_range(sample_values(one_value_at_least(x)), self.num_levels)
-            y = quantize_uniformly(x.detach(), low.to(x.dtype), high.to(x.dtype), self.num_levels)
+            low, high = self._range_of(x)
+            y = quantize_uniformly(x.detach(), low, high, self.num_levels)
             return straight_through(x, y) + self._nothing() if self.training else y
-        if self.offset is None:
-            y = self.inner(x)
-        else:
-            y = self.inner((x - self.offset) / self.scale) * self.scale + self.offset
+        y = self.inner(self.method_input(x))
+        if self.offset is not None:
+            y = y * self.scale + self.offset
         return y.to(x.dtype)
 
     def _nothing(self) -> Tensor:
@@ -108,8 +132,16 @@ class CalibratedInput(DataInitializedQuantizer):
 
     def codes(self, x: Tensor) -> Tensor:
         """Returns the level index of every value, uint8, in the shape of `x`."""
-        offset = 0 if self.offset is None else self.offset.detach()
-        return self.inner.codes((x.detach() - offset) / self.scale)
+        return level_position(self, x.detach()).round().to(torch.uint8) if not self.fitted else self._codes(x)
+
+    @torch.no_grad()
+    def _codes(self, x: Tensor) -> Tensor:
+        return self.inner.codes(self.method_input(x.detach()))
+
+    def _range_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the ends of the range that fits `x` itself, for a quantizer without one."""
+        low, high = best_range(sample_values(one_value_at_least(x)), self.num_levels)
+        return low.to(x.dtype), high.to(x.dtype)
 
 
 class RescaledWeight(Quantizer):
@@ -144,6 +176,19 @@ class RescaledWeight(Quantizer):
     def codes(self, weight: Tensor) -> Tensor:
         """Returns the level index of every weight, uint8."""
         return self.inner.codes(weight)
+
+
+@level_position.register
+def _(quantizer: CalibratedInput, x: Tensor) -> Tensor:
+    if quantizer.fitted:
+        return level_position(quantizer.inner, quantizer.method_input(x))
+    low, high = quantizer._range_of(x)
+    return (x.clamp(low, high) - low) / (high - low) * (quantizer.num_levels - 1)
+
+
+@level_position.register
+def _(quantizer: RescaledWeight, x: Tensor) -> Tensor:
+    return level_position(quantizer.inner, x)
 
 
 def _fill(inner: nn.Module, name: str, value: Tensor) -> None:

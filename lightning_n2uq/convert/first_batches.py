@@ -20,6 +20,7 @@ from lightning_n2uq.convert.calibrated import CalibratedInput
 from lightning_n2uq.convert.calibration import quantizers_off, set_weight_quantizers
 from lightning_n2uq.convert.ranges import best_range
 from lightning_n2uq.quantizers.base import mean_over_processes
+from lightning_n2uq.utils.compat import uncompiled_call
 
 
 class FirstBatches:
@@ -75,7 +76,7 @@ class FirstBatches:
         self._running = True
         try:
             with _unchanged(module), torch.no_grad(), quantizers_off(module, self._samples):
-                module(*args, **kwargs)
+                uncompiled_call(module)(*args, **kwargs)
         finally:
             self._running = False
         self._fit(inside)

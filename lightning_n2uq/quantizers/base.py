@@ -74,6 +74,15 @@ class Quantizer(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no codes")
 
     @property
+    def method(self) -> Quantizer:
+        """The quantizer with the method's parameters: this one, or the one that it is wrapped around."""
+        return self
+
+    def method_input(self, x: Tensor) -> Tensor:
+        """Returns what `method` quantizes where this quantizer gets `x` (any shape, floating)."""
+        return x
+
+    @property
     def largest_level(self) -> int:
         """The largest magnitude of the integers of `weight_grid`; 0 where there are none."""
         return 0
