@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -154,13 +155,26 @@ def summarize(model: nn.Module, input_shape: Sequence[int]) -> ModelSummary:
     Raises:
         ValueError: The network does not take such an input.
     """
-    costs = {module: _layer_cost(name, module) for name, module in _layers(model)}
     first = next(model.parameters())
+    return _summarize(model, (torch.zeros(1, *input_shape, device=first.device, dtype=first.dtype),), {})
+
+
+@torch.no_grad()
+def summarize_example(model: nn.Module, example: Any) -> ModelSummary:  # noqa: ANN401 -- what the model takes
+    """Counts the costs of `model` for an example: a tuple of arguments, keywords, or one argument."""
+    if isinstance(example, Mapping):
+        return _summarize(model, (), dict(example))
+    return _summarize(model, example if isinstance(example, tuple) else (example,), {})
+
+
+def _summarize(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> ModelSummary:
+    costs = {module: _layer_cost(name, module) for name, module in _layers(model)}
     with _counting(model, costs):
         try:
-            model(torch.zeros(1, *input_shape, device=first.device, dtype=first.dtype))
+            model(*args, **keywords)
         except RuntimeError as error:
-            raise ValueError(f"input_shape: got {list(input_shape)}, the network refuses: {error}") from error
+            shapes = [list(x.shape) for x in (*args, *keywords.values()) if isinstance(x, Tensor)]
+            raise ValueError(f"input_shape: got {shapes}, the network refuses: {error}") from error
     inside = sum(cost.weights + cost.biases for cost in costs.values())
     others = sum(p.numel() for p in model.parameters()) - inside
     return ModelSummary(list(costs.values()), others, list(float_layers(model)), _map_grids(model))
@@ -252,9 +266,11 @@ def main(argv: Sequence[str]) -> int:
     example where the data are not on this machine.
     """
     from lightning_n2uq.cli.arguments import resolve_arguments
+    from lightning_n2uq.cli.own_code import check_importable, class_of, see_current_folder
     from lightning_n2uq.cli.quiet import quiet_lightning
 
     quiet_lightning()
+    see_current_folder()
     parser = argparse.ArgumentParser("n2uq summary", description=main.__doc__, allow_abbrev=False)
     for name in SIZES:
         parser.add_argument(f"--{name}", type=int, default=None)
@@ -264,19 +280,43 @@ def main(argv: Sequence[str]) -> int:
             "config: got none, n2uq summary --config FILE; n2uq configs lists those of the package"
         )
     arguments, paths = resolve_arguments(rest)
+    check_importable(paths, arguments)
     config = _parsed(arguments, paths)
     given = {name: value for name, value in vars(sizes).items() if value is not None}
-    given = {**_data_sizes(config.data, set(SIZES) - set(given)), **given}
-    network = _instantiate(config.model, given)
-    print(
-        summarize(
-            getattr(network, "backbone", network),
-            (given["in_channels"], given["image_size"], given["image_size"]),
-        )
-    )
+    taken = inspect.signature(class_of(config.model.class_path)).parameters
+    wanted = set(SIZES) & set(taken)
+    if wanted == set(SIZES):
+        given = {**_data_sizes(config.data, wanted - set(given)), **given}
+        network = _instantiate(config.model, given)
+        shape = (given["in_channels"], given["image_size"], given["image_size"])
+        print(summarize(getattr(network, "backbone", network), shape))
+    else:
+        network = _instantiate(config.model, {key: value for key, value in given.items() if key in taken})
+        print(_summary_of_any(network, config))
     if evaluation := getattr(network, "evaluation", None):
         print(f"evaluation on the CPU: {evaluation()}")
     return 0
+
+
+def _summary_of_any(module: Any, config: Any) -> ModelSummary:  # noqa: ANN401 -- a LightningModule, a namespace
+    """Returns the costs of a user's own module, quantized as the config's `QuantizeModel` says."""
+    from lightning_n2uq.callbacks import QuantizeModel
+    from lightning_n2uq.convert.record import quantize
+
+    module.configure_model()
+    callbacks = config.trainer.callbacks or []
+    found = [c for c in callbacks if c.class_path.rpartition(".")[2] == QuantizeModel.__name__]
+    callback = _instantiate(found[0], {}) if found else None
+    shape = None if callback is None else callback.input_shape
+    example = module.example_input_array if shape is None else torch.zeros(shape)
+    if example is None:
+        raise ValueError(
+            f"model: got {type(module).__name__} without example_input_array, allowed is one with it, or "
+            "QuantizeModel with input_shape: the network is run once to count its multiplications"
+        )
+    if callback is not None:
+        print(quantize(module, callback.policy, example=example))
+    return summarize_example(module, example)
 
 
 def _parsed(arguments: list[str], paths: list[str]) -> Any:  # noqa: ANN401 -- a jsonargparse namespace

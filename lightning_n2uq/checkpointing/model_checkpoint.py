@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
@@ -17,6 +18,16 @@ class BestAndLastModelCheckpoint(ModelCheckpoint):
     Lightning 2.6 writes `last.ckpt` only beside a checkpoint that is among the best, so that a run killed
     long after its best epoch would have to repeat everything since. Arguments are those of `ModelCheckpoint`.
     """
+
+    def watch(self, monitor: str | None, mode: str) -> None:
+        """Watches another metric, before anything is saved.
+
+        Args:
+            monitor: The metric's name; None keeps the last checkpoint.
+            mode: `min` or `max`.
+        """
+        self.monitor, self.mode = monitor, mode
+        self.kth_value = torch.tensor(torch.inf if mode == "min" else -torch.inf)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -16,6 +16,7 @@ from lightning_n2uq.callbacks import NonFiniteError
 from lightning_n2uq.checkpointing import CheckpointWriteError, ExactResume
 from lightning_n2uq.cli import origin
 from lightning_n2uq.cli.errors import is_out_of_memory, is_user_error
+from lightning_n2uq.cli.own_code import where
 from lightning_n2uq.cli.rank_failures import rank_failure
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
@@ -27,6 +28,8 @@ class TrainingFailedError(RuntimeError):
 
 def impossible(what: str, error: Exception) -> ValueError:
     """Returns the error to show for one before the first batch, which only the given values can cause."""
+    if place := where(error):
+        return ValueError(f"{_reason(error)} ({place}); --debug shows the traceback")
     return ValueError(f"config: nothing can be built from {what} ({_reason(error)}); --debug shows where")
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -45,16 +45,40 @@ CALLBACK_DEFAULTS: dict[str, Any] = {
 }
 
 
-def add_options(parser: LightningArgumentParser, command: str) -> None:
+class Link:
+    """Reads a model's argument from the data, where the model takes it and the data has it.
+
+    Args:
+        name: The argument, and the attribute of the data.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.model: type | None = None
+        self.asked: dict[str, Any] = {}
+
+    def __call__(self, data: LightningDataModule | None) -> Any:  # noqa: ANN401
+        """Returns the value; the parser drops it for a model without the argument."""
+        if hasattr(data, self.name):
+            return getattr(data, self.name)
+        parameter = None if self.model is None else inspect.signature(self.model).parameters.get(self.name)
+        given = self.asked.get(self.name)
+        if parameter is not None and parameter.default is parameter.empty and given is None:
+            raise ValueError(
+                f"data: {type(data).__name__} has no attribute {self.name!r}, which the model is built with"
+            )
+        return given
+
+
+def add_options(parser: LightningArgumentParser, command: str, links: Sequence[Link]) -> None:
     """Adds the callbacks that every run has, the links from data to model, and options of our own."""
     parser.add_lightning_class_args(BestAndLastModelCheckpoint, "checkpoint")
     parser.add_lightning_class_args(LearningRateMonitor, "lr_monitor")
     parser.add_lightning_class_args(RichProgressBar, "progress_bar")
     parser.add_lightning_class_args(NonFiniteGuard, "guard")
     parser.set_defaults(CALLBACK_DEFAULTS)
-    for name in LINKED:
-        read = functools.partial(_from_data, name=name)  # of the module, so that the parser can be pickled
-        parser.link_arguments("data", f"model.init_args.{name}", compute_fn=read, apply_on="instantiate")
+    for link in links:
+        parser.link_arguments("data", f"model.init_args.{link.name}", compute_fn=link, apply_on="instantiate")
     parser.add_argument(
         "--non_finite_guard", type=bool, default=True, help="watch for NaN and collapse (see --guard.*)"
     )
@@ -89,14 +113,8 @@ def check_linked(model: LightningModule, data: LightningDataModule | None, asked
     """
     parameters = inspect.signature(type(model)).parameters
     for name in LINKED:
-        default = parameters[name].default if name in parameters else None
-        value, used = asked.get(name, default), getattr(data, name, None)
+        if name not in parameters or not hasattr(data, name):
+            continue
+        default = parameters[name].default
+        value, used = asked.get(name, default), getattr(data, name)
         check(value in (default, used), f"model.{name}", value, f"is {used!r}, which the data has")
-
-
-def _from_data(data: LightningDataModule, name: str) -> Any:  # noqa: ANN401
-    if not hasattr(data, name):
-        raise ValueError(
-            f"data: {type(data).__name__} has no attribute {name!r}, which the model is built with"
-        )
-    return getattr(data, name)

@@ -8,7 +8,8 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 
-from lightning_n2uq.callbacks import NonFiniteGuard
+from lightning_n2uq.callbacks import NonFiniteGuard, QuantizeModel
+from lightning_n2uq.callbacks._quantize.order import quantizing_first
 from lightning_n2uq.checkpointing import AtomicCheckpointIO
 
 
@@ -30,6 +31,7 @@ def wanted_callbacks(config: dict[str, Any], callbacks: list[Callback], guard: b
         unwanted.append(ProgressBar)
     if not guard or any(isinstance(c, NonFiniteGuard) for c in given):
         unwanted.append(NonFiniteGuard)
+    config["callbacks"] = quantizing_first(given, QuantizeModel)
     return [callback for callback in callbacks if not isinstance(callback, tuple(unwanted))]
 
 

@@ -29,7 +29,17 @@ from lightning_n2uq.cli.errors import is_user_error
 from lightning_n2uq.cli.failures import impossible, meaning
 from lightning_n2uq.cli.layers import check_layers
 from lightning_n2uq.cli.monitors import CheckMonitors
-from lightning_n2uq.cli.parser import OWN_KEYS, TRAINER_DEFAULTS, WANDB_VARIABLE, add_options, check_linked
+from lightning_n2uq.cli.own_code import check_importable, class_of, own_error, see_current_folder
+from lightning_n2uq.cli.parser import (
+    CALLBACK_DEFAULTS,
+    LINKED,
+    OWN_KEYS,
+    TRAINER_DEFAULTS,
+    WANDB_VARIABLE,
+    Link,
+    add_options,
+    check_linked,
+)
 from lightning_n2uq.cli.predictions import PredictionsFile
 from lightning_n2uq.cli.quiet import quiet_lightning
 from lightning_n2uq.cli.rank_failures import check_meeting_place
@@ -48,6 +58,8 @@ def run_training_command(command: str, arguments: list[str]) -> int:
     for path in paths:
         check_config(path)
     check_layers(paths)
+    see_current_folder()
+    check_importable(paths, arguments)
     with ending_at_once():
         N2UQCLI(command, arguments, paths)
     return 0
@@ -69,6 +81,7 @@ class N2UQCLI(LightningCLI):
         self.root = self.run_dir = ""
         self.resumes = False
         self.lock = run_lock.RunLock()
+        self.links = [Link(name) for name in LINKED]
         parser_options = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LightningModule,
@@ -91,7 +104,7 @@ class N2UQCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what every run has beside Lightning's own options."""
-        add_options(parser, self.command)
+        add_options(parser, self.command, self.links)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses without LightningCLI's warning about `sys.argv`, which `main` has read already."""
@@ -163,25 +176,27 @@ class N2UQCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Leaves no empty folder behind when a value in the config is impossible."""
-        asked = dict(self.config[self.command].model.get("init_args", {}))
+        model = self.config[self.command].model
+        asked = dict(model.get("init_args", {}))
+        for link in self.links:
+            link.asked, link.model = asked, class_of(model.class_path)
         try:
             super().instantiate_classes()
             check_linked(self.model, self.datamodule, asked)
         except BaseException as error:
             self.lock.release()
             run_files.remove_if_empty(self.run_dir, self.root)
+            if isinstance(error, Exception) and (own := own_error(error)) is not None:
+                raise own from error
             if isinstance(error, Exception) and not is_user_error(error):
                 raise impossible("these values", error) from error
             raise
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Leaves out what the Trainer's own switches turn off, and adds what writes and resumes."""
+        callbacks = [*callbacks, CheckMonitors(chosen_by_default=self._monitor_is_default())]
         if self.command == "fit":
-            callbacks = [
-                *callbacks,
-                CheckMonitors(),
-                ExactResume(self.run_dir, command_to_resume(self.arguments)),
-            ]
+            callbacks = [*callbacks, ExactResume(self.run_dir, command_to_resume(self.arguments))]
         if self.command == "predict":
             callbacks = [*callbacks, PredictionsFile(self.run_dir)]
         config["plugins"] = plugins_with_checkpoint_io(config)
@@ -190,6 +205,12 @@ class N2UQCLI(LightningCLI):
         if self.command == "fit":
             refuse_finders(trainer.callbacks)  # type: ignore[attr-defined]
         return trainer
+
+    def _monitor_is_default(self) -> bool:
+        """Returns whether the checkpoint watches what it does because nobody has said otherwise."""
+        values = self.config[self.command].checkpoint
+        names = ("monitor", "mode")
+        return all(values.get(name) == CALLBACK_DEFAULTS[f"checkpoint.{name}"] for name in names)
 
     def _run_subcommand(self, subcommand: str) -> None:
         failed = True

@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 
 from lightning_n2uq.checkpointing.identity import VERSION_KEY
+from lightning_n2uq.checkpointing.reading import read_file
+from lightning_n2uq.convert.record import KEY as QUANTIZATION
 from lightning_n2uq.utils.class_names import KEY as CLASS_NAMES
 from lightning_n2uq.utils.class_names import saved_class_names
 from lightning_n2uq.utils.version import __version__, git_revision
@@ -22,6 +24,11 @@ def load_network(path: str) -> tuple[nn.Module, tuple[int, int, int], dict[str, 
     from lightning_n2uq.modules.checkpoints import read_checkpoint
     from lightning_n2uq.modules.classifier import QuantizedClassifier
 
+    if QUANTIZATION in read_file(path, "ckpt", mmap=True):
+        raise ValueError(
+            f"ckpt: {path!r} is of a module that QuantizeModel has quantized, allowed is one of "
+            "QuantizedClassifier; from Python, load the module and give its network to export.describe"
+        )
     checkpoint = read_checkpoint(path, "ckpt")
     try:
         model = QuantizedClassifier.from_checkpoint(path, "ckpt")
