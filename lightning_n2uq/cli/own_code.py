@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 _SECTIONS = ("model", "data")
+_PACKAGED = {"model": "lightning_n2uq.modules", "data": "lightning_n2uq.datamodules"}
 
 
 def see_current_folder() -> None:
@@ -77,8 +78,10 @@ def _check(key: str, name: str) -> None:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+            ours = ", ".join(importlib.import_module(_PACKAGED[key]).__all__)
             raise ValueError(
-                f"{key}: got {name!r}, there is no module {error.name!r} in the current folder or installed"
+                f"{key}: got {name!r}, there is no module {error.name!r} in the current folder or installed; "
+                f"allowed are importable classes and {ours}"
             ) from error
         raise _failed(key, module, error) from error
     except Exception as error:

@@ -56,6 +56,11 @@ class CalibratedInput(DataInitializedQuantizer):
         """Returns `(x - offset) / scale`."""
         return x if self.offset is None else (x - self.offset) / self.scale
 
+    def shift(self, x: Tensor) -> Tensor | None:
+        """Returns the offset once the range is known, None for methods that are scaled as well."""
+        plain = not isinstance(self.inner, DoReFa) and not any("forward" in vars(m) for m in self.modules())
+        return self.offset if plain and self.fits(x) else None
+
     @property  # type: ignore[override]  # a schedule may change the width of the wrapped one
     def bits(self) -> int:
         """The code width."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from lightning_n2uq.convert.order import Order, Trace, executed, order_of, registered
@@ -47,12 +49,49 @@ def candidates(model: nn.Module, parts: Sequence[str], example: Any) -> dict[nn.
     found: dict[nn.Module, Layer] = {}
     for part in parts or ("",):
         inside = weighted_modules(model, (part,) if part else ())
+        twins = _twins(inside, part, convertible)
+        inside = [(name, module) for name, module in inside if module not in twins]
         for order, group in _orders(inside, part, trace, convertible):
             for i, module in enumerate(order.layers):
                 places = module in order.first, module in order.last
                 name = group[module]
                 found[module] = Layer(name, layer_types(module), i, len(order.layers), *places, order.source)
+        found |= {copy: replace(found[module], name=name) for copy, (name, module) in twins.items()}
     return found
+
+
+def _twins(inside: Named, part: str, convertible: set[nn.Module]) -> dict[nn.Module, tuple[str, nn.Module]]:
+    """Returns the layers of a part's children that are copies of an earlier child, a teacher of its student.
+
+    Each layer of a copy is treated as its counterpart is, so that averages of weights fit.
+
+    Returns:
+        The copy's name and its counterpart by the layer of a copy.
+    """
+    depth = len(part.split(".")) if part else 0
+    children: dict[str, list[tuple[str, nn.Module]]] = {}
+    for name, module in inside:
+        if module in convertible:
+            children.setdefault(name.split(".")[depth], []).append((name, module))
+    originals: dict[tuple[object, ...], list[tuple[str, nn.Module]]] = {}
+    twins = {}
+    for layers in children.values():
+        form = tuple(_form(name.split(".")[depth + 1 :], module) for name, module in layers)
+        pairs = list(zip(layers, originals.get(form, ()), strict=False))
+        if pairs and all(_equal(copy, module) for (_, copy), (_, module) in pairs):
+            twins.update({copy: (name, module) for (name, copy), (_, module) in pairs})
+        originals.setdefault(form, layers)
+    return twins
+
+
+def _equal(copy: nn.Module, module: nn.Module) -> bool:
+    """Returns whether parameters have equal values, as copies have when they are made."""
+    pairs = zip(copy.parameters(), module.parameters(), strict=True)
+    return all(not a.is_meta and not b.is_meta and torch.equal(a.cpu(), b.cpu()) for a, b in pairs)
+
+
+def _form(path: list[str], module: nn.Module) -> tuple[object, ...]:
+    return (*path, type(module), *(tuple(p.shape) for p in module.parameters()))
 
 
 def _orders(

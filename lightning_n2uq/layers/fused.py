@@ -13,11 +13,13 @@ from __future__ import annotations
 from typing import TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_n2uq.layers import exact
 from lightning_n2uq.layers.integer import integer_backend, integer_weight_known
 from lightning_n2uq.layers.prelu import BiasedPReLU
+from lightning_n2uq.layers.recompute import recomputed
 from lightning_n2uq.ops.dispatch import load, select
 from lightning_n2uq.ops.formats.fused_activation import NormParameters, PReLUParameters, Window
 from lightning_n2uq.ops.fused_activation import OP as ACTIVATION
@@ -48,6 +50,8 @@ class FusibleConv2d(nn.Conv2d):
         """Maps `[N, C_in, H, W]` to `[N, C_out, H', W']`, dtype of `x` (autocast's under autocast)."""
         if (grid := _grid(self, x)) is not None:
             return _fused_conv(x, None, None, grid, self)
+        if (shifted := _shifted_conv(self, x)) is not None:
+            return shifted
         if exact.takes(self, x):
             return exact.convolution(self, x)
         y: Tensor = self.activation_quantizer(x)
@@ -154,9 +158,8 @@ def _pool_window(act: nn.Module, pool: nn.Module) -> Window | None:
     return Window(kernel, stride, padding) if plain and kernel <= 15 else None
 
 
-def _code_quantizer(conv: FusibleConv2d) -> Quantizer | None:
+def _code_quantizer(conv: FusibleConv2d, quantizer: nn.Module) -> Quantizer | None:
     """Returns the activation quantizer if the convolution's input can be kept as its codes, else None."""
-    quantizer = conv.activation_quantizer
     suitable = (
         isinstance(quantizer, Quantizer)
         and conv.training
@@ -172,12 +175,15 @@ def _code_quantizer(conv: FusibleConv2d) -> Quantizer | None:
     return quantizer if suitable else None  # type: ignore[return-value]
 
 
-def _grid(conv: FusibleConv2d, x: Tensor) -> QuantizerParameters | UniformParameters | None:
+def _grid(
+    conv: FusibleConv2d, x: Tensor, quantizer: nn.Module | None = None
+) -> QuantizerParameters | UniformParameters | None:
     """Returns the parameters of the quantizer if `conv` takes the fused path on `x`, else None.
 
     Uniform quantizers have operators on integers only. Compilers fuse them as they are.
     """
-    if not _suits(x) or (quantizer := _code_quantizer(conv)) is None:
+    quantizer = conv.activation_quantizer if quantizer is None else quantizer
+    if not _suits(x) or (quantizer := _code_quantizer(conv, quantizer)) is None:
         return None
     if isinstance(quantizer, LearnableThresholdQuantizer):
         return quantizer.grid(x)
@@ -185,6 +191,31 @@ def _grid(conv: FusibleConv2d, x: Tensor) -> QuantizerParameters | UniformParame
         return None
     wide = all(p.dtype == torch.float32 for p in quantizer.parameters(recurse=False))
     return quantizer.grid(x) if wide and integer_weight_known(conv) else None
+
+
+def _shifted_conv(conv: FusibleConv2d, x: Tensor) -> Tensor | None:
+    """Returns `conv(x)` fused behind a quantizer `method(x - shift) + shift`, None where it is another.
+
+    The shift of the quantized input adds the sums of the weights inside each window. What is kept for the
+    backward pass is `x` itself, which the layer before keeps as well, instead of `x - shift`.
+    """
+    outer = conv.activation_quantizer
+    if not isinstance(outer, Quantizer) or outer.method is outer or has_hooks(outer) or not _suits(x):
+        return None
+    device = x.device.type
+    if not conv.training or torch.compiler.is_compiling() or torch.is_autocast_enabled(device):
+        return None
+    shift = outer.shift(x)
+    if shift is None or not x.dtype == shift.dtype == conv.weight.dtype:
+        return None
+    inside = x - shift
+    if (grid := _grid(conv, inside, outer.method)) is None:
+        return None
+    with recomputed(inside, x, shift):
+        out = _fused_conv(inside, None, None, grid, conv)
+    sums = conv.weight_quantizer(conv.weight).sum(1, keepdim=True)
+    ones = x.new_ones(1, 1, *x.shape[2:])
+    return out + shift * F.conv2d(ones, sums, None, conv.stride, conv.padding, conv.dilation)
 
 
 def _fused_conv(

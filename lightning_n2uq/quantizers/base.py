@@ -82,6 +82,10 @@ class Quantizer(nn.Module):
         """Returns what `method` quantizes where this quantizer gets `x` (any shape, floating)."""
         return x
 
+    def shift(self, x: Tensor) -> Tensor | None:
+        """Returns `s` `[1]` where `forward(x)` is `method(x - s) + s`, None where it is something else."""
+        return None
+
     @property
     def largest_level(self) -> int:
         """The largest magnitude of the integers of `weight_grid`; 0 where there are none."""
@@ -127,14 +131,15 @@ class DataInitializedQuantizer(Quantizer):
     values equal, or not finite) puts it off with a warning, and a look at the network (see `looks`) never
     does it.
     Before that, every forward pass computes the values on the fly from its own input and keeps nothing.
-    The buffer `initialized` alone says whether it has happened, also in copies and across checkpoints.
+    The buffer `initialized` (0 or 1; a number, so that averages of weights can take its mean) alone says
+    whether it has happened, also in copies and across checkpoints.
     """
 
     initialized: Tensor
 
     def __init__(self, bits: int) -> None:
         super().__init__(bits)
-        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("initialized", torch.zeros(()))
         self._read: tuple[int, int] | None = None  # identity and version of the buffer that was read last
         self._was_fitted = False  # what it said
 
@@ -168,7 +173,7 @@ class DataInitializedQuantizer(Quantizer):
         self._note_fitted()
 
     def _note_fitted(self) -> None:
-        self.initialized.fill_(True)
+        self.initialized.fill_(1)
         self._read, self._was_fitted = None, True
 
     def initialize(self, x: Tensor) -> None:
