@@ -19,7 +19,7 @@ from lightning_n2uq.convert.first_batches import FirstBatches
 from lightning_n2uq.convert.loading import convert_when_loading
 from lightning_n2uq.convert.policy import Policy
 from lightning_n2uq.convert.record import KEY, Record, quantize, record_of, restore
-from lightning_n2uq.utils.compat import checkpoint_to_come
+from lightning_n2uq.utils.compat import checkpoint_to_come, hands_weights_back
 from lightning_n2uq.utils.validation import check, check_integer, check_number
 
 convert_when_loading()
@@ -79,6 +79,12 @@ class QuantizeModel(Callback):
             if not building.shards(trainer):
                 building.build_now(trainer, pl_module)
             self._convert(trainer, pl_module)
+            if stage == "fit" and hands_weights_back(trainer):
+                rank_zero_warn(
+                    "QuantizeModel: the module of the process that called fit stays without quantizers where "
+                    "ranks are spawned or forked; load a checkpoint of the run, use strategy ddp, or call "
+                    "lightning_n2uq.quantize(module, policy) before fit"
+                )
         if stage == "fit" and self.quantizer_lr_multiplier is not None:
             separate_quantizers(pl_module, self.quantizer_lr_multiplier)
 

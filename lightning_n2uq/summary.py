@@ -173,8 +173,9 @@ def _summarize(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]
         try:
             model(*args, **keywords)
         except RuntimeError as error:
-            shapes = [list(x.shape) for x in (*args, *keywords.values()) if isinstance(x, Tensor)]
-            raise ValueError(f"input_shape: got {shapes}, the network refuses: {error}") from error
+            shapes = [list(x.shape[1:]) for x in (*args, *keywords.values()) if isinstance(x, Tensor)]
+            shown = ", ".join(map(str, shapes))
+            raise ValueError(f"input_shape: got {shown}, the network refuses: {error}") from error
     inside = sum(cost.weights + cost.biases for cost in costs.values())
     others = sum(p.numel() for p in model.parameters()) - inside
     return ModelSummary(list(costs.values()), others, list(float_layers(model)), _map_grids(model))

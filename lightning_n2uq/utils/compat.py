@@ -334,6 +334,12 @@ def starts_children(trainer: Any) -> bool:  # noqa: ANN401
     return isinstance(trainer.strategy.launcher, launcher)
 
 
+def hands_weights_back(trainer: Any) -> bool:  # noqa: ANN401
+    """Returns whether ranks are forked or spawned, and the command's own module only gets their weights."""
+    launcher = private("lightning.pytorch.strategies.launchers.multiprocessing", "_MultiProcessingLauncher")
+    return isinstance(trainer.strategy.launcher, launcher)
+
+
 def wrap_loading(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     """Replaces, once, what `load_from_checkpoint` builds and loads an object with by `wrap` of it."""
     saving = importlib.import_module("lightning.pytorch.core.saving")

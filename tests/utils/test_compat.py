@@ -410,3 +410,9 @@ def test_trees_of_tensors_are_mapped_and_listed():  # torch 2.14
     tree = {"a": [1, (2, 3)], "b": None}
     assert compat.tree_map(lambda x: x and x + 1, tree) == {"a": [2, (3, 4)], "b": None}
     assert compat.tree_leaves(tree) == [1, 2, 3, None]
+
+
+def test_forked_ranks_hand_their_weights_back():  # lightning 2.6
+    quiet = {"accelerator": "cpu", "devices": 2, "logger": False, "enable_checkpointing": False}
+    assert compat.hands_weights_back(pl.Trainer(strategy="ddp_fork", **quiet))
+    assert not compat.hands_weights_back(pl.Trainer(strategy="ddp", **quiet))
