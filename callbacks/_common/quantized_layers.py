@@ -26,7 +26,9 @@ class QuantizedLayer:
 
     @property
     def weight(self) -> Tensor:
-        """Returns the full-precision weight that is quantized."""
+        """Returns the full-precision weight that is quantized; of attention, that of its projections."""
+        if isinstance(self.module, nn.MultiheadAttention):
+            return self.module.in_proj_weight
         return effective_weight(self.module)
 
     @property

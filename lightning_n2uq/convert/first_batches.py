@@ -79,6 +79,11 @@ class FirstBatches:
                 uncompiled_call(module)(*args, **kwargs)
         finally:
             self._running = False
+        from torch.distributed.fsdp import FSDPModule  # slow to import, and wanted once
+
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()  # what is written to parameters that are gathered for a forward pass is lost
         self._fit(inside)
         set_weight_quantizers(module, again=False)
 

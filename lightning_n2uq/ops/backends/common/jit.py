@@ -9,6 +9,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from lightning_n2uq.ops.backends.common.kernel_cache import cached
@@ -47,7 +48,9 @@ def summing(function: Function) -> Function:
 def array(x: Tensor) -> Array:
     """Returns the array that shares memory with a CPU tensor; bfloat16, which numpy lacks, as int16."""
     x = x.detach() if x.requires_grad else x
-    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
+    x = x.view(torch.int16) if x.dtype == torch.bfloat16 else x
+    # `numpy()` takes from the memory that it can be resized, as `fully_shard` does with parameters.
+    return np.from_dlpack(x) if dist.is_available() and dist.is_initialized() else x.numpy()
 
 
 def padded(values: Array, multiple: int, fill: float) -> Array:
