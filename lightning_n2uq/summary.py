@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_n2uq.convert.multiplications import multiplications
 from lightning_n2uq.convert.replace import layer_types
 from lightning_n2uq.layers.integer import by_reason, float_layers
 from lightning_n2uq.quantizers import (
@@ -241,17 +242,7 @@ def _counting(model: nn.Module, costs: dict[nn.Module, LayerCost]) -> Iterator[N
 
 def _counter(cost: LayerCost) -> Callable[[nn.Module, tuple[Tensor, ...], Any], None]:
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:  # noqa: ANN401
-        if isinstance(module, nn.MultiheadAttention):  # query, key, value and the output, each `E x E`
-            cost.macs += sum(x.numel() for x in (*inputs[:3], output[0])) * module.embed_dim
-        elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
-            data = getattr(inputs[0], "data", inputs[0])  # of packed sequences
-            cost.macs += cost.weights * (data.numel() // data.shape[-1])
-        elif "transposed" in layer_types(module):
-            cost.macs += inputs[0].numel() * module.weight[0].numel()
-        elif "conv" in layer_types(module):
-            cost.macs += output.numel() * module.weight[0].numel()
-        else:
-            cost.macs += inputs[0].numel() * cost.weights // inputs[0].shape[-1]
+        cost.macs += multiplications(module, cost.weights, inputs, output)
 
     return count
 

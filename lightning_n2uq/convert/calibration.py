@@ -51,7 +51,7 @@ def calibrate(
     samples: dict[nn.Module, list[Tensor]] = defaultdict(list)
     device = next(model.parameters()).device
     seen = 0
-    with _evaluating(model), quantizers_off(model, samples):
+    with evaluating(model), quantizers_off(model, samples):
         for batch in islice(batches, max_batches):
             if forward is None:
                 run_batch(model, batch, device)
@@ -105,7 +105,8 @@ def _taken(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Sets evaluation mode meanwhile."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
