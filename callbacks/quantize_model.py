@@ -66,7 +66,7 @@ class QuantizeModel(Callback):
         )
         self.record: Record | None = None
         self._first: FirstBatches | None = None
-        self._eager: torch.compiler.set_stance | None = None
+        self._eager: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Converts the network, unless it is converted already."""

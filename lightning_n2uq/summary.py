@@ -208,7 +208,7 @@ def _layer_cost(name: str, module: nn.Module) -> LayerCost:
     weights = [p for p in tensors if p.dim() > 1]
     weight, activation = (getattr(module, f"{kind}_quantizer", None) for kind in ("weight", "activation"))
     if hasattr(module, "weight_quantizers"):  # of a recurrent layer, all alike
-        weight = next(iter(module.weight_quantizers.values()))
+        weight = next(module.get_submodule("weight_quantizers").children())
     per_channel = isinstance(weight, _PER_CHANNEL) or (isinstance(weight, SEQ) and weight.alpha.numel() > 1)
     quantized = isinstance(weight, Quantizer)
     return LayerCost(

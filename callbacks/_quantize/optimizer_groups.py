@@ -70,7 +70,7 @@ def _splitting(quantizers: set[nn.Parameter], multiplier: float) -> Iterator[lis
             own["name"] = f"{group['name']}/quantizer"
         plain(self, own)
 
-    Optimizer.add_param_group = add  # type: ignore[method-assign]
+    Optimizer.add_param_group = add  # type: ignore[method-assign,assignment]
     try:
         yield made
     finally:

@@ -8,7 +8,7 @@ whatever a training step does with it; random numbers and buffers stay what they
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -88,7 +88,7 @@ class FirstBatches:
         set_weight_quantizers(module, again=False)
 
     @torch.no_grad()
-    def _fit(self, quantizers: list[nn.Module]) -> None:
+    def _fit(self, quantizers: Sequence[nn.Module]) -> None:
         """Sets the ranges, averaged over the processes that have data for a quantizer."""
         device = next(quantizers[0].parameters()).device
         found = torch.zeros(len(quantizers), 3, dtype=torch.float64, device=device)

@@ -119,5 +119,6 @@ def _base(layer: nn.Module, table: dict[type[nn.Module], Any]) -> type[nn.Module
 def _is_conv1d(layer: nn.Module) -> bool:
     """Returns whether it is Hugging Face's `Conv1D`, by name and shape: that package is not imported."""
     weight, outputs = getattr(layer, "weight", None), getattr(layer, "nf", None)
-    known = type(layer).__name__ == "Conv1D" and isinstance(weight, nn.Parameter) and weight.dim() == 2
-    return bool(known and weight.shape[1] == outputs)
+    if type(layer).__name__ != "Conv1D" or not isinstance(weight, nn.Parameter):
+        return False
+    return weight.dim() == 2 and weight.shape[1] == outputs

@@ -37,7 +37,7 @@ class SEQ(IntegerLevels, DataInitializedQuantizer):
 
     name = "seq"
     positive = ("alpha",)
-    shift = 0.5
+    level_offset = 0.5
 
     def __init__(self, bits: int = 2) -> None:
         super().__init__(bits)
@@ -70,14 +70,19 @@ class SEQ(IntegerLevels, DataInitializedQuantizer):
         """Returns the quantized weight, with the gradients of the class."""
         alpha = scale_gradient(self.scale(weight), self._gradient_scale(weight))
         unit = (weight / alpha).clamp(-CLIP, CLIP)
-        return straight_through(unit, (self._numbers(unit.detach()) + self.shift) / self.span) * alpha
+        return straight_through(unit, (self._numbers(unit.detach()) + self.level_offset) / self.span) * alpha
 
     def place(self, weight: Tensor) -> Tensor:
         """Returns the number whose rounding is the level's index, not clipped; differentiable."""
-        return weight / self.scale(weight) * self.span - self.shift + (self.num_levels - 1) / 2 + self.shift
+        return (
+            weight / self.scale(weight) * self.span
+            - self.level_offset
+            + (self.num_levels - 1) / 2
+            + self.level_offset
+        )
 
     def _numbers(self, unit: Tensor) -> Tensor:
-        return torch.round(unit.clamp(-CLIP, CLIP) * self.span - self.shift)
+        return torch.round(unit.clamp(-CLIP, CLIP) * self.span - self.level_offset)
 
     def _gradient_scale(self, weight: Tensor) -> float:
         if torch.compiler.is_exporting():
@@ -97,7 +102,7 @@ class SEQTernary(SEQ):
     name = "seq_ternary"
     widths_allowed = (2, 2)
     odd = False
-    shift = 0.0
+    level_offset = 0.0
 
     def __init__(self, bits: int = 2) -> None:
         super().__init__(bits)

@@ -131,6 +131,11 @@ def copy_padding(target: nn.Conv2d, source: nn.Conv2d) -> None:
     target._reversed_padding_repeated_twice = private(source, "_reversed_padding_repeated_twice")
 
 
+def padding_of_sides(layer: nn.Module) -> list[int]:
+    """Returns a convolution's padding: both sides of each axis, the last axis first, as `F.pad` takes it."""
+    return [int(side) for side in private(layer, "_reversed_padding_repeated_twice")]
+
+
 def one_width(attention: nn.MultiheadAttention) -> bool:
     """Returns whether queries, keys and values have one width, so that their projections are one matrix."""
     return bool(private(attention, "_qkv_same_embed_dim"))

@@ -75,6 +75,14 @@ def test_convolution_with_another_weight_pads_as_the_layer_does(mode):  # torch 
     assert callable(getattr(layer, compat.CONV_FORWARD))
 
 
+@pytest.mark.parametrize("padding", [(1, 2), "same"])
+def test_padding_of_all_sides_is_what_pad_takes(padding):  # torch 2.8, 2.14
+    layer = nn.Conv2d(2, 3, (3, 5), padding=padding)
+    x = torch.rand(1, 2, 5, 6)
+    padded = nn.functional.pad(x, compat.padding_of_sides(layer))
+    assert torch.equal(nn.functional.conv2d(padded, layer.weight, layer.bias), layer(x))
+
+
 def test_attention_of_one_width():  # torch 2.8, 2.14
     assert compat.one_width(nn.MultiheadAttention(4, 2))
     assert not compat.one_width(nn.MultiheadAttention(4, 2, kdim=3))

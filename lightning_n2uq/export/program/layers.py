@@ -14,6 +14,7 @@ from lightning_n2uq.export.lower.weights import IntegerWeight
 from lightning_n2uq.export.program import operators
 from lightning_n2uq.export.program.staircases import Staircase
 from lightning_n2uq.export.program.traces import seen
+from lightning_n2uq.utils.compat import padding_of_sides
 
 
 class DeployedQuantizer(nn.Module):
@@ -119,7 +120,7 @@ class DeployedConv(_IntegerLayer):
         super().__init__(quantizer, weight, layer.bias, weight.integers.ndim - 2)
         self.stride, self.dilation, self.groups = list(layer.stride), list(layer.dilation), layer.groups
         # Both sides of every axis, the last axis first, as `torch.nn.functional.pad` takes them.
-        self.sides: list[int] = [int(side) for side in layer._reversed_padding_repeated_twice]
+        self.sides = padding_of_sides(layer)
         self.mode = layer.padding_mode
         inside = torch.from_numpy(weight.integers).double().sum(1, keepdim=True)
         offset = torch.from_numpy(weight.scale).reshape(-1, *[1] * (inside.dim() - 1))
@@ -151,7 +152,7 @@ class DeployedConv(_IntegerLayer):
 
     def _offsets(self, inside: Tensor) -> Tensor:
         """Returns what the offset of all levels adds: zeros around an image have none."""
-        convolve = operators._CONVOLUTIONS[self.weight.dim()]
+        convolve = operators.CONVOLUTIONS[self.weight.dim()]
         ones = inside.expand(1, self.groups, *inside.shape[2:])
         kernel = self.inside
         return convolve(ones, kernel, None, self.stride, self._padding(inside), self.dilation, self.groups)

@@ -17,6 +17,7 @@ from lightning_n2uq.export.formats.onnx_graph import save_model
 from lightning_n2uq.export.program.deployed import Deployed, deploy
 from lightning_n2uq.export.program.traces import tracing
 from lightning_n2uq.export.program.translations import drop_unused, expand, translations
+from lightning_n2uq.utils.compat import tree_leaves
 
 OPSET = 20
 """Version of the standard operators."""
@@ -85,7 +86,7 @@ class _Watched(nn.Module):
 
 def tensors(outputs: Any) -> list[Tensor]:  # noqa: ANN401 -- whatever a network returns
     """Returns the floating tensors in a network's output, in order, whatever holds them."""
-    leaves = torch.utils._pytree.tree_leaves(outputs if not hasattr(outputs, "items") else dict(outputs))
+    leaves = tree_leaves(dict(outputs) if hasattr(outputs, "items") else outputs)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 
 @torch.library.custom_op("n2uq_deploy::codes", mutates_args=())
@@ -55,7 +55,7 @@ def integer_conv(
         dilation: Spacing of the kernel's elements along each axis.
         groups: Number of groups into which channels are split.
     """
-    convolve = _CONVOLUTIONS[weight.dim()]
+    convolve = CONVOLUTIONS[weight.dim()]
     return convolve(x.double(), weight.double(), None, stride, padding, dilation, groups).to(torch.int32)
 
 
