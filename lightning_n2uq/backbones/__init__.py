@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_n2uq.backbones.by_policy import build_by_policy
 from lightning_n2uq.backbones.integer import INTEGER_OPTIONS
 from lightning_n2uq.backbones.mobilenet_v2 import mobilenet_v2
 from lightning_n2uq.backbones.resnet import resnet18, resnet20, resnet34, resnet50
@@ -34,6 +35,8 @@ def names() -> list[str]:
 def build(name: str, **arguments: Any) -> nn.Module:  # noqa: ANN401 -- each network types its own arguments
     """Builds the network `name`, or the network of another library that a prefix in `CONVERTED` names.
 
+    Any of them takes `policy`, the fields of `convert.Policy`, for methods and bits layer by layer.
+
     Raises:
         ValueError: The name or an argument is unknown, or the network refuses a value.
     """
@@ -57,7 +60,10 @@ def build(name: str, **arguments: Any) -> nn.Module:  # noqa: ANN401 -- each net
         raise ValueError(
             f"backbone: got {name!r}, allowed are {', '.join(BACKBONES)}, torchvision/<model>, timm/<model>"
         )
+    policy = arguments.pop("policy", None)
     try:
+        if policy is not None:
+            return build_by_policy(name, BACKBONES[name], policy, arguments)
         return BACKBONES[name](**arguments)
     except TypeError as error:
         raise ValueError(f"backbone {name!r}: {error}") from error
