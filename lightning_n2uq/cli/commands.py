@@ -33,6 +33,9 @@ COMMANDS: dict[str, Command] = {
         "lightning_n2uq.cli.configs:list_configs", "list the configs that come with the package"
     ),
     "summary": Command("lightning_n2uq.summary:main", "bits, operations and bytes of every layer"),
+    "sensitivity": Command(
+        "lightning_n2uq.cli.sensitivity:main", "score layers, choose their bits within a budget"
+    ),
     "report": Command("lightning_n2uq.report:main", "a self-contained page of one or several runs"),
     "dashboard": Command("lightning_n2uq.dashboard:main", "build the Weights & Biases workspace"),
     "convert": Command("lightning_n2uq.interop.command:main", "read or write the published N2UQ format"),

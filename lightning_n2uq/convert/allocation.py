@@ -66,10 +66,12 @@ class Allocation:
         rows = [(name, str(bits)) for name, bits in self.widths.items()]
         size = max(len(name) for name, _ in rows)
         lines = [f"{name.ljust(size)}  {bits}" for name, bits in rows]
-        cost, limit = self.cost / unit, self.limit / unit
-        lines.append(f"{self.budget}: {cost:,.6g} of {limit:,.6g}, sum of {self.by} {self.score:.4g}")
-        for bits, (whole, score) in self.uniform().items():
-            lines.append(f"uniform {bits}: {whole / unit:,.6g}, sum of {self.by} {score:.4g}")
+        cost, limit = _amount(self.cost, unit), _amount(self.limit, unit)
+        lines.append(f"{self.budget}: {cost} of {limit}, sum of {self.by} {self.score:.4g}")
+        lines += [
+            f"uniform {bits}: {_amount(whole, unit)}, sum of {self.by} {score:.4g}"
+            for bits, (whole, score) in self.uniform().items()
+        ]
         return "\n".join(lines)
 
 
@@ -90,7 +92,7 @@ def allocate_bits(scores: Sensitivity, budget: str, by: str | None = None) -> Al
         ValueError: The budget is none, or too small; or a score is not finite.
     """
     by = check_choice("by", scores.measures[0] if by is None else by, scores.measures)
-    kind, limit = _kind(budget), _limit(scores, budget)
+    (kind, _, _), limit = read_budget(budget), _limit(scores, budget)
     costs = [[COSTS[kind](layer, bits) for bits in scores.widths] for layer in scores.layers]
     values = [[getattr(layer, by)[bits] for bits in scores.widths] for layer in scores.layers]
     for layer, row in zip(scores.layers, values, strict=True):
@@ -152,6 +154,20 @@ def solve(values: Sequence[Sequence[float]], costs: Sequence[Sequence[int]], lim
     raise RuntimeError(f"the solver found no widths within {limit}: {found.message}")
 
 
+def read_budget(budget: str) -> tuple[str, float, Width | None]:
+    """Returns the name, the number, and the uniform width that the number is a multiple of, or None.
+
+    Raises:
+        ValueError: It is none.
+    """
+    text = budget.partition("=")[2].strip()
+    factor, star, uniform = text.rpartition("*")
+    if not uniform.strip().startswith(_UNIFORM):
+        return _kind(budget), _number(text, budget), None
+    bits = width(uniform.strip().removeprefix(_UNIFORM), "budget")
+    return _kind(budget), _number(factor, budget) if star else 1.0, bits
+
+
 def _kind(budget: str) -> str:
     name, equals, _ = budget.partition("=")
     check(bool(equals), "budget", budget, f"is NAME=VALUE with {', '.join(COSTS)}")
@@ -160,13 +176,10 @@ def _kind(budget: str) -> str:
 
 def _limit(scores: Sensitivity, budget: str) -> float:
     """Returns the largest cost that a budget allows."""
-    kind, text = _kind(budget), budget.partition("=")[2].strip()
-    factor, star, uniform = text.rpartition("*")
-    if uniform.strip().startswith(_UNIFORM):
-        bits = width(uniform.strip().removeprefix(_UNIFORM), "budget")
-        whole = sum(COSTS[kind](layer, bits) for layer in scores.layers)
-        return whole * (_number(factor, budget) if star else 1)
-    return _number(text, budget) * _units(scores, budget)
+    kind, number, bits = read_budget(budget)
+    if bits is None:
+        return number * _units(scores, budget)
+    return number * sum(COSTS[kind](layer, bits) for layer in scores.layers)
 
 
 def _units(scores: Sensitivity, budget: str) -> int:
@@ -182,6 +195,10 @@ def _number(text: str, budget: str) -> float:
     allowed = f"is a number above 0, {_UNIFORM}WIDTH or NUMBER*{_UNIFORM}WIDTH; widths {FORMS}"
     check(math.isfinite(value) and value > 0, "budget", budget, allowed)
     return value
+
+
+def _amount(cost: float, unit: int) -> str:
+    return f"{cost:,.0f}" if unit == 1 else f"{cost / unit:.4g}"
 
 
 def _rounded_up(value: float) -> str:

@@ -1,0 +1,129 @@
+"""`n2uq sensitivity` on configs: files, the policy it writes trains, one line for bad input."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from small_run import SMALL
+from users_modules import CONFIG, SOURCE
+
+from lightning_n2uq.cli import main
+from lightning_n2uq.cli.sensitivity_files import compact
+from lightning_n2uq.convert import Policy, Sensitivity
+from lightning_n2uq.modules import QuantizedClassifier
+
+DIGITS = ["--config", "digits/float.yaml", "--model.backbone_args", "{width: 4}"]
+QUICK = ["--bits", "2", "4", "--batches", "1"]
+UNTRAINED = "ignore:n2uq sensitivity. no --ckpt_path"
+
+
+@pytest.fixture
+def own(in_empty_folder, monkeypatch):
+    Path("users_own.py").write_text(SOURCE)
+    config = yaml.safe_load(CONFIG)
+    del config["trainer"]["callbacks"]
+    Path("own.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "users_own", raising=False)
+    yield in_empty_folder
+    sys.modules.pop("users_own", None)
+
+
+def refused(arguments, capsys):
+    assert main(arguments) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("n2uq: error:")]
+    return line
+
+
+@pytest.mark.filterwarnings(UNTRAINED)
+def test_its_policy_trains_a_classifier(in_empty_folder, capsys):
+    out = Path("bits")
+    command = ["sensitivity", *DIGITS, *QUICK, "-o", str(out)]
+    assert main([*command, "--budget", "bitops=0.6*uniform:4"]) == 0
+    shown = capsys.readouterr()
+    assert "scoring layers" in shown.err
+    assert "uniform 4: " in shown.out
+    assert f"train by it: n2uq fit --config digits/float.yaml --config {out / 'mixed_bits.yaml'}" in shown.out
+    assert {path.name for path in out.iterdir()} == {
+        "scores.json",
+        "policy.yaml",
+        "mixed_bits.yaml",
+        "scores.png",
+    }
+    assert (out / "scores.png").read_bytes().startswith(b"\x89PNG")
+    scores = Sensitivity.from_mapping(json.loads((out / "scores.json").read_text()))
+    assert len(scores.layers) == 20
+    assert scores.measures == ("kl", "loss")
+    policy = Policy.from_mapping(yaml.safe_load((out / "policy.yaml").read_text()))
+    assert {rule.weight_bits for rule in policy.rules} == {2, 4}
+    assert not Path("runs").exists()
+
+    again = [*command, "--scores", str(out / "scores.json"), "--budget", "bitops=0.6*uniform:4"]
+    first = (out / "policy.yaml").read_text()
+    assert main(again) == 0
+    assert (out / "policy.yaml").read_text() == first
+
+    small = [*SMALL[4:], "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
+    overlay = ["--config", "digits/float.yaml", "--config", str(out / "mixed_bits.yaml")]
+    assert main(["fit", *overlay, *small]) == 0
+    (checkpoint,) = Path("runs").rglob("last.ckpt")
+    network = QuantizedClassifier.from_checkpoint(str(checkpoint)).backbone
+    for rule in policy.rules:
+        layer = network.get_submodule(rule.name)
+        assert (layer.weight_quantizer.bits, layer.weight_quantizer.name) == (rule.weight_bits, "n2uq")
+        assert layer.activation_quantizer.bits == rule.activation_bits
+
+
+def test_a_checkpoints_weights_are_scored(trained, in_empty_folder, capsys):
+    best = trained[0] / "last.ckpt"
+    assert main(["sensitivity", "--ckpt_path", str(best), *QUICK, "--bits", "2"]) == 0
+    scores = Sensitivity.from_mapping(json.loads(Path("sensitivity/scores.json").read_text()))
+    assert all(score == 0 for layer in scores.layers for score in layer.kl.values())  # it is a W2A2 network
+    assert scores.reference_loss < 2.4
+    assert not Path("sensitivity/policy.yaml").exists()
+
+
+@pytest.mark.filterwarnings(UNTRAINED)
+def test_its_policy_trains_a_users_own_module(own, capsys):
+    assert main(["sensitivity", "--config", "own.yaml", *QUICK, "--budget", "mean_bits=4"]) == 0
+    scores = Sensitivity.from_mapping(json.loads(Path("sensitivity/scores.json").read_text()))
+    assert scores.measures == ("loss",)  # of a regression
+    assert [layer.name for layer in scores.layers] == ["net.2"]
+    capsys.readouterr()
+    assert main(["fit", "--config", "own.yaml", "--config", "sensitivity/mixed_bits.yaml"]) == 0
+    shown = capsys.readouterr()
+    assert "1 quantized, 2 excluded" in shown.out + shown.err
+    config = yaml.safe_load(CONFIG)
+    Path("with.yaml").write_text(yaml.safe_dump(config))
+    assert main(["sensitivity", "--config", "with.yaml", *QUICK, "--budget", "mean_bits=4"]) == 0
+    assert "in the config's QuantizeModel" in capsys.readouterr().out
+    config["trainer"]["callbacks"][1]["init_args"]["policy"] = "sensitivity/policy.yaml"
+    Path("with.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", "with.yaml"]) == 0
+
+
+@pytest.mark.filterwarnings(UNTRAINED)
+def test_bad_input_is_one_line(in_empty_folder, capsys):
+    command = ["sensitivity", *DIGITS]
+    assert "config: got none" in refused(["sensitivity"], capsys)
+    assert "bits: got '9', allowed are 2 to 8" in refused([*command, "--bits", "9"], capsys)
+    assert "batches: got 0, allowed are integers from 1" in refused([*command, "--batches", "0"], capsys)
+    assert "ckpt_path" in refused([*command, "--ckpt_path", "none.ckpt"], capsys)
+    assert "scores: cannot read 'none.json'" in refused([*command, "--scores", "none.json"], capsys)
+    assert "device: got 'tpu'" in refused([*command, "--device", "tpu"], capsys)
+    line = refused([*command, "--weight_quantizer", "lsd"], capsys)
+    assert "'lsd'" in line
+    line = refused([*command, *QUICK, "--budget", "bitops=7"], capsys)
+    assert "budget: got 'bitops=7', allowed is 630784 or more" in line
+    assert not Path("sensitivity/policy.yaml").exists()
+
+
+def test_written_policies_are_short_and_equal():
+    rules = [{"name": "a", "weight_bits": 2}, {"quantize": False, "name": "b"}]
+    policy = Policy.from_mapping({"skip_first": False, "exclude": ["c"], "rules": rules})
+    values = compact(policy)
+    assert Policy.from_mapping(values) == policy
+    assert values["rules"] == rules
+    assert "skip_last" not in values
