@@ -41,8 +41,12 @@ def with_saved_config(arguments: list[str]) -> list[str]:
 
 def command_to_resume(arguments: list[str]) -> str:
     """Returns the command line that goes on with the run started by `n2uq fit ARGUMENTS`."""
-    kept = [text for flag, _, texts in _options(arguments) if flag not in _RESUME for text in texts]
-    return f"go on with: n2uq fit {shlex.join([*kept, '--resume', 'auto'])}"
+    return f"go on with: n2uq fit {shlex.join([*without_checkpoint(arguments), '--resume', 'auto'])}"
+
+
+def without_checkpoint(arguments: list[str]) -> list[str]:
+    """Returns the arguments of a run that starts anew."""
+    return [text for flag, _, texts in _options(arguments) if flag not in _RESUME for text in texts]
 
 
 def _options(arguments: list[str]) -> Iterator[tuple[str, str | None, list[str]]]:

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_n2uq.cli.arguments import with_saved_config, without_checkpoint
 from lightning_n2uq.cli.quiet import quiet_lightning
 from lightning_n2uq.convert import Sensitivity, allocate_bits, sensitivity
 from lightning_n2uq.convert.allocation import COSTS, read_budget
@@ -87,7 +88,9 @@ def main(argv: Sequence[str]) -> int:
     if options.budget is not None:
         chosen = allocate_bits(found, options.budget, options.by)
         print(f"\n{chosen}\n")
-        for line in write_policy(folder, chosen, subject, shlex.join(["n2uq", "fit", *_configs(rest)])):
+        for line in write_policy(
+            folder, chosen, subject, shlex.join(["n2uq", "fit", *without_checkpoint(with_saved_config(rest))])
+        ):
             print(line)
     print(write_picture(folder / "scores.png", found, options.by, chosen))
     return 0
@@ -101,11 +104,3 @@ def read_scores(path: str) -> Sensitivity:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"scores: cannot read {path!r} ({reason})") from error
     return Sensitivity.from_mapping(values)
-
-
-def _configs(arguments: Sequence[str]) -> list[str]:
-    """Returns the configs as the user gave them."""
-    p = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    p.add_argument("--config", "-c", action="append", default=[])
-    known, _ = p.parse_known_args(list(arguments))
-    return [text for name in known.config for text in ("--config", name)]

@@ -1,6 +1,7 @@
 """`n2uq sensitivity` on configs: files, the policy it writes trains, one line for bad input."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def test_its_policy_trains_a_classifier(in_empty_folder, capsys):
     shown = capsys.readouterr()
     assert "scoring layers" in shown.err
     assert "uniform 4: " in shown.out
-    assert f"train by it: n2uq fit --config digits/float.yaml --config {out / 'mixed_bits.yaml'}" in shown.out
+    run = f"train by it: n2uq fit {shlex.join(DIGITS)} --config {out / 'mixed_bits.yaml'}\n"
+    assert run in shown.out
     assert {path.name for path in out.iterdir()} == {
         "scores.json",
         "policy.yaml",
