@@ -10,7 +10,11 @@ from lightning_n2uq.datamodules.cifar100 import CIFAR100DataModule
 from lightning_n2uq.datamodules.digits import DigitsDataModule
 from lightning_n2uq.datamodules.image_folder import ImageFolderDataModule
 from lightning_n2uq.datamodules.imagenet import ImageNetDataModule
+from lightning_n2uq.datamodules.python_docs_text import PythonDocsTextDataModule
+from lightning_n2uq.datamodules.shapes_detection import ShapesDetectionDataModule
+from lightning_n2uq.datamodules.shapes_segmentation import ShapesSegmentationDataModule
 from lightning_n2uq.datamodules.synthetic import SyntheticDataModule
+from lightning_n2uq.datamodules.synthetic_sequences import SyntheticSequencesDataModule
 
 __all__ = [
     "CIFAR10DataModule",
@@ -20,5 +24,9 @@ __all__ = [
     "ImageDataModule",
     "ImageFolderDataModule",
     "ImageNetDataModule",
+    "PythonDocsTextDataModule",
+    "ShapesDetectionDataModule",
+    "ShapesSegmentationDataModule",
     "SyntheticDataModule",
+    "SyntheticSequencesDataModule",
 ]

@@ -1,5 +1,17 @@
-"""LightningModules: the quantized classifier and its losses, optimizers and schedules."""
+"""LightningModules: the quantized classifier and its losses, and float networks by task."""
 
 from lightning_n2uq.modules.classifier import QuantizedClassifier
+from lightning_n2uq.modules.tasks import (
+    CausalLanguageModel,
+    ObjectDetector,
+    SemanticSegmenter,
+    SequenceClassifier,
+)
 
-__all__ = ["QuantizedClassifier"]
+__all__ = [
+    "CausalLanguageModel",
+    "ObjectDetector",
+    "QuantizedClassifier",
+    "SemanticSegmenter",
+    "SequenceClassifier",
+]

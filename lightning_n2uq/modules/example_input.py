@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
-from lightning_n2uq.utils.compat import require
+from lightning_n2uq.utils.compat import require, tree_map
 
 require(nn.Module, "_apply")
 
@@ -22,6 +22,6 @@ class ModuleWithExampleInput(LightningModule):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         converted = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         example: Any = self.example_input_array
-        if isinstance(example, Tensor):
-            self.example_input_array = fn(example)
+        if example is not None:
+            self.example_input_array = tree_map(lambda x: fn(x) if isinstance(x, Tensor) else x, example)
         return converted
