@@ -37,9 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     _check(arguments)
     from lightning_n2uq.export.ir.sizes import size_report
-    from lightning_n2uq.export.lower.checkpoint import load_network
+    from lightning_n2uq.export.lower.checkpoint import is_foreign, load_network
     from lightning_n2uq.export.lower.preprocessing import with_normalization
 
+    if is_foreign(arguments.ckpt):
+        from lightning_n2uq.export.program import command
+
+        return command.run_module(arguments)
     model, shape, metadata = load_network(arguments.ckpt)
     description = _description(model, shape, metadata, arguments)
     if isinstance(description, str):

@@ -37,8 +37,16 @@ def test_it_is_quantized_trained_tested_and_resumed(own, capsys):
     assert "test/loss" in capsys.readouterr().out
     assert main(["fit", "--config", "own.yaml", "--trainer.max_epochs", "3", "--resume", "auto"]) == 0
     assert "val_loss (best)" in capsys.readouterr().out
-    line = refused(["export", "--ckpt", str(folder / "best.ckpt"), "-o", "x.onnx"], capsys)
-    assert "ckpt: got" in line or "is of a module that QuantizeModel has quantized" in line
+    export = ["export", "--ckpt", str(folder / "best.ckpt"), "-o", "x.onnx"]
+    assert main([*export, "--verify", "run", "--verify-images", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "integer arithmetic: 1 layers" in out
+    assert "batch size any" in out
+    assert "parity over 48 examples: all differences are codes at thresholds and roundings" in out
+    assert "verify: got 'digits'" in refused([*export, "--verify", "digits"], capsys)
+    assert "format: got format pt2" in refused([*export, "--format", "pt2", "-o", "x.pt2"], capsys)
+    (folder / "config.yaml").unlink()
+    assert "needs the run's config.yaml beside it" in refused(export, capsys)
 
 
 def test_summary_shows_its_layers_as_quantized(own, capsys):

@@ -48,7 +48,7 @@ def test_a_transformer_is_written_by_torch_and_its_differences_are_explained(tra
     assert "integer arithmetic: " in printed
     assert "batch size any" in printed
     assert "blocks.0.attn.qkv" in printed
-    assert "parity over 20 images: all differences are codes at thresholds and roundings" in printed
+    assert "parity over 20 examples: all differences are codes at thresholds and roundings" in printed
     session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
     (logits,) = session.run(None, {session.get_inputs()[0].name: np.zeros((3, 1, 16, 16), np.float32)})
     assert logits.shape == (3, 5)
@@ -66,7 +66,7 @@ def test_what_differs_otherwise_is_a_mismatch(transformer, tmp_path, capsys, mon
 
     monkeypatch.setattr("lightning_n2uq.export.program.command.explain_file", wrong)
     assert export(transformer, tmp_path / "net.onnx", "--verify", "random:4") == 1
-    assert "parity over 4 images: MISMATCH" in capsys.readouterr().out
+    assert "parity over 4 examples: MISMATCH" in capsys.readouterr().out
 
 
 def test_a_network_with_steps_is_written_by_torch_only_if_asked(tmp_path, capsys):

@@ -15,6 +15,11 @@ from lightning_n2uq.utils.class_names import saved_class_names
 from lightning_n2uq.utils.version import __version__, git_revision
 
 
+def is_foreign(path: str) -> bool:
+    """Returns whether a checkpoint is of a module that `QuantizeModel` has quantized, whatever its class."""
+    return QUANTIZATION in read_file(path, "ckpt", mmap=True)
+
+
 def load_network(path: str) -> tuple[nn.Module, tuple[int, int, int], dict[str, str]]:
     """Returns a checkpoint's network, the shape `(C, H, W)` of its images, and metadata: texts by key.
 
@@ -24,11 +29,6 @@ def load_network(path: str) -> tuple[nn.Module, tuple[int, int, int], dict[str, 
     from lightning_n2uq.modules.checkpoints import read_checkpoint
     from lightning_n2uq.modules.classifier import QuantizedClassifier
 
-    if QUANTIZATION in read_file(path, "ckpt", mmap=True):
-        raise ValueError(
-            f"ckpt: {path!r} is of a module that QuantizeModel has quantized, allowed is one of "
-            "QuantizedClassifier; from Python, load the module and give its network to export.describe"
-        )
     checkpoint = read_checkpoint(path, "ckpt")
     try:
         model = QuantizedClassifier.from_checkpoint(path, "ckpt")

@@ -8,12 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_n2uq.export.program.explain import explain_file, explain_modules
+from lightning_n2uq.export.program.modules import load_module, run_batches
 from lightning_n2uq.export.program.onnx_program import ExportedProgram, Inputs, export_program
 from lightning_n2uq.export.verify.data import run_data, verification_batches
 from lightning_n2uq.utils.class_names import KEY
+from lightning_n2uq.utils.version import __version__
 
 _BY_STEPS = {
     "mean": None,
@@ -49,51 +51,83 @@ def run(
     Raises:
         ValueError: The network cannot be written, or an option has no meaning here; one line.
     """
+    _check_options(arguments, reason)
+    network = getattr(model, "backbone", model)
+    program = export_program(network, torch.zeros(2, *shape), metadata=metadata)
+    _save(program, arguments, reason)
+    if arguments.verify is None:
+        return 0
+    source, root = run_data(arguments.verify, arguments.verify_root, arguments.ckpt)
+    classes, size = json.loads(metadata.get(KEY, "null")), 64 if program.dynamic else 2
+    batches = verification_batches(source, shape, arguments.verify_images, size, root, classes)
+    return _compared(program, network, (Inputs((torch.from_numpy(images),)) for images, _ in batches))
+
+
+def run_module(arguments: argparse.Namespace) -> int:
+    """Writes a LightningModule that `QuantizeModel` has quantized; returns and raises as `run`.
+
+    `--verify run` compares over the run's own batches, `--verify-images` of them at most.
+    """
+    _check_options(arguments, "it is a LightningModule of another package")
+    if arguments.format != "onnx" or arguments.exporter == "steps":
+        wanted = f"format {arguments.format}, exporter {arguments.exporter}"
+        raise ValueError(
+            f"format: got {wanted} for a module that QuantizeModel has quantized, allowed is onnx"
+        )
+    if arguments.verify not in (None, "run") or arguments.verify_root is not None:
+        raise ValueError(
+            f"verify: got {arguments.verify!r} for a module that QuantizeModel has quantized, allowed is run"
+        )
+    module, inputs = load_module(arguments.ckpt)
+    metadata = {"module": type(module).__name__, "package": f"lightning_n2uq {__version__}"}
+    program = export_program(module, *inputs.arguments, keywords=inputs.keywords, metadata=metadata)
+    _save(program, arguments, f"{type(module).__name__} is a LightningModule of its own")
+    if arguments.verify is None:
+        return 0
+    return _compared(program, module, run_batches(arguments.ckpt, module, arguments.verify_images))
+
+
+def _save(program: ExportedProgram, arguments: argparse.Namespace, reason: str) -> None:
+    print(f"by torch's exporter: {reason}\n{program.deployed.summary()}")
+    program.save(arguments.output)
+    batch = "any" if program.dynamic else f"{_size(program.inputs)} only, as the network fixes it"
+    print(f"wrote {arguments.output}: {Path(arguments.output).stat().st_size:,} bytes, batch size {batch}")
+
+
+def _size(inputs: Inputs) -> int:
+    return len(inputs.tensors()[0])
+
+
+def _check_options(arguments: argparse.Namespace, reason: str) -> None:
     given = [name for name, default in _BY_STEPS.items() if getattr(arguments, name) != default]
     if given:
         raise ValueError(
             f"{given[0]}: got {getattr(arguments, given[0])!r}, which torch's exporter does not take, and by "
             f"steps the network cannot be written ({reason})"
         )
-    network = getattr(model, "backbone", model)
-    program = export_program(network, torch.zeros(2, *shape), metadata=metadata)
-    print(f"by torch's exporter: {reason}\n{program.deployed.summary()}")
-    program.save(arguments.output)
-    batch = "any" if program.dynamic else "2 only, as the network fixes it"
-    print(f"wrote {arguments.output}: {Path(arguments.output).stat().st_size:,} bytes, batch size {batch}")
-    return 0 if arguments.verify is None or _verify(program, network, shape, metadata, arguments) else 1
 
 
-def _verify(
-    program: ExportedProgram,
-    model: nn.Module,
-    shape: tuple[int, int, int],
-    metadata: dict[str, str],
-    arguments: argparse.Namespace,
-) -> bool:
-    source, root = run_data(arguments.verify, arguments.verify_root, arguments.ckpt)
-    classes, size = json.loads(metadata.get(KEY, "null")), 64 if program.dynamic else 2
-    batches = verification_batches(source, shape, arguments.verify_images, size, root, classes)
-    return _compared(program, model, (torch.from_numpy(images) for images, _ in batches))
+def _compared(program: ExportedProgram, model: nn.Module, batches: Iterable[Inputs]) -> int:
+    """Prints how the first batch differs, layer by layer, and whether everything is explained.
 
-
-def _compared(program: ExportedProgram, model: nn.Module, batches: Iterable[Tensor]) -> bool:
-    """Prints how the first batch differs, layer by layer, and how many batches are explained."""
+    Returns:
+        0 where codes at thresholds and roundings are all that differs, else 1.
+    """
     ok, count, examples = True, 0, 0
-    for images in batches:
-        if not program.dynamic and len(images) != 2:
+    for inputs in batches:
+        if not program.dynamic and _size(inputs) != _size(program.inputs):
             continue  # the rest of a split that the fixed batch does not divide
         found = {
-            "file and deployed network": explain_file(program, Inputs((images,))),
-            "deployed network and plain float modules": explain_modules(program, model, Inputs((images,))),
+            "file and deployed network": explain_file(program, inputs),
+            "deployed network and plain float modules": explain_modules(program, model, inputs),
         }
         for title, explanation in found.items():
             if not count or not explanation.ok:
                 print(f"{title}, batch {count + 1}\n{explanation.table()}")
             ok = ok and explanation.ok
-        count, examples = count + 1, examples + len(images)
+        count, examples = count + 1, examples + _size(inputs)
     if not count:
-        raise ValueError("verify: there are no images to compare with")
+        raise ValueError("verify: there are no examples to compare with")
     verdict = "all differences are codes at thresholds and roundings" if ok else "MISMATCH"
-    print(f"parity over {examples} images: {verdict}")
-    return ok
+    print(f"parity over {examples} examples: {verdict}")
+    return 0 if ok else 1
