@@ -24,14 +24,14 @@ class Built:
 
     Attributes:
         model: The module; `configure_model` has not been called.
-        data: The data module, None where the model has the loaders.
+        data: The data module.
         callbacks: The trainer's.
         config: Everything as parsed.
         paths: The configs, by path.
     """
 
     model: LightningModule
-    data: LightningDataModule | None
+    data: LightningDataModule
     callbacks: list[Callback]
     config: Any
     paths: list[str]

@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     options, rest = parser().parse_known_args(list(argv))
-    if not any(part.startswith(("--config", "-c", "--ckpt_path")) for part in rest):
+    if not any(part.startswith(("--config", "-c", "--ckpt_path", "--model")) for part in rest):
         raise ValueError("config: got none, n2uq sensitivity --config FILE --ckpt_path FILE --budget ...")
     widths(options.bits)
     check_integer("batches", options.batches, 1)

@@ -23,8 +23,8 @@ from lightning_n2uq.convert.policy import Policy
 from lightning_n2uq.convert.record import KEY, Record, restore
 from lightning_n2uq.convert.widths import widths
 from lightning_n2uq.modules import QuantizedClassifier
-from lightning_n2uq.modules.checkpoints import named_like
 from lightning_n2uq.utils.compat import tree_map
+from lightning_n2uq.utils.state_dicts import named_like
 from lightning_n2uq.utils.validation import check
 
 
@@ -47,6 +47,7 @@ class Subject:
 
     def __init__(self, built: Built, options: argparse.Namespace) -> None:
         self.built = built
+        self._data_ready = False
         module = built.model
         self.quantizing = next((c for c in built.callbacks if isinstance(c, QuantizeModel)), None)
         module.configure_model()
@@ -69,9 +70,11 @@ class Subject:
 
     def batches(self, count: int, device: str) -> Iterator[Any]:
         """Yields the first batches of the run's training data, on the device."""
-        source: Any = self.built.data or self.built.model
-        source.prepare_data()
-        source.setup("fit")
+        source: Any = self.built.data
+        if not self._data_ready:
+            source.prepare_data()
+            source.setup("fit")
+            self._data_ready = True
         to = torch.device(device)
         for batch in islice(source.train_dataloader(), count):
             moved = tree_map(lambda x: x.to(to) if isinstance(x, Tensor) else x, batch)
@@ -102,12 +105,7 @@ class Subject:
     def _take_loss(self, module: LightningModule) -> None:
         """Takes `training_step` for the loss, and for the forward pass of a module that has no other."""
         step = _quiet_step(module)
-        try:
-            (batch,) = self.batches(1, str(module.device))
-        except NotImplementedError:
-            raise ValueError(
-                f"data: got none, and {type(module).__name__} has no train_dataloader; allowed is either"
-            ) from None
+        (batch,) = self.batches(1, str(module.device))
         try:
             with torch.no_grad():
                 float(step(batch))
@@ -115,7 +113,7 @@ class Subject:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             print(f"loss: none, since training_step cannot be run on its own ({reason})")
             return
-        if is_overridden("forward", module, nn.Module):
+        if is_overridden("forward", module):
             self.loss = lambda output, batch: step(batch)
         else:
             self.forward, self.loss = step, lambda output, batch: output

@@ -106,6 +106,69 @@ def test_its_policy_trains_a_users_own_module(own, capsys):
     assert main(["fit", "--config", "with.yaml"]) == 0
 
 
+MORE = """
+
+class Keywords(Regressor):  # takes keywords, returns logits among others, as Hugging Face's do
+    def __init__(self):
+        super().__init__()
+        self.example_input_array = None
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return {"loss": None, "logits": self.head(self.net[:4](x))}
+
+    def training_step(self, batch, index):
+        self.log("train/loss", 0.0)
+        loss = nn.functional.cross_entropy(self(batch["x"])["logits"], batch["y"])
+        return {"loss": loss}
+
+
+class KeywordData(Data):
+    def setup(self, stage):
+        assert not hasattr(self, "x")  # once
+        self.x = torch.randn(32, 4)
+
+    def train_dataloader(self):
+        return DataLoader([{"x": x, "y": (x.sum() > 0).long()} for x in self.x], batch_size=16)
+
+
+class StepOnly(Regressor):
+    def __init__(self):
+        super().__init__()
+        self.example_input_array = None
+
+    forward = LightningModule.forward
+
+    def training_step(self, batch, index):
+        return nn.functional.mse_loss(self.net(batch[0]), batch[1])
+
+
+class Manual(Regressor):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.net[4] = nn.Linear(16, 2)
+
+    def training_step(self, batch, index):
+        self.optimizers().zero_grad()
+"""
+
+
+@pytest.mark.filterwarnings(UNTRAINED)
+@pytest.mark.parametrize(
+    ("name", "measures"), [("Keywords", ("kl", "loss")), ("StepOnly", ("loss",)), ("Manual", ("kl",))]
+)
+def test_modules_of_many_kinds_are_scored(own, capsys, name, measures):
+    Path("users_own.py").write_text(SOURCE + MORE)
+    data = ["--data", "users_own.KeywordData" if name == "Keywords" else "users_own.Data"]
+    assert main(["sensitivity", "--model", f"users_own.{name}", *data, *QUICK]) == 0
+    scores = Sensitivity.from_mapping(json.loads(Path("sensitivity/scores.json").read_text()))
+    assert scores.measures == measures
+    assert ("loss: none, since training_step cannot be run on its own" in capsys.readouterr().out) == (
+        name == "Manual"
+    )
+
+
 @pytest.mark.filterwarnings(UNTRAINED)
 def test_bad_input_is_one_line(in_empty_folder, capsys):
     command = ["sensitivity", *DIGITS]
