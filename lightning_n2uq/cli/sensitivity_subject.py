@@ -106,6 +106,7 @@ class Subject:
         """Takes `training_step` for the loss, and for the forward pass of a module that has no other."""
         step = _quiet_step(module)
         (batch,) = self.batches(1, str(module.device))
+        module.eval()  # as in trials: a detector has no loss in this mode
         try:
             with torch.no_grad():
                 float(step(batch))

@@ -151,12 +151,20 @@ class Manual(Regressor):
 
     def training_step(self, batch, index):
         self.optimizers().zero_grad()
+
+
+class OnlyInTraining(Manual):
+    def training_step(self, batch, index):
+        if not self.training:
+            raise AttributeError("no losses in evaluation")
+        return self(batch[0]).sum()
 """
 
 
 @pytest.mark.filterwarnings(UNTRAINED)
 @pytest.mark.parametrize(
-    ("name", "measures"), [("Keywords", ("kl", "loss")), ("StepOnly", ("loss",)), ("Manual", ("kl",))]
+    ("name", "measures"),
+    [("Keywords", ("kl", "loss")), ("StepOnly", ("loss",)), ("Manual", ("kl",)), ("OnlyInTraining", ("kl",))],
 )
 def test_modules_of_many_kinds_are_scored(own, capsys, name, measures):
     Path("users_own.py").write_text(SOURCE + MORE)
@@ -165,7 +173,7 @@ def test_modules_of_many_kinds_are_scored(own, capsys, name, measures):
     scores = Sensitivity.from_mapping(json.loads(Path("sensitivity/scores.json").read_text()))
     assert scores.measures == measures
     assert ("loss: none, since training_step cannot be run on its own" in capsys.readouterr().out) == (
-        name == "Manual"
+        name in ("Manual", "OnlyInTraining")
     )
 
 
