@@ -92,6 +92,8 @@ class ExactResume(Checkpoint):
                 rank_zero_warn(_ENDS_ELSEWHERE)
             _mark_epoch(trainer, self._batches)
         compat.place_loaders(trainer)
+        if loaded is not None and not self._batches:
+            compat.iterate_again(trainer)
         self._signals.watch()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -319,6 +319,16 @@ def place_loaders(trainer: Any) -> None:  # noqa: ANN401
         loop._combined_loader_states_to_load = []
 
 
+def iterate_again(trainer: Any) -> None:  # noqa: ANN401
+    """Makes the training loaders' iterators anew, as Lightning does at the start of an epoch.
+
+    Those of a resumed run are made before its random numbers are restored, and draw an order from others.
+    """
+    fetcher = private(trainer.fit_loop, "_data_fetcher")
+    if fetcher is not None:
+        iter(fetcher)
+
+
 def cluster_environment(trainer: Any) -> Any:  # noqa: ANN401
     """Returns what started the processes, also where the strategy is for one device and knows none."""
     return private(trainer, "_accelerator_connector").cluster_environment

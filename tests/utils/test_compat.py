@@ -424,3 +424,23 @@ def test_forked_ranks_hand_their_weights_back():  # lightning 2.6
     quiet = {"accelerator": "cpu", "devices": 2, "logger": False, "enable_checkpointing": False}
     assert compat.hands_weights_back(pl.Trainer(strategy="ddp_fork", **quiet))
     assert not compat.hands_weights_back(pl.Trainer(strategy="ddp", **quiet))
+
+
+def test_a_resumed_runs_loaders_are_iterated_again(tmp_path):  # lightning 2.5.5, 2.6.6
+    counts = []
+
+    class Counting(StatefulLoader):
+        def __iter__(self):
+            counts.append(len(counts))
+            return super().__iter__()
+
+    class Again(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            before = len(counts)
+            compat.iterate_again(trainer)
+            assert len(counts) == before + 1
+
+    options = {"max_epochs": 1, "enable_checkpointing": False}
+    trainer_of(tmp_path, callbacks=[Again()], **options).fit(Worse(), Counting(), StatefulLoader())
+    assert counts == [0, 1]
+    compat.iterate_again(trainer_of(tmp_path))  # before a fit there is nothing to iterate
