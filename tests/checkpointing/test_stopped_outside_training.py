@@ -66,6 +66,7 @@ def test_a_second_ctrl_c_ends_training_at_once_with_its_own_code(tmp_path, capsy
 
 SWALLOWING = """
 import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background leaves it ignored
 from lightning_n2uq import cli
 
 class CCode:
