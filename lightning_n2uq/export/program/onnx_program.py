@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lightning_n2uq.export.program.traces import tracing
 from lightning_n2uq.export.program.translations import drop_unused, expand, translations
 from lightning_n2uq.utils.compat import tree_leaves
 
+_SEVERAL = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 OPSET = 20
 """Version of the standard operators."""
 CODES = "codes/"
@@ -46,6 +48,16 @@ class Inputs:
         """Returns the tensors in the order of a file's inputs."""
         return tensors([self.arguments, self.keywords])
 
+    def names(self, model: nn.Module) -> list[str]:
+        """Returns the names of these tensors: those of `forward`, numbered where one holds several."""
+        parameters = [p for p in signature(model.forward).parameters.values() if p.kind not in _SEVERAL]
+        own = [p.name for p in parameters] + [
+            f"input{i}" for i in range(len(parameters), len(self.arguments))
+        ]
+        values = {**dict(zip(own, self.arguments, strict=False)), **self.keywords}
+        held = {name: len(tensors([value])) for name, value in values.items()}
+        return [name if n == 1 else f"{name}_{i}" for name, n in held.items() for i in range(n)]
+
 
 @dataclass(frozen=True)
 class ExportedProgram:
@@ -71,15 +83,23 @@ class ExportedProgram:
 
 
 class _Watched(nn.Module):
-    """A network that also returns what its quantizers saw."""
+    """A network that also returns what its quantizers saw; all inputs come by position.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: The network.
+        keywords: Names of the last inputs, which the network gets by name.
+    """
+
+    def __init__(self, model: nn.Module, keywords: Sequence[str]) -> None:
         super().__init__()
         self.model = model
+        self.keywords = tuple(keywords)
 
-    def forward(self, *arguments: Any, **keywords: Any) -> tuple[list[Tensor], dict[str, Tensor]]:  # noqa: ANN401
+    def forward(self, *values: Any) -> tuple[list[Tensor], dict[str, Tensor]]:  # noqa: ANN401
+        count = len(values) - len(self.keywords)
+        named = dict(zip(self.keywords, values[count:], strict=True))
         with tracing() as trace:
-            outputs = tensors(self.model(*arguments, **keywords))
+            outputs = tensors(self.model(*values[:count], **named))
         seen = {INPUTS + name: x for name, x in trace.inputs.items()}
         return outputs, {**seen, **{CODES + name: codes for name, codes in trace.codes.items()}}
 
@@ -115,38 +135,37 @@ def export_program(
     deployed, inputs = deploy(model), Inputs(arguments, dict(keywords or {}))
     with torch.no_grad(), tracing() as trace:
         outputs = inputs.call(deployed.model)
-    program, dynamic = _traced(_Watched(deployed.model).eval(), inputs)
+    watched = _Watched(deployed.model, list(inputs.keywords)).eval()
+    program, dynamic = _traced(watched, (*inputs.arguments, *inputs.keywords.values()))
     names = [f"output{index}" if index else "output" for index in range(len(outputs))]
     # In the order of the traced outputs: a dict keeps the order of its keys.
     seen = [INPUTS + name for name in trace.inputs] + [CODES + name for name in trace.codes]
-    file = _written(program, [*names, *seen])
+    file = _written(program, inputs.names(deployed.model), [*names, *seen])
     helper.set_model_props(file, dict(metadata or {}))
     return ExportedProgram(_cut(file, names), file, deployed, inputs, dynamic)
 
 
-def _traced(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedProgram, bool]:
+def _traced(model: nn.Module, values: tuple[Any, ...]) -> tuple[torch.export.ExportedProgram, bool]:
     """Traces with an open batch size, or with the given one where the network fixes it."""
-    arguments, keywords = inputs.arguments, inputs.keywords
-    batches = {a.shape[0] for a in (*arguments, *keywords.values()) if isinstance(a, Tensor) and a.dim()}
+    batches = {len(value) for value in values if isinstance(value, Tensor) and value.dim()}
     open_batch = len(batches) == 1 and batches != {1}
     reason: Exception | None = None
     for dynamic in (True, False) if open_batch else (False,):
-        shapes = None
-        if dynamic:
-            along = [{0: torch.export.Dim.AUTO} if isinstance(a, Tensor) else None for a in arguments]
-            named = {k: {0: torch.export.Dim.AUTO} for k, a in keywords.items() if isinstance(a, Tensor)}
-            shapes = {**({"arguments": tuple(along)} if along else {}), **named}
+        axes = tuple(
+            {0: torch.export.Dim.AUTO} if isinstance(v, Tensor) and v.dim() else None for v in values
+        )
+        shapes = {"values": axes} if dynamic else None
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
-                program = torch.export.export(model, arguments, keywords, dynamic_shapes=shapes, strict=False)
+                program = torch.export.export(model, values, dynamic_shapes=shapes, strict=False)
             return program, dynamic and bool(program.range_constraints)
         except Exception as error:  # tracing runs the network's own code, which may raise anything
             reason = error
     raise ValueError(f"model: cannot be traced by torch.export ({_first_line(reason)})") from reason
 
 
-def _written(program: torch.export.ExportedProgram, outputs: list[str]) -> onnx.ModelProto:
+def _written(program: torch.export.ExportedProgram, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -155,6 +174,7 @@ def _written(program: torch.export.ExportedProgram, outputs: list[str]) -> onnx.
                 dynamo=True,
                 verbose=False,
                 opset_version=OPSET,
+                input_names=inputs,
                 output_names=outputs,
                 custom_translation_table=translations(),
             )
