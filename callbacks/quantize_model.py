@@ -19,7 +19,7 @@ from lightning_n2uq.convert.first_batches import FirstBatches
 from lightning_n2uq.convert.loading import convert_when_loading
 from lightning_n2uq.convert.policy import Policy
 from lightning_n2uq.convert.record import KEY, Record, quantize, record_of, restore
-from lightning_n2uq.utils.compat import checkpoint_to_come, hands_weights_back
+from lightning_n2uq.utils.compat_lightning import checkpoint_to_come, hands_weights_back
 from lightning_n2uq.utils.validation import check, check_integer, check_number
 
 convert_when_loading()

@@ -16,7 +16,7 @@ from typing_extensions import override
 from lightning_n2uq.checkpointing import identity
 from lightning_n2uq.checkpointing.reading import read_file
 from lightning_n2uq.checkpointing.seal import seal
-from lightning_n2uq.utils import compat
+from lightning_n2uq.utils import compat_lightning
 from lightning_n2uq.utils.atomic import replacing
 
 
@@ -44,7 +44,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         storage_options: Any | None = None,  # Lightning's signature
     ) -> None:
         """Writes the file; raises `CheckpointWriteError` and leaves what was there if that fails."""
-        if os.path.basename(path) == compat.CHILD_WEIGHTS:  # plain weights, for the process that waits
+        if (
+            os.path.basename(path) == compat_lightning.CHILD_WEIGHTS
+        ):  # plain weights, for the process that waits
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         identity.stamp(checkpoint)
@@ -76,7 +78,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" in str(path):
             return super().load_checkpoint(path, map_location, weights_only=True)
         checkpoint: dict[str, Any] = read_file(os.fspath(path), "ckpt_path", map_location)
-        if os.path.basename(path) == compat.CHILD_WEIGHTS:
+        if os.path.basename(path) == compat_lightning.CHILD_WEIGHTS:
             return checkpoint
         identity.check_training_file(checkpoint, os.fspath(path), "ckpt_path", resuming=False)
         difference = identity.other_version(checkpoint)

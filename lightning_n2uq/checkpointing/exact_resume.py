@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging
 
 from lightning_n2uq.checkpointing import metrics_file, randomness, slurm
 from lightning_n2uq.checkpointing.signals import RunInterrupted, StopSignals, name_of
-from lightning_n2uq.utils import compat
+from lightning_n2uq.utils import compat_lightning
 
 KEY = "exact_resume"
 FILE_NAME = "interrupted.ckpt"
@@ -91,9 +91,9 @@ class ExactResume(Checkpoint):
             if any(isinstance(c, StochasticWeightAveraging) for c in trainer.callbacks):  # type: ignore[attr-defined]
                 rank_zero_warn(_ENDS_ELSEWHERE)
             _mark_epoch(trainer, self._batches)
-        compat.place_loaders(trainer)
+        compat_lightning.place_loaders(trainer)
         if loaded is not None and not self._batches:
-            compat.iterate_again(trainer)
+            compat_lightning.iterate_again(trainer)
         self._signals.watch()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -113,7 +113,9 @@ class ExactResume(Checkpoint):
         """Agrees on a signal, and saves unless the batch has a sequel that belongs to it."""
         self._stop = self._stop or _agree(self._signals.received, trainer)
         accumulating = trainer.global_step == self._step
-        if self._stop and not (accumulating or trainer.is_last_batch or compat.validation_follows(trainer)):
+        if self._stop and not (
+            accumulating or trainer.is_last_batch or compat_lightning.validation_follows(trainer)
+        ):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -168,7 +170,7 @@ class ExactResume(Checkpoint):
             file=sys.stderr,
             flush=True,
         )
-        environment = compat.cluster_environment(trainer)
+        environment = compat_lightning.cluster_environment(trainer)
         if (
             isinstance(environment, SLURMEnvironment)
             and environment.auto_requeue

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
-from lightning_n2uq.utils import compat
+from lightning_n2uq.utils import compat_lightning
 
 
 class BestAndLastModelCheckpoint(ModelCheckpoint):
@@ -36,16 +36,16 @@ class BestAndLastModelCheckpoint(ModelCheckpoint):
         path = Path(trainer.ckpt_path or "")
         ours = path.name == self.CHECKPOINT_NAME_LAST + self.FILE_EXTENSION
         if ours and self.save_last is True and self.dirpath and path.parent.samefile(self.dirpath):
-            compat.last_is_saved(self, trainer)
+            compat_lightning.last_is_saved(self, trainer)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves where no validation follows."""
         super().on_train_epoch_end(trainer, pl_module)
-        compat.renew_last(self, trainer, after_training=True)
+        compat_lightning.renew_last(self, trainer, after_training=True)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves after the validation of an epoch."""
         super().on_validation_end(trainer, pl_module)
-        compat.renew_last(self, trainer, after_training=False)
+        compat_lightning.renew_last(self, trainer, after_training=False)

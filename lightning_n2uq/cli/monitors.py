@@ -13,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_n2uq.checkpointing import BestAndLastModelCheckpoint
 from lightning_n2uq.checkpointing.reading import read_file
-from lightning_n2uq.utils.compat import checkpoint_to_come
+from lightning_n2uq.utils.compat_lightning import checkpoint_to_come
 
 _RISING = ("acc", "auroc", "auc", "f1", "iou", "map", "dice", "psnr", "ssim", "precision", "recall")
 _FALLING = ("loss", "error", "mse", "mae", "rmse", "perplexity", "ppl", "nll", "fid")

@@ -45,7 +45,7 @@ from lightning_n2uq.cli.quiet import quiet_lightning
 from lightning_n2uq.cli.rank_failures import check_meeting_place
 from lightning_n2uq.cli.trainer_parts import plugins_with_checkpoint_io, wanted_callbacks
 from lightning_n2uq.modules.finders import refuse_finders
-from lightning_n2uq.utils import compat
+from lightning_n2uq.utils import compat, compat_lightning
 
 compat.require(LightningCLI, "_parse_ckpt_path", "_instantiate_trainer", "_run_subcommand", "_parser")
 
@@ -235,15 +235,15 @@ class N2UQCLI(LightningCLI):
 
     def _meet(self) -> None:
         """Looks at the ranks' meeting place before anybody waits there, and watches children."""
-        environment = compat.cluster_environment(self.trainer)
+        environment = compat_lightning.cluster_environment(self.trainer)
         if self.trainer.world_size == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             return
         check_meeting_place(
             environment.main_address, environment.main_port, listens=environment.global_rank() == 0
         )
-        if compat.starts_children(self.trainer):
+        if compat_lightning.starts_children(self.trainer):
             processes.announce_launcher()
-            compat.observe_children_with(processes.observe_children)
+            compat_lightning.observe_children_with(processes.observe_children)
 
     def predict(self, **arguments: Any) -> None:  # noqa: ANN401
         """Predicts; `PredictionsFile` writes the result, and nothing is kept besides."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning_n2uq.convert.record import KEY, Record, record_of, restore
-from lightning_n2uq.utils import compat
+from lightning_n2uq.utils import compat_lightning
 
 
 def convert_when_loading() -> None:
@@ -15,7 +15,7 @@ def convert_when_loading() -> None:
 
     Lightning asks nothing of callbacks there. Other checkpoints load as ever; a second call does nothing.
     """
-    compat.wrap_loading(_wrapped)
+    compat_lightning.wrap_loading(_wrapped)
 
 
 def _wrapped(load: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
-from lightning_n2uq.utils.compat import exits_early
+from lightning_n2uq.utils.compat_lightning import exits_early
 
 
 def refuse_finders(callbacks: Iterable[Callback]) -> None:

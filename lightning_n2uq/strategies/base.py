@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from lightning_n2uq.distributed.collectives import require_equal
 from lightning_n2uq.strategies import agreement
-from lightning_n2uq.utils import compat
+from lightning_n2uq.utils import compat, compat_lightning
 from lightning_n2uq.utils.compat import PrefixStore, Store, TCPStore
 
 _LOOPBACK_INTERFACES = ("lo", "lo0")
@@ -86,8 +86,8 @@ class HookedDDPStrategy(DDPStrategy):
                 agreement.require_presence(
                     store, environment.global_rank(), environment.world_size(), self.timeout
                 )
-                backend = compat.process_group_backend(self)
-                compat.init_process_group(environment, backend, store, self.timeout)
+                backend = compat_lightning.process_group_backend(self)
+                compat_lightning.init_process_group(environment, backend, store, self.timeout)
         super().setup_distributed()
 
     @override

@@ -11,11 +11,11 @@ from small_run import SMALL
 
 from lightning_n2uq.checkpointing import AtomicCheckpointIO
 from lightning_n2uq.cli import main
-from lightning_n2uq.utils import compat
+from lightning_n2uq.utils import compat_lightning
 
 
 def test_weights_that_a_spawned_process_hands_back_are_read(tmp_path):
-    path = tmp_path / compat.CHILD_WEIGHTS
+    path = tmp_path / compat_lightning.CHILD_WEIGHTS
     weights = {"a": torch.arange(3.0)}
     AtomicCheckpointIO().save_checkpoint(weights, path)
     assert weights.keys() == {"a"}
