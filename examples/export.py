@@ -26,7 +26,7 @@ def export(name: str, checkpoint: str, path: str) -> None:
     program = export_program(module, example)
     program.save(path)
     print(program.deployed.summary())
-    print(explain_file(program))
+    print(explain_file(program).table())
 
 
 if __name__ == "__main__":

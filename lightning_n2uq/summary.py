@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_n2uq.convert.calibration import evaluating
 from lightning_n2uq.convert.multiplications import multiplications
 from lightning_n2uq.convert.replace import layer_types
 from lightning_n2uq.layers.integer import by_reason, float_layers
@@ -228,16 +229,10 @@ def _method(quantizer: nn.Module | None) -> tuple[str, int]:
 @contextmanager
 def _counting(model: nn.Module, costs: dict[nn.Module, LayerCost]) -> Iterator[None]:
     """Sets evaluation mode, with a hook on every layer that adds its multiplications to its cost."""
-    modes = [(module, module.training) for module in model.modules()]
-    with ExitStack() as stack:
+    with evaluating(model), ExitStack() as stack:
         for module, cost in costs.items():
             stack.callback(module.register_forward_hook(_counter(cost)).remove)
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        yield
 
 
 def _counter(cost: LayerCost) -> Callable[[nn.Module, tuple[Tensor, ...], Any], None]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
+from lightning_n2uq.checkpointing.reading import read_file
 from lightning_n2uq.cli.arguments import resolve_arguments, with_saved_config
 from lightning_n2uq.cli.configs import check_arguments, check_config
 from lightning_n2uq.cli.errors import is_user_error
@@ -16,6 +17,9 @@ from lightning_n2uq.cli.layers import check_layers
 from lightning_n2uq.cli.own_code import check_importable, class_of, own_error, see_current_folder
 from lightning_n2uq.cli.parser import check_linked
 from lightning_n2uq.cli.training import N2UQCLI
+from lightning_n2uq.convert.record import KEY, Record, restore
+from lightning_n2uq.utils.state_dicts import named_like
+from lightning_n2uq.utils.validation import check
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,31 @@ def build(arguments: Sequence[str]) -> Built:
     see_current_folder()
     check_importable(paths, resolved)
     return _Building("fit", resolved, paths).built
+
+
+def load_weights(module: LightningModule, path: str, argument: str) -> None:
+    """Loads a checkpoint into a module that `build` has built, converted first where the checkpoint says so.
+
+    Args:
+        module: The module; `configure_model` has been called.
+        path: The checkpoint.
+        argument: The user's name for it, used in errors.
+
+    Raises:
+        ValueError: The file is no checkpoint of this module; one line.
+    """
+    checkpoint = read_file(path, argument)
+    fits = isinstance(checkpoint, Mapping) and "state_dict" in checkpoint
+    check(fits, argument, path, "is a checkpoint of a LightningModule")
+    if KEY in checkpoint:
+        restore(module, Record.from_mapping(checkpoint[KEY], argument), argument)
+    try:
+        module.load_state_dict(named_like(checkpoint["state_dict"], module.state_dict()))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{argument}: {path!r} is of another network than the config's ({reason})"
+        ) from error
 
 
 class _Building(N2UQCLI):

@@ -16,15 +16,12 @@ from torch.nn import functional as F
 
 from lightning_n2uq.backbones.by_policy import full_policy
 from lightning_n2uq.callbacks import QuantizeModel
-from lightning_n2uq.checkpointing.reading import read_file
 from lightning_n2uq.cli.arguments import SPECIAL_CHECKPOINTS
-from lightning_n2uq.cli.building import Built
+from lightning_n2uq.cli.building import Built, load_weights
 from lightning_n2uq.convert.policy import Policy
-from lightning_n2uq.convert.record import KEY, Record, restore
 from lightning_n2uq.convert.widths import widths
 from lightning_n2uq.modules import QuantizedClassifier
 from lightning_n2uq.utils.compat import tree_map
-from lightning_n2uq.utils.state_dicts import named_like
 from lightning_n2uq.utils.validation import check
 
 
@@ -89,18 +86,7 @@ class Subject:
                 warnings.warn("n2uq sensitivity: no --ckpt_path, so the weights are untrained", stacklevel=2)
             return
         check(path not in SPECIAL_CHECKPOINTS, "ckpt_path", path, "is the path of a file")
-        checkpoint = read_file(str(path), "ckpt_path")
-        fits = isinstance(checkpoint, Mapping) and "state_dict" in checkpoint
-        check(fits, "ckpt_path", path, "is a checkpoint of a LightningModule")
-        if KEY in checkpoint:
-            restore(module, Record.from_mapping(checkpoint[KEY], "ckpt_path"), "ckpt_path")
-        try:
-            module.load_state_dict(named_like(checkpoint["state_dict"], module.state_dict()))
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(
-                f"ckpt_path: {path!r} is of another network than the config's ({reason})"
-            ) from error
+        load_weights(module, str(path), "ckpt_path")
 
     def _take_loss(self, module: LightningModule) -> None:
         """Takes `training_step` for the loss, and for the forward pass of a module that has no other."""

@@ -74,7 +74,7 @@ def run_batch(model: nn.Module, batch: Any, device: torch.device) -> object:  # 
     """Calls `model` with a batch: a tensor, the first entry of a tuple or list, or keywords of a mapping."""
     batch = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, _plain(batch))
     if isinstance(batch, dict):
-        return model(**_taken(model, batch))
+        return model(**taken(model, batch))
     return model(batch if isinstance(batch, Tensor) else batch[0])
 
 
@@ -91,17 +91,17 @@ def _plain(batch: Any) -> Any:  # noqa: ANN401
     return batch
 
 
-def _taken(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
-    """Returns the entries that the model's `forward` takes: batches also hold labels."""
+def taken(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
+    """Returns the entries of a batch that the model's `forward` takes: batches also hold labels."""
     parameters = inspect.signature(model.forward).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return batch
-    taken = {key: value for key, value in batch.items() if key in parameters}
-    if not taken:
+    found = {key: value for key, value in batch.items() if key in parameters}
+    if not found:
         raise ValueError(
             f"batches: got the keys {', '.join(map(str, batch))}, allowed are {', '.join(parameters)}"
         )
-    return taken
+    return found
 
 
 @contextmanager

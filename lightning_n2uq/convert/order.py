@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_n2uq.convert.calibration import evaluating
 from lightning_n2uq.quantizers.looks import looking
 from lightning_n2uq.utils.compat import tree_leaves, tree_map
 
@@ -105,7 +106,7 @@ def order_of(layers: Sequence[nn.Module], trace: Trace, convertible: set[nn.Modu
 def _run(model: nn.Module, marked: set[nn.Module], example: object, trace: Trace) -> None:
     args, kwargs = _arguments(example)
     devices = list({t.device for t in model.parameters() if t.is_cuda})
-    with _evaluating(model), looking(), torch.random.fork_rng(devices), ExitStack() as stack:
+    with evaluating(model), looking(), torch.random.fork_rng(devices), ExitStack() as stack:
         for module in marked:
             stack.callback(module.register_forward_pre_hook(_reader(trace), with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(_marker).remove)
@@ -166,14 +167,3 @@ def _sources(tensors: Iterable[Tensor]) -> Iterator[nn.Module]:
             if before is not None and before not in seen:
                 seen.add(before)
                 stack.append(before)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -46,7 +46,10 @@ class Record:
         """Returns the record in a checkpoint's entry; `ValueError` names `argument` where it is none."""
         fits = isinstance(values, Mapping) and {"policy", "layers"} <= set(values)
         check(fits, argument, type(values).__name__, f"is a checkpoint whose {KEY!r} holds policy and layers")
-        layers = {str(name): QuantSpec(**spec) for name, spec in values["layers"].items()}
+        try:
+            layers = {str(name): QuantSpec(**spec) for name, spec in values["layers"].items()}
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{argument}: its {KEY!r} is damaged ({error})") from error
         return cls(
             Policy.from_mapping(values["policy"]).to_mapping(),
             {name: asdict(spec) for name, spec in layers.items()},

@@ -50,6 +50,32 @@ def test_every_task_trains_one_step_and_logs_its_metric(name, in_empty_folder, c
     assert not list(in_empty_folder.iterdir())
 
 
+@pytest.mark.parametrize("name", ["segmentation_timm_n2uq_w4a4", "sequence_classification_lsq_w4a4"])
+def test_a_trained_task_is_exported_from_its_run(name, in_empty_folder, capsys):
+    """The number of classes comes from the data, batches hold labels, or names."""
+    command = ["fit", "--config", f"tasks/{name}", "--wandb", "disabled", "--model.warmup_steps", "0"]
+    for option in ("accelerator cpu", "max_epochs 1", "limit_train_batches 2", "limit_val_batches 1"):
+        command += f"--trainer.{option}".split()
+    assert main([*command, "--trainer.enable_model_summary", "false", *SMALLER[name]]) == 0
+    (checkpoint,) = in_empty_folder.rglob("best.ckpt")
+    capsys.readouterr()
+    export = [
+        "export",
+        "--ckpt",
+        str(checkpoint),
+        "-o",
+        "net.onnx",
+        "--verify",
+        "run",
+        "--verify-images",
+        "1",
+    ]
+    assert main(export) == 0
+    out = capsys.readouterr().out
+    assert "batch size any" in out
+    assert "all differences are codes at thresholds and roundings" in out
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_task_configs_follow_the_house_form(name):
     text = (FOLDER / "tasks" / f"{name}.yaml").read_text()

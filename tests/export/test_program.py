@@ -1,5 +1,6 @@
 """Export by torch's own exporter: layers as integers, files run by onnxruntime, differences explained."""
 
+import lightning.pytorch as pl
 import numpy as np
 import onnxruntime
 import pytest
@@ -163,6 +164,26 @@ def test_a_convolution_has_the_float_layers_value(settings, bits):
     torch.testing.assert_close(deployed.model(x[0]), expected[0], rtol=0, atol=1e-5)
 
 
+def test_a_trainer_with_its_data_is_not_copied():
+    class NotCopied:
+        def __deepcopy__(self, memo):
+            raise AssertionError("the trainer is copied")
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+
+        def forward(self, x):
+            return self.net(x)
+
+    torch.manual_seed(0)
+    model = trained(Module(), torch.randn(20, 4))
+    model._trainer = trainer = NotCopied()
+    assert deploy(model).integer == ["net.1"]
+    assert model._trainer is trainer
+
+
 def test_a_copy_is_deployed_and_the_model_left_alone(mixed):
     model, _, program = mixed
     assert isinstance(model.mlp[0], QuantLinear)
@@ -171,6 +192,32 @@ def test_a_copy_is_deployed_and_the_model_left_alone(mixed):
     assert set(program.deployed.integer) >= {"body", "attention", "attention.out_proj", "mlp.0", "mlp.2"}
     assert not program.deployed.floating
     assert "integer arithmetic: " in program.deployed.summary()
+
+
+class Conv1D(nn.Module):
+    """As Hugging Face's: a linear layer with the weight `[in, out]`."""
+
+    def __init__(self, outputs, inputs):
+        super().__init__()
+        self.nf, self.nx = outputs, inputs
+        self.weight, self.bias = (
+            nn.Parameter(torch.randn(inputs, outputs)),
+            nn.Parameter(torch.zeros(outputs)),
+        )
+
+    def forward(self, x):
+        return F.linear(x, self.weight.t(), self.bias)
+
+
+@pytest.mark.parametrize("method", ["n2uq", "lsq", "dorefa"])
+def test_a_linear_layer_with_a_turned_weight_is_deployed(method):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Conv1D(6, 4)), torch.randn(5, 3, 4)
+    trained(model, x, weight_quantizer=method)
+    deployed = deploy(model)
+    assert deployed.integer == ["0"]
+    with torch.no_grad():
+        torch.testing.assert_close(deployed.model(x), model(x))
 
 
 def test_a_layer_that_is_called_from_two_places_is_replaced_in_both():

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_n2uq.export.program.explain import explain_file, explain_modules
-from lightning_n2uq.export.program.modules import load_module, run_batches
+from lightning_n2uq.export.program.modules import load_run, run_batches
 from lightning_n2uq.export.program.onnx_program import ExportedProgram, Inputs, export_program
 from lightning_n2uq.export.verify.data import run_data, verification_batches
 from lightning_n2uq.utils.class_names import KEY
@@ -78,13 +78,14 @@ def run_module(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"verify: got {arguments.verify!r} for a module that QuantizeModel has quantized, allowed is run"
         )
-    module, inputs = load_module(arguments.ckpt)
+    built, inputs = load_run(arguments.ckpt)
+    module = built.model
     metadata = {"module": type(module).__name__, "package": f"lightning_n2uq {__version__}"}
     program = export_program(module, *inputs.arguments, keywords=inputs.keywords, metadata=metadata)
     _save(program, arguments, f"{type(module).__name__} is a LightningModule of its own")
     if arguments.verify is None:
         return 0
-    return _compared(program, module, run_batches(arguments.ckpt, module, arguments.verify_images))
+    return _compared(program, module, run_batches(built, arguments.verify_images))
 
 
 def _save(program: ExportedProgram, arguments: argparse.Namespace, reason: str) -> None:

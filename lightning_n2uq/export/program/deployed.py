@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_n2uq.convert.attention import QuantMultiheadAttention
+from lightning_n2uq.convert.convolutions import QuantConv1D
 from lightning_n2uq.export.lower.weights import integer_weight
 from lightning_n2uq.export.program.layers import (
     DeployedAttention,
@@ -18,6 +19,8 @@ from lightning_n2uq.export.program.layers import (
     DeployedQuantizer,
 )
 from lightning_n2uq.export.program.staircases import staircase
+from lightning_n2uq.quantizers.turned import TurnedWeight
+from lightning_n2uq.utils.compat_lightning import attached_trainer
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -55,7 +58,8 @@ def deploy(model: nn.Module) -> Deployed:
     Raises:
         ValueError: Nothing in it is quantized, or a quantizer was never fitted or holds no finite numbers.
     """
-    network = copy.deepcopy(model).cpu().float().eval()
+    # Without the trainer of a LightningModule, which holds the data.
+    network = copy.deepcopy(model, {id(attached_trainer(model)): None}).cpu().float().eval()
     result = Deployed(network)
     for name, layer in list(network.named_modules()):
         if hasattr(layer, "weight_quantizer") and hasattr(layer, "activation_quantizer"):
@@ -101,6 +105,12 @@ def _integer_layer(layer: nn.Module, quantizer: DeployedQuantizer, name: str) ->
     if isinstance(layer, nn.Linear):
         weight = integer_weight(layer.weight_quantizer, layer.weight, name)  # type: ignore[arg-type]
         return DeployedLinear(quantizer, weight, layer.bias)
+    if isinstance(layer, QuantConv1D):  # a linear layer whose weight is `[in, out]`
+        turned = layer.weight_quantizer
+        assert isinstance(turned, TurnedWeight)
+        return DeployedLinear(
+            quantizer, integer_weight(turned.inner, turned.channels_first(layer.weight), name), layer.bias
+        )
     if isinstance(layer, _CONVOLUTIONS):
         weight = integer_weight(layer.weight_quantizer, layer.weight, name)  # type: ignore[arg-type]
         return DeployedConv(quantizer, weight, layer)

@@ -146,23 +146,32 @@ def export_program(
 
 
 def _traced(model: nn.Module, values: tuple[Any, ...]) -> tuple[torch.export.ExportedProgram, bool]:
-    """Traces with an open batch size, or with the given one where the network fixes it."""
+    """Traces with an open batch size, and open lengths of integers (tokens), as far as the network allows."""
     batches = {len(value) for value in values if isinstance(value, Tensor) and value.dim()}
-    open_batch = len(batches) == 1 and batches != {1}
+    tries = [_all_of_integers, _batch, None] if len(batches) == 1 and batches != {1} else [None]
     reason: Exception | None = None
-    for dynamic in (True, False) if open_batch else (False,):
-        axes = tuple(
-            {0: torch.export.Dim.AUTO} if isinstance(v, Tensor) and v.dim() else None for v in values
-        )
-        shapes = {"values": axes} if dynamic else None
+    for open_axes in tries:
+        axes = None if open_axes is None else {"values": tuple(map(open_axes, values))}
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
-                program = torch.export.export(model, values, dynamic_shapes=shapes, strict=False)
-            return program, dynamic and bool(program.range_constraints)
+                program = torch.export.export(model, values, dynamic_shapes=axes, strict=False)
+            return program, axes is not None and bool(program.range_constraints)
         except Exception as error:  # tracing runs the network's own code, which may raise anything
             reason = error
     raise ValueError(f"model: cannot be traced by torch.export ({_first_line(reason)})") from reason
+
+
+def _batch(value: Any) -> dict[int, Any] | None:  # noqa: ANN401
+    """Returns the first axis of a tensor as one whose size is open."""
+    return {0: torch.export.Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None
+
+
+def _all_of_integers(value: Any) -> dict[int, Any] | None:  # noqa: ANN401
+    """Returns all axes of a tensor of integers as open: a text has any length."""
+    if not isinstance(value, Tensor) or value.is_floating_point():
+        return _batch(value)
+    return {axis: torch.export.Dim.AUTO for axis, size in enumerate(value.shape) if size > 1}
 
 
 def _written(program: torch.export.ExportedProgram, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
