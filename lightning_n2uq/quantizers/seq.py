@@ -74,12 +74,7 @@ class SEQ(IntegerLevels, DataInitializedQuantizer):
 
     def place(self, weight: Tensor) -> Tensor:
         """Returns the number whose rounding is the level's index, not clipped; differentiable."""
-        return (
-            weight / self.scale(weight) * self.span
-            - self.level_offset
-            + (self.num_levels - 1) / 2
-            + self.level_offset
-        )
+        return weight / self.scale(weight) * self.span + (self.num_levels - 1) / 2
 
     def _numbers(self, unit: Tensor) -> Tensor:
         return torch.round(unit.clamp(-CLIP, CLIP) * self.span - self.level_offset)

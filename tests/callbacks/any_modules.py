@@ -1,7 +1,8 @@
 """LightningModules of users, of which none knows of quantization, and trainers for them."""
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
+from tiny_training import trainer as trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -91,18 +92,3 @@ def data(count=64):
 
 def loader(batch_size=16, count=64, shuffle=False):
     return DataLoader(data(count), batch_size=batch_size, shuffle=shuffle)
-
-
-def trainer(tmp_path, callbacks=(), **options):
-    defaults = {
-        "max_epochs": 2,
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "limit_val_batches": 0,
-    }
-    return Trainer(default_root_dir=tmp_path, callbacks=list(callbacks), **{**defaults, **options})
