@@ -105,11 +105,13 @@ RECIPES: dict[str, Recipe] = {
         {**_SGD, "lr": "0.1", "weight_decay": "2e-4", "quantizer_lr_multiplier": "1"},
     ),
     "apot": Recipe(
-        "SGD 0.9, 0.04, decay 1e-4, cosine (APoT's code has 0.1 and two steps)",
-        {**_SGD, "lr": "0.04", "weight_decay": "1e-4", "quantizer_lr_multiplier": "1"},
+        "APoT's CIFAR-10 script: SGD 0.9, 0.04, decay 1e-4, 3e-5 at 2 bits (two steps there, cosine here)",
+        {**_SGD, "lr": "0.04", "quantizer_lr_multiplier": "1"},
+        {2: "3e-5", 3: "1e-4", 4: "1e-4"},
     ),
     "dorefa": Recipe(
-        "Adam, 1e-3, linear to 0 (not yet checked against DoReFa-Net's code)", {**_ADAM, "lr": "1e-3"}
+        "DoReFa-Net's script for SVHN: Adam, 1e-3 (halved every 100 epochs there, linear to 0 here)",
+        {**_ADAM, "lr": "1e-3"},
     ),
 }
 FLOAT = Recipe(
