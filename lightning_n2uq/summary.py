@@ -103,6 +103,14 @@ class ModelSummary:
         """Returns the sum of a numeric attribute of `LayerCost`."""
         return sum(getattr(layer, what) for layer in self.layers)
 
+    def packed_bytes(self) -> int:
+        """Returns the bytes of all parameters, those of quantized layers packed."""
+        return self.total("weight_bytes") + 4 * self.other_parameters
+
+    def float_bytes(self) -> int:
+        """Returns the bytes of all parameters in float32."""
+        return self.total("float_weight_bytes") + 4 * self.other_parameters
+
     def __str__(self) -> str:
         rows: list[tuple[str, ...]] = [
             ("layer", "weights", "inputs", "MACs", "bit operations", "weight bytes", "of float")
@@ -119,13 +127,13 @@ class ModelSummary:
             for row in rows
         ]
         rest = 4 * self.other_parameters
-        whole = _share(size + rest, self.total("float_weight_bytes") + rest)
         lines += [
             f"bit operations: {_share(operations, self.total('float_bit_operations'))} of float's "
             f"({self.total('float_bit_operations'):,})",
             f"beside the layers: {self.other_parameters:,} parameters (norms, slopes, thresholds), "
             f"{rest:,} bytes",
-            f"all together: {size + rest:,} bytes, {whole} of float's",
+            f"all together: {self.packed_bytes():,} bytes, "
+            f"{_share(self.packed_bytes(), self.float_bytes())} of float's",
         ]
         lines += [f"training in floats here: {line}" for line in by_reason(self.in_floats)]
         if self.grids:
@@ -178,9 +186,18 @@ def _summarize(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]
             shapes = [list(x.shape[1:]) for x in (*args, *keywords.values()) if isinstance(x, Tensor)]
             shown = ", ".join(map(str, shapes))
             raise ValueError(f"input_shape: got {shown}, the network refuses: {error}") from error
-    inside = sum(cost.weights + cost.biases for cost in costs.values())
+    return _totals(model, list(costs.values()))
+
+
+def weigh(model: nn.Module) -> ModelSummary:
+    """Returns the sizes of a network that is not run: the multiplications stay 0."""
+    return _totals(model, [_layer_cost(name, module) for name, module in _layers(model)])
+
+
+def _totals(model: nn.Module, costs: list[LayerCost]) -> ModelSummary:
+    inside = sum(cost.weights + cost.biases for cost in costs)
     others = sum(p.numel() for p in model.parameters()) - inside
-    return ModelSummary(list(costs.values()), others, list(float_layers(model)), _map_grids(model))
+    return ModelSummary(costs, others, list(float_layers(model)), _map_grids(model))
 
 
 def _map_grids(model: nn.Module) -> dict[str, int]:

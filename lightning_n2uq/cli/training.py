@@ -43,6 +43,7 @@ from lightning_n2uq.cli.parser import (
 from lightning_n2uq.cli.predictions import PredictionsFile
 from lightning_n2uq.cli.quiet import quiet_lightning
 from lightning_n2uq.cli.rank_failures import check_meeting_place
+from lightning_n2uq.cli.run_record import RunRecord
 from lightning_n2uq.cli.trainer_parts import plugins_with_checkpoint_io, wanted_callbacks
 from lightning_n2uq.modules.finders import refuse_finders
 from lightning_n2uq.utils import compat, compat_lightning
@@ -196,7 +197,8 @@ class N2UQCLI(LightningCLI):
         """Leaves out what the Trainer's own switches turn off, and adds what writes and resumes."""
         callbacks = [*callbacks, CheckMonitors(chosen_by_default=self._monitor_is_default())]
         if self.command == "fit":
-            callbacks = [*callbacks, ExactResume(self.run_dir, command_to_resume(self.arguments))]
+            resume = ExactResume(self.run_dir, command_to_resume(self.arguments))
+            callbacks = [*callbacks, resume, RunRecord(self.run_dir)]
         if self.command == "predict":
             callbacks = [*callbacks, PredictionsFile(self.run_dir)]
         config["plugins"] = plugins_with_checkpoint_io(config)

@@ -15,7 +15,7 @@ def write_report(run_dirs: Sequence[str | Path], output: str | Path | None = Non
     """Writes the page.
 
     Args:
-        run_dirs: Folders of runs, as `n2uq fit` leaves them.
+        run_dirs: Folders of runs, as `n2uq fit` leaves them, or folders with runs below them.
         output: The file to write; None writes `report.html`, in the run's folder if there is one run, else in
             the working directory.
 
@@ -23,12 +23,12 @@ def write_report(run_dirs: Sequence[str | Path], output: str | Path | None = Non
         The path of the page, which needs no other file and no network.
 
     Raises:
-        ValueError: A folder does not exist or holds nothing of a run; plotly is not installed.
+        ValueError: A folder does not exist, holds nothing of a run or too many runs; plotly is not installed.
     """
     from lightning_n2uq.report.page import render
-    from lightning_n2uq.report.run_data import read_runs
+    from lightning_n2uq.report.run_data import read_runs, runs_below
 
-    runs = read_runs([Path(folder) for folder in run_dirs])
+    runs = read_runs([run for folder in run_dirs for run in runs_below(Path(folder))])
     default = runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html")
     path = default if output is None else Path(output)
     try:
@@ -50,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="n2uq report",
         description="Write one HTML page about a run, or several side by side; it needs no network.",
     )
-    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="folder of a run")
+    parser.add_argument(
+        "run_dirs", nargs="+", metavar="RUN_DIR", help="folder of a run, or with runs below it"
+    )
     parser.add_argument(
         "--output", "-o", help="the page (default: RUN_DIR/report.html, of several ./report.html)"
     )

@@ -12,6 +12,9 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("solid", "dash", "dot", "dashdot")
 """Beside the colour, so that runs differ without it too."""
 
+GREY = "#8a9099"
+"""Of what is there for comparison; it can be told from the background of either theme."""
+
 
 @dataclass
 class Figure:
@@ -24,6 +27,9 @@ class Figure:
         traces: Plotly's traces.
         layout: Plotly's layout; the page adds the colours of the theme.
         layer: The name of the layer it belongs to; empty for the whole network.
+        metric: The name of the metric that it shows, as loggers have it; empty for another plot.
+        run: The number of the run that it belongs to; None for all of them.
+        keyed: Whether the plot has a legend, which stands above it.
     """
 
     key: str
@@ -32,6 +38,9 @@ class Figure:
     traces: list[dict[str, Any]]
     layout: dict[str, Any] = field(default_factory=dict)
     layer: str = ""
+    metric: str = ""
+    run: int | None = None
+    keyed: bool = True
 
     def spec(self) -> dict[str, Any]:
         """Returns what the page's script draws; NaN becomes null."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning_n2uq.report import plot_data
-from lightning_n2uq.report.figure import COLORS, Figure, axes, style
+from lightning_n2uq.report.figure import COLORS, GREY, Figure, axes, style
 from lightning_n2uq.report.layer_record import ActivationRecord, LayerRecord, entropy, shares
 from lightning_n2uq.report.run_data import Run
 
@@ -28,7 +28,7 @@ def layer_plots(runs: Sequence[Run], layer: str) -> list[Figure]:
 def _staircase(index: int, run: Run, layer: str, activation: ActivationRecord) -> Figure:
     color = COLORS[index % len(COLORS)]
     lines = (
-        ("surrogate", plot_data.surrogate_points(activation), {"color": "gray", "width": 1}),
+        ("surrogate", plot_data.surrogate_points(activation), {"color": GREY, "width": 1}),
         ("staircase", plot_data.staircase_points(activation), {"color": color, "width": 2}),
     )
     traces: list[dict[str, Any]] = [
@@ -41,7 +41,7 @@ def _staircase(index: int, run: Run, layer: str, activation: ActivationRecord) -
     traces.append({"type": "bar", "name": "inputs", **bars})
     layout = axes(plot_data.input_label(activation), "output")
     layout["yaxis"]["domain"] = [0.32, 1]
-    layout["yaxis2"] = {"domain": [0, 0.24], "title": {"text": "share"}}
+    layout["yaxis2"] = {"domain": [0, 0.24], "title": {"text": "share"}, "tickformat": ".1~%"}
     layout["xaxis"]["anchor"] = "y2"
     words = f"{run.name}: {activation.bits} bits"
     if activation.thresholds:
@@ -50,7 +50,8 @@ def _staircase(index: int, run: Run, layer: str, activation: ActivationRecord) -
     words += (
         f"; {activation.clipped_low:.0%} of the inputs clipped below, {activation.clipped_high:.0%} above"
     )
-    return Figure(f"staircase-{index}-{layer}", f"Staircase: {run.name}", words, traces, layout, layer)
+    title = f"Staircase: {run.name}"
+    return Figure(f"staircase-{index}-{layer}", title, words, traces, layout, layer, run=index)
 
 
 def _thresholds(index: int, run: Run, layer: str) -> Figure:
@@ -69,9 +70,10 @@ def _thresholds(index: int, run: Run, layer: str) -> Figure:
         for name, (x, y) in lines.items()
     ]
     moved = ", ".join(f"{name} from {y[0]:.3g} to {y[-1]:.3g}" for name, (_, y) in lines.items())
-    layout = {**axes("step", "threshold (scaled input)"), "showlegend": False}
+    layout = axes("optimizer step", "threshold (scaled input)")
     key, title = f"thresholds-{index}-{layer}", f"Thresholds: {run.name}"
-    return Figure(key, title, f"{run.name}: {moved}", traces, layout, layer)
+    words = f"{run.name}: {moved}"
+    return Figure(key, title, words, traces, layout, layer, run=index, keyed=False)
 
 
 def _usage(known: Known, layer: str, kind: Literal["weight", "activation"]) -> Figure | None:
@@ -84,8 +86,10 @@ def _usage(known: Known, layer: str, kind: Literal["weight", "activation"]) -> F
         words.append(f"{run.name}: {entropy(part.usage):.3g} of {part.bits} bits, {dead} dead levels")
         bars = {"x": list(range(len(part.usage))), "y": shares(part.usage)}
         color = {"color": COLORS[i % len(COLORS)]}
-        traces.append({"type": "bar", "name": run.name, **bars, "marker": color})
+        traces.append({"type": "bar", "name": run.name, "meta": i, **bars, "marker": color})
     if not traces:
         return None
+    layout = axes("level", f"share of the {kind}s")
+    layout["yaxis"]["tickformat"] = ".1~%"
     title = f"Level usage: {kind}s"
-    return Figure(f"usage-{kind}-{layer}", title, "; ".join(words), traces, axes("level", "share"), layer)
+    return Figure(f"usage-{kind}-{layer}", title, "; ".join(words), traces, layout, layer)

@@ -6,11 +6,19 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning_n2uq.report.figure import Figure, axes
-from lightning_n2uq.report.layer_record import LayerRecord, entropy
+from lightning_n2uq.report.layer_record import LayerRecord, entropy, shares
 from lightning_n2uq.report.plot_data import entropy_range
 from lightning_n2uq.report.run_data import Run
+from lightning_n2uq.report.words import STAGES
 
 Kind = Literal["weight", "activation"]
+MOST_COUNTS = 20
+"""Classes up to which a confusion matrix has numbers in its cells."""
+
+MOST_PIXELS = 900
+THEME_SCALE = "theme"
+"""A colour scale that the page replaces by that of its theme."""
+
 _KINDS: tuple[Kind, ...] = ("weight", "activation")
 
 
@@ -56,9 +64,9 @@ def _entropy_map(index: int, run: Run, kind: Kind) -> Figure | None:
         "colorscale": "Viridis",
         "colorbar": {"title": {"text": "bits"}},
     }
-    layout = _matrix_layout("step", "", len(rows))
+    layout = _matrix_layout("optimizer step", "layer", len(rows))
     title = f"Entropy of {kind}s: {run.name}"
-    return Figure(f"entropy-{kind}-{index}", title, words, [trace], layout)
+    return Figure(f"entropy-{kind}-{index}", title, words, [trace], layout, run=index)
 
 
 def _entropy(layer: LayerRecord | None, kind: Kind) -> float | None:
@@ -81,22 +89,37 @@ def _confusion(index: int, run: Run, stage: str, matrix: list[list[float]]) -> F
     wrong = [
         (value, i, j) for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j and value > 0
     ]
-    words = f"{run.name}, {stage}: {right:g} of {total:g} right"
+    named = class_labels(run, len(matrix))
+    classes = [name.removeprefix("class ") for name in named] if not run.class_names else named
+    words = f"{run.name}, {STAGES.get(stage, stage)}: {right:g} of {total:g} right"
     if wrong:
         value, true, predicted = max(wrong)
-        words += f"; most often class {true} was taken for {predicted}, {value:g} times"
-    classes = [str(i) for i in range(len(matrix))]
-    trace: dict[str, Any] = {"type": "heatmap", "x": classes, "y": classes, "z": matrix}
-    trace["colorscale"] = [[0, "rgba(0,114,178,0.05)"], [1, "rgba(0,114,178,1)"]]  # on either theme
-    if len(matrix) <= 20:
-        trace["texttemplate"] = "%{z}"
+        words += f"; most often {named[true]} was taken for {named[predicted]}, {_times(value)}"
+    trace: dict[str, Any] = {"type": "heatmap", "x": classes, "y": classes, "z": list(map(shares, matrix))}
+    trace |= {"zmin": 0, "zmax": 1, "colorscale": THEME_SCALE, "customdata": matrix}
+    trace["text"] = [[f"{count:g}" if count else "" for count in row] for row in matrix]
+    trace["hovertemplate"] = "%{y} taken for %{x}: %{customdata} (%{z:.1%})<extra></extra>"
+    trace["colorbar"] = {"title": {"text": "share of<br>true class"}, "tickformat": ".0%"}
+    if len(matrix) <= MOST_COUNTS:
+        trace["texttemplate"] = "%{text}"
     layout = _matrix_layout("predicted class", "true class", len(matrix))
-    return Figure(f"confusion-{stage}-{index}", f"Confusion, {stage}: {run.name}", words, [trace], layout)
+    title = f"Confusion, {STAGES.get(stage, stage)}: {run.name}"
+    return Figure(f"confusion-{stage}-{index}", title, words, [trace], layout, run=index)
+
+
+def _times(count: float) -> str:
+    return "once" if count == 1 else f"{count:g} times"
+
+
+def class_labels(run: Run, count: int) -> list[str]:
+    """Returns the names of the classes, or `class 0`, `class 1` and so on where the run knows none."""
+    return run.class_names if len(run.class_names) == count else [f"class {i}" for i in range(count)]
 
 
 def _matrix_layout(x: str, y: str, rows: int) -> dict[str, Any]:
     layout = axes(x, y)
     layout["yaxis"] |= {"type": "category", "autorange": "reversed", "automargin": True}
     layout["xaxis"] |= {"type": "category"}
-    layout["height"] = max(320, 20 * rows + 120)
+    layout["yaxis"]["title"]["standoff"] = 12
+    layout["height"] = min(max(360, 20 * rows + 140), MOST_PIXELS)
     return layout

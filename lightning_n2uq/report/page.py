@@ -12,16 +12,18 @@ from base64 import b64encode
 from collections.abc import Sequence
 from hashlib import sha256
 from importlib.resources import files
-from itertools import cycle
 
 from markupsafe import Markup, escape
 
 from lightning_n2uq.report import curves, tables
-from lightning_n2uq.report.figure import COLORS, Figure
+from lightning_n2uq.report.facts import facts_table
+from lightning_n2uq.report.figure import Figure
 from lightning_n2uq.report.layer_plots import layer_plots
 from lightning_n2uq.report.network_plots import confusion_matrices, entropy_maps
+from lightning_n2uq.report.plot_html import plot, runs_legend
 from lightning_n2uq.report.run_data import Run
 
+_NOTHING = Markup("")
 _NO_SNAPSHOTS = Markup(
     "<p>These runs kept no snapshots of their quantizers: add the callback "
     "<code>QuantizationMonitor</code> to a run's config to see them here.</p>"
@@ -36,12 +38,24 @@ def render(runs: Sequence[Run]) -> str:
     """
     figures: list[Figure] = []
     sections = [
-        _section("runs", "Runs", tables.runs_table(runs)),
+        _section("runs", "Runs", facts_table(runs)),
         _plots("curves", "Accuracy and loss", curves.curves(runs, curves.CURVES), figures),
         _layers(runs, figures),
-        _plots("entropy", "Entropy", [*entropy_maps(runs), *curves.curves(runs, curves.ENTROPY)], figures),
-        _plots("confusion", "Confusion", confusion_matrices(runs), figures),
-        _plots("traffic", "Traffic", curves.curves(runs, curves.TRAFFIC), figures),
+        _plots(
+            "entropy",
+            "Entropy",
+            [*entropy_maps(runs), *curves.curves(runs, curves.ENTROPY)],
+            figures,
+            _zeros(curves.zeros(runs, curves.ENTROPY)),
+        ),
+        _plots("confusion", "Confusion", confusion_matrices(runs), figures, tables.classes_table(runs)),
+        _plots(
+            "traffic",
+            "Traffic",
+            curves.curves(runs, curves.TRAFFIC),
+            figures,
+            _zeros(curves.zeros(runs, curves.TRAFFIC)),
+        ),
         _section("config", "Config", _configs(runs)),
     ]
     shown = [section for section in sections if section]
@@ -52,7 +66,7 @@ def render(runs: Sequence[Run]) -> str:
         "POLICY": f"{_POLICY}; script-src {_hash(plotly)} {_hash(script)}",
         "STYLE": Markup(_asset("page.css")),
         "NAVIGATION": Markup("").join(_link(section) for section in shown),
-        "LEGEND": _legend(runs),
+        "LEGEND": runs_legend([run.name for run in runs]),
         "SECTIONS": Markup("").join(html for _, _, html in shown),
         "DATA": Markup(json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")),
         "PLOTLY": Markup(plotly),
@@ -84,24 +98,19 @@ def _link(section: Section) -> Markup:
     return Markup('<li><a href="#{}">{}</a></li>').format(*section[:2])
 
 
-def _plots(key: str, title: str, found: Sequence[Figure], figures: list[Figure]) -> Section | None:
-    """Returns a section of plots, or None where the runs have no data for it."""
+def _plots(
+    key: str, title: str, found: Sequence[Figure], figures: list[Figure], before: Markup = _NOTHING
+) -> Section | None:
+    """Returns a section of plots, with HTML before them, or None where the runs have no data for it."""
     figures.extend(found)
-    plots = Markup('<div class="grid">{}</div>').format(Markup("").join(map(_plot, found)))
-    return _section(key, title, plots) if found else None
+    plots = Markup('<div class="grid">{}</div>').format(Markup("").join(map(plot, found)))
+    return _section(key, title, before + plots) if found or before else None
 
 
-def _plot(figure: Figure) -> Markup:
-    return Markup(
-        '<figure aria-labelledby="t-{key}" aria-describedby="c-{key}"><h3 id="t-{key}">{title}</h3>'
-        '<div class="plot" data-figure="{key}" style="height:{height}px"></div>'
-        '<figcaption id="c-{key}">{summary}</figcaption></figure>'
-    ).format(
-        key=figure.key,
-        title=figure.title,
-        height=int(figure.layout.get("height", 360)),
-        summary=figure.summary,
-    )
+def _zeros(names: Sequence[str]) -> Markup:
+    """Returns a line that names what was counted and is 0 throughout."""
+    line = Markup("<p>Zero throughout: {}.</p>")
+    return line.format(", ".join(names)) if names else _NOTHING
 
 
 def _layers(runs: Sequence[Run], figures: list[Figure]) -> Section | None:
@@ -114,7 +123,7 @@ def _layers(runs: Sequence[Run], figures: list[Figure]) -> Section | None:
         figures.extend(found)
         hidden = Markup(" hidden" if i else "")
         group = Markup('<div class="grid layer" data-layer="{}"{}>{}</div>')
-        groups += group.format(name, hidden, Markup("").join(map(_plot, found)))
+        groups += group.format(name, hidden, Markup("").join(map(plot, found)))
     options = tables.joined("<option>{}</option>", names)
     chooser = Markup('<p><label>Layer <select id="layer">{}</select></label> <span role="status"></span></p>')
     overview = Markup("").join(tables.layers_table(run) for run in runs if run.snapshots)
@@ -126,13 +135,6 @@ def _configs(runs: Sequence[Run]) -> Markup:
     texts = Markup("").join(text.format(run.name, run.config) for run in runs if run.config)
     compared = tables.config_table(runs) if sum(bool(run.config) for run in runs) > 1 else Markup("")
     return compared + texts or Markup("<p>These runs kept no config.yaml.</p>")
-
-
-def _legend(runs: Sequence[Run]) -> Markup:
-    item = Markup('<li><span class="swatch" style="background:{}"></span>{}</li>')
-    return Markup("").join(
-        item.format(color, run.name) for run, color in zip(runs, cycle(COLORS), strict=False)
-    )
 
 
 def _plotly() -> str:

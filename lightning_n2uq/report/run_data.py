@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lightning_n2uq.report.layer_record import LayerRecord
+from lightning_n2uq.utils.nested import flatten
 
 METRICS, CONFIG = "metrics.csv", "config.yaml"
 
@@ -20,7 +24,15 @@ SNAPSHOTS = "quantization.jsonl"
 CONFUSION = "confusion.json"
 """`{"val": matrix, "test": matrix}`, rows are true classes; the last evaluation of each."""
 
-_STEP_COLUMNS = ("step", "epoch")
+RECORD = "run.json"
+"""What `n2uq fit` writes of a run: version, revision, parameters, bytes, data set, class names, seconds."""
+
+CLASS_NAMES = "class_names"
+"""Beside the matrices of `confusion.json` and in `run.json`: names in the order of the classes' numbers."""
+
+EPOCH = "epoch"
+_KNOWN = (METRICS, SNAPSHOTS, CONFUSION)
+_STEP_COLUMNS = ("step", EPOCH)
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,10 @@ class Run:
         snapshots: What `QuantizationMonitor` wrote, in order.
         confusion: Confusion matrices by stage.
         config: The text of the run's YAML.
+        settings: The same as one mapping with dotted keys.
+        record: What `run.json` holds.
+        class_names: The names of the classes in the order of their numbers.
+        epochs: The epoch of each step at which training or validation logged.
     """
 
     folder: Path
@@ -76,11 +92,38 @@ class Run:
     snapshots: list[Snapshot] = field(default_factory=list)
     confusion: dict[str, list[list[float]]] = field(default_factory=dict)
     config: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+    class_names: list[str] = field(default_factory=list)
+    epochs: dict[int, int] = field(default_factory=dict)
 
     @property
     def layers(self) -> dict[str, LayerRecord]:
         """Returns the layers of the last snapshot."""
         return self.snapshots[-1].layers if self.snapshots else {}
+
+
+_EVALUATION = re.compile(r".*-(test|validate|predict)(-\d+)?")
+MOST_RUNS = 40
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """Returns the folder itself if it is a run's, else the runs below it in the order of their paths.
+
+    Folders of `n2uq test`, `validate` and `predict` count only where they are named themselves.
+
+    Raises:
+        ValueError: More lie below it than a page shows.
+    """
+    if not folder.is_dir() or any((folder / file).is_file() for file in (*_KNOWN, CONFIG)):
+        return [folder]
+    places = {path.parent for file in _KNOWN for path in folder.rglob(file)}
+    found = sorted(place for place in places if not _EVALUATION.fullmatch(place.name))
+    if len(found) > MOST_RUNS:
+        raise ValueError(
+            f"run_dir: got {str(folder)!r} with {len(found)} runs below it, allowed are {MOST_RUNS} on a page"
+        )
+    return found or [folder]
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -108,41 +151,62 @@ def unique_names(folders: Sequence[Path]) -> list[str]:
 def _read(folder: Path, name: str) -> Run:
     if not folder.is_dir():
         raise ValueError(f"run_dir: no such folder {str(folder)!r}")
-    known = (METRICS, SNAPSHOTS, CONFUSION, CONFIG)
-    if not any((folder / file).is_file() for file in known[:3]):
+    if not any((folder / file).is_file() for file in _KNOWN):
         raise ValueError(
             f"run_dir: {str(folder)!r} holds no run, expected {METRICS}, {SNAPSHOTS} or {CONFUSION}"
         )
     try:
-        return Run(
-            folder,
-            name,
-            _read_metrics(folder / METRICS),
-            _read_snapshots(folder / SNAPSHOTS),
-            json.loads(_text(folder / CONFUSION) or "{}"),
-            _text(folder / CONFIG),
-        )
-    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, csv.Error) as error:
+        metrics, epochs = _read_metrics(folder / METRICS)
+        confusion, record = (dict(json.loads(_text(folder / file) or "{}")) for file in (CONFUSION, RECORD))
+        names = confusion.pop(CLASS_NAMES, None) or record.get(CLASS_NAMES) or []
+        snapshots, config = _read_snapshots(folder / SNAPSHOTS), _text(folder / CONFIG)
+        settings = _settings(config)
+        classes = list(map(str, names))
+        return Run(folder, name, metrics, snapshots, confusion, config, settings, record, classes, epochs)
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        RecursionError,
+        csv.Error,
+    ) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"run_dir: cannot read the files of {str(folder)!r} ({reason})") from error
+
+
+def _settings(config: str) -> dict[str, Any]:
+    """Returns a config as one mapping with dotted keys; an empty one where it is no YAML."""
+    try:
+        return flatten(yaml.safe_load(config) or {})
+    except yaml.YAMLError:
+        return {}
 
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def _read_metrics(path: Path) -> dict[str, Series]:
-    """Returns the columns of the CSV logger's file, whose cells are empty where a metric was not logged."""
+def _read_metrics(path: Path) -> tuple[dict[str, Series], dict[int, int]]:
+    """Returns the columns of the CSV logger's file, and the epochs by step.
+
+    Cells are empty where a metric was not logged.
+    """
     if not path.is_file():
-        return {}
+        return {}, {}
     points: dict[str, dict[int, float]] = {}
+    epochs: dict[int, int] = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             step = int(row["step"])
+            trained = any(value and key.startswith(("train/", "val/")) for key, value in row.items() if key)
+            if trained and (epoch := row.get(EPOCH)):
+                epochs[step] = int(epoch)
             for key, value in row.items():
                 if value and key not in _STEP_COLUMNS:
                     points.setdefault(key, {})[step] = _number(value)
-    return {key: Series(sorted(p), [p[step] for step in sorted(p)]) for key, p in points.items()}
+    series = {key: Series(sorted(p), [p[step] for step in sorted(p)]) for key, p in points.items()}
+    return series, epochs
 
 
 def _number(text: str) -> float:

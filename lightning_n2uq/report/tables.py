@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from markupsafe import Markup
 
+from lightning_n2uq.report.network_plots import class_labels
 from lightning_n2uq.report.run_data import Run
-from lightning_n2uq.utils.nested import flatten
+from lightning_n2uq.report.words import STAGES
 
-_RUN_METRICS = ("val/acc", "val/loss", "test/acc", "train/loss", "quant/mean_weight_entropy")
 _LAYER_COLUMNS = {
     "weight_entropy": "weight entropy [bits]",
     "activation_entropy": "activation entropy [bits]",
     "weight_dead_levels": "dead weight levels",
     "activation_dead_levels": "dead activation levels",
     "widths_at_floor": "widths at the floor",
-    "weight_changed": "weights that changed level",
-    "activation_clipped_high": "inputs clipped above",
+    "weight_changed": "weights that changed level [%]",
+    "activation_clipped_high": "inputs clipped above [%]",
     "scale_in": "input scale",
     "scale_out": "output scale",
 }
+_SHARES = ("weight_changed", "activation_clipped_high")
 _ALARMING = ("weight_dead_levels", "activation_dead_levels", "widths_at_floor")  # above 0
 
 
@@ -41,16 +41,26 @@ def joined(element: str, values: Iterable[object]) -> Markup:
     return Markup("").join(Markup(element).format(value) for value in values)
 
 
-def runs_table(runs: Sequence[Run]) -> Markup:
-    """Returns a row per run: last values of what matters most, and the highest validation accuracy."""
-    names = [name for name in _RUN_METRICS if any(name in run.metrics for run in runs)]
-    rows = []
-    for run in runs:
-        cells = [_number(run.metrics[n].last if n in run.metrics else None) for n in names]
-        accuracy = [v for v in run.metrics["val/acc"].values if v == v] if "val/acc" in run.metrics else []
-        best = _number(max(accuracy, default=None))
-        rows.append([run.name, *cells, best])
-    return table("Runs (last values)", ["run", *names, "best val/acc"], rows)
+def classes_table(runs: Sequence[Run]) -> Markup:
+    """Returns the accuracy per class of every run: of its test if there was one, else of validation."""
+    judged = [(run, stage, matrix) for run in runs for stage, matrix in _judged(run)]
+    labels = list(dict.fromkeys(label for run, _, m in judged for label in class_labels(run, len(m))))
+    columns: list[dict[str, str]] = []
+    for run, _, matrix in judged:
+        cells = map(_class_accuracy, range(len(matrix)), matrix)
+        columns.append(dict(zip(class_labels(run, len(matrix)), cells, strict=True)))
+    heads = [f"{run.name}, {STAGES.get(stage, stage)}" for run, stage, _ in judged]
+    rows = [[label, *(column.get(label, "-") for column in columns)] for label in labels]
+    return table("Accuracy per class", ["class", *heads], rows) if rows else Markup("")
+
+
+def _judged(run: Run) -> list[tuple[str, list[list[float]]]]:
+    return [(stage, run.confusion[stage]) for stage in ("test", "val") if stage in run.confusion][:1]
+
+
+def _class_accuracy(number: int, row: Sequence[float]) -> str:
+    total = sum(row)
+    return f"{100 * row[number] / total:.1f}% of {total:g}" if total else "no images"
 
 
 def layers_table(run: Run) -> Markup:
@@ -67,7 +77,7 @@ def layers_table(run: Run) -> Markup:
 
 def config_table(runs: Sequence[Run]) -> Markup:
     """Returns the settings in which the runs differ."""
-    flat = [flatten(_yaml(run.config)) for run in runs]
+    flat = [run.settings for run in runs]
     keys = sorted({key for settings in flat for key in settings})
     differing = [key for key in keys if len({repr(settings.get(key)) for settings in flat}) > 1]
     rows = [[key, *(settings.get(key, "-") for settings in flat)] for key in differing]
@@ -76,17 +86,13 @@ def config_table(runs: Sequence[Run]) -> Markup:
     return table("Settings that differ", ["setting", *(run.name for run in runs)], rows)
 
 
-def _yaml(text: str) -> Any:  # noqa: ANN401 -- parsed YAML
-    import yaml
-
-    return yaml.safe_load(text) or {}
-
-
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
 def _cell(name: str, value: float | None) -> str:
+    if value is not None and name in _SHARES:
+        return f"{100 * value:.2f}"
     if name in _ALARMING and value:
         return Markup('<strong class="alarm">{:g} (look)</strong>').format(value)
     return _number(value)

@@ -91,7 +91,7 @@ def test_the_theme_follows_the_system_and_the_button(opened):
     assert (before == "rgb(255, 255, 255)") != dark
     page.click("#theme")
     assert page.evaluate(back) != before
-    assert page.get_attribute("#theme", "aria-pressed") == str(not dark).lower()
+    assert page.inner_text("#theme") == f"Switch to {'dark' if dark else 'light'} theme"
     assert messages == []
 
 
@@ -121,7 +121,51 @@ def test_screen_readers_get_headings_names_and_words(page):
     assert page.evaluate("document.documentElement.lang") == "en"
     assert page.locator("h1").count() == 1
     assert page.get_by_role("combobox", name="Layer").count() == 1
-    assert page.get_by_role("figure", name="val/acc").count() == 1
+    assert page.get_by_role("figure", name="Validation accuracy").count() == 1
+
+
+def test_a_run_is_hidden_and_shown_again_on_the_whole_page(page):
+    lines = "document.querySelectorAll('[data-figure=\"curve-val/acc\"] .scatterlayer .trace').length"
+    page.locator('[data-figure="curve-val/acc"]').scroll_into_view_if_needed()
+    page.wait_for_function(f"() => {lines} === 2")
+    page.click('button.run[data-run="1"]')
+    page.wait_for_function(f"() => {lines} === 1")
+    assert page.get_attribute('button.run[data-run="1"]', "aria-pressed") == "false"
+    assert not page.is_visible('figure[data-run="1"]')
+    page.click('button.run[data-run="1"]')
+    page.wait_for_function(f"() => {lines} === 2")
+
+
+WIDTHS = """() => {
+    const right = (e) => e.getBoundingClientRect().right;
+    return [...document.querySelectorAll('.plot')].filter(e => e.offsetParent).map(e =>
+        [right(e.querySelector('.main-svg')) - right(e.closest('figure')),
+         e.closest('main').getBoundingClientRect().width]);
+}"""
+
+
+def test_no_plot_is_cut_on_paper_and_the_page_is_as_before_afterwards(page):
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    found = page.evaluate(WIDTHS)
+    assert len(found) > 10
+    assert all(over <= 0 and width < 710 for over, width in found)
+    styles = "getComputedStyle(document.querySelector('figure')).breakInside"
+    assert page.evaluate(styles) == "avoid"
+    page.emulate_media(media="screen")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert all(width > 1000 for _, width in page.evaluate(WIDTHS))
+
+
+@pytest.mark.parametrize("width", [400, 820, 1440])
+def test_nothing_is_wider_than_the_window(page, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    page.wait_for_function(
+        "() => document.documentElement.scrollWidth <= innerWidth"
+    )  # plots follow the window
+    covered = """() => [...document.querySelectorAll('.plot')].some(e => e.querySelector('.legend'))"""
+    assert not page.evaluate(covered)  # legends stand beside the plots
 
 
 def test_the_browser_runs_no_script_but_the_pages_own(page):

@@ -11,7 +11,7 @@ from lightning_n2uq.report.figure import plain
 from lightning_n2uq.report.layer_plots import layer_plots
 from lightning_n2uq.report.layer_record import ActivationRecord
 from lightning_n2uq.report.plot_data import staircase_points, surrogate_points
-from lightning_n2uq.report.run_data import Series, read_runs, unique_names
+from lightning_n2uq.report.run_data import Series, read_runs, runs_below, unique_names
 from lightning_n2uq.utils.nested import flatten
 
 pytest.importorskip("plotly", reason="plotly (extra `report`) is not installed: the page embeds its script")
@@ -220,3 +220,139 @@ def test_small_helpers(tmp_path):
     assert unique_names([tmp_path / "a" / "x", tmp_path / "b" / "x"]) == ["a/x", "b/x"]
     assert unique_names([tmp_path, tmp_path]) == [f"{tmp_path.name} (1)", f"{tmp_path.name} (2)"]
     assert flatten({"a": [{"b": 1}], "c": None}) == {"a.0.b": 1, "c": None}
+
+
+RECORD = {
+    "version": "1.2.3",
+    "revision": "0123456789ab",
+    "ranks": 2,
+    "parameters": 275106,
+    "packed_bytes": 88664,
+    "float_bytes": 1100424,
+    "layers": [
+        {
+            "weight_method": "n2uq",
+            "weight_bits": 2,
+            "activation_method": "n2uq",
+            "activation_bits": 2,
+            "count": 20,
+        },
+        {
+            "weight_method": "float",
+            "weight_bits": 32,
+            "activation_method": "float",
+            "activation_bits": 32,
+            "count": 2,
+        },
+    ],
+    "data": "ImageFolderDataModule",
+    "root": "birds",
+    "num_classes": 4,
+    "class_names": ["crow", "gull", "owl", "wren"],
+    "samples": {"train": 1437, "val": 180},
+    "seconds": 3725.4,
+}
+
+
+def with_record(folder):
+    (folder / "run.json").write_text(json.dumps(RECORD))
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(f"{text}seed_everything: 7\n")
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    names = [*rows[0].split(","), "test/acc", "test/loss"]
+    ended = ["2", "100", *[""] * (len(names) - 4), "0.9722", "0.0995"]
+    kept = [f"{row},," for row in rows[1:]]
+    (folder / "metrics.csv").write_text("\n".join([",".join(names), *kept, ",".join(ended)]) + "\n")
+    return folder
+
+
+def facts(text):
+    found = re.findall(r'<tr><th scope="row">([^<]*)</th>((?:<td>[^<]*</td>)+)</tr>', text)
+    return {name: re.findall(r"<td>([^<]*)</td>", cells) for name, cells in found}
+
+
+def test_the_headline_says_what_was_trained_and_how_well_it_does(tmp_path):
+    found = facts(page(tmp_path, with_record(write_run(tmp_path / "a")), write_run(tmp_path / "b")))
+    wanted = {
+        "Method": "n2uq",
+        "Bits": "W2A2: 20 layers; float: 2 layers",
+        "Parameters": "275,106",
+        "Size, packed": "88.7 kB, 8.1% of 1.1 MB in float32",
+        "Data": "ImageFolderDataModule, birds, 1,437 train, 180 val",
+        "Classes": "4: crow, gull, owl, wren",
+        "Seed": "7",
+        "Epochs": "2, 91 steps",
+        "Training took": "1 h 2 min on 2 devices",
+        "Version": "1.2.3 (0123456789ab)",
+        "Best validation accuracy": "86.00% (epoch 2, step 90)",
+        "Test accuracy": "97.22%",
+        "Test loss": "0.0995",
+    }
+    assert {name: found[name][0] for name in wanted} == wanted
+    assert found["Test accuracy"][1] == found["Parameters"][1] == "-"
+
+
+def test_test_metrics_are_numbers_and_zero_counts_a_line_of_text(tmp_path):
+    folder = with_record(write_run(tmp_path / "a"))
+    csv = (
+        (folder / "metrics.csv")
+        .read_text()
+        .replace("quant/mean_weight_entropy", "quant/total_widths_at_floor")
+    )
+    (folder / "metrics.csv").write_text(csv.replace("1.98", "0.0"))
+    text = page(tmp_path, folder)
+    assert not any("test/" in key or "widths_at_floor" in key for key in data_of(text))
+    assert "Zero throughout: widths at the floor." in text
+
+
+def test_classes_have_their_names_and_an_accuracy_each(tmp_path):
+    text = page(tmp_path, with_record(write_run(tmp_path / "a")))
+    assert facts(text)["owl"] == ["90.0% of 10"]
+    assert facts(text)["wren"] == ["100.0% of 9"]
+    assert "most often owl was taken for wren, once" in text
+    assert data_of(text)["confusion-val-0"]["data"][0]["x"] == ["crow", "gull", "owl", "wren"]
+
+
+def test_names_beside_the_matrices_come_first(tmp_path):
+    folder = with_record(write_run(tmp_path / "a"))
+    confusion = json.loads((folder / "confusion.json").read_text())
+    (folder / "confusion.json").write_text(json.dumps({**confusion, "class_names": ["a", "b", "c", "d"]}))
+    (run,) = read_runs([folder])
+    assert run.class_names == ["a", "b", "c", "d"]
+    assert list(run.confusion) == ["val"]
+
+
+def test_axes_are_titled_in_words_and_shares_are_percentages(tmp_path):
+    figures = data_of(page(tmp_path, write_run(tmp_path / "a", traffic=True)))
+    accuracy = figures["curve-val/acc"]["layout"]["yaxis"]
+    assert accuracy["title"]["text"] == "Validation accuracy"
+    assert accuracy["tickformat"].endswith("%")
+    titles = [
+        axis["title"]["text"]
+        for f in figures.values()
+        for axis in f["layout"].values()
+        if "title" in str(axis)
+    ]
+    assert titles
+    assert not [title for title in titles if "/" in title or "_" in title]
+
+
+def test_a_folder_stands_for_the_runs_below_it(tmp_path):
+    kept = [write_run(tmp_path / "runs" / name / "1") for name in ("a", "b")]
+    write_run(tmp_path / "runs" / "a" / "1-test")
+    assert runs_below(tmp_path / "runs") == kept
+    assert runs_below(kept[0]) == [kept[0]]
+    assert {
+        trace["name"] for trace in data_of(page(tmp_path, tmp_path / "runs"))["curve-val/acc"]["data"]
+    } == {
+        "a/1",
+        "b/1",
+    }
+
+
+def test_more_runs_than_a_page_shows_are_refused(tmp_path):
+    for i in range(41):
+        (tmp_path / "runs" / str(i)).mkdir(parents=True)
+        (tmp_path / "runs" / str(i) / "metrics.csv").write_text("step,epoch\n")
+    with pytest.raises(ValueError, match=r"run_dir: got '.*runs' with 41 runs below it, allowed are 40"):
+        write_report([tmp_path / "runs"], tmp_path / "page.html")
