@@ -66,6 +66,15 @@ def _nuq(values: _Values) -> list[Tensor]:
     return results
 
 
+def _rotated(values: _Values) -> list[Tensor]:
+    gradient, results = values.normal(5000).detach(), []
+    for bits, rounding in ((4, "stochastic"), (2, "eden")):
+        codec = NUQCodec(bits=bits, rotation="hadamard", rounding=rounding)
+        payload = codec.encode(gradient, seed=1)
+        results += [payload.float(), codec.decode(payload, gradient.numel())]
+    return results
+
+
 def _chain(values: _Values) -> list[Tensor]:
     x, (gamma, beta, *act), quantizer = values.normal(*_SHAPE), values.channels(5), values.quantizer()
     norm, prelu = NormParameters(gamma, beta, _EPS), PReLUParameters(*act)
@@ -101,6 +110,7 @@ CHECKS: dict[str, Callable[[_Values], list[Tensor]]] = {
     "packed_activation": _chain,
     "quantize_weight": _weight,
     "residual_block": _residual,
+    "rotated": _rotated,
     "stem": _stem,
     "threshold_quantize": _threshold,
 }

@@ -10,13 +10,14 @@ from lightning_n2uq.compression.identity import IdentityCodec, codec_at_step
 from lightning_n2uq.compression.nuq import NUQCodec
 from lightning_n2uq.compression.registry import CODECS, make_codec
 from lightning_n2uq.compression.skip import SkipCodec
-from lightning_n2uq.ops.backends.common.rng import mix_seed
+from lightning_n2uq.ops.backends.common.rng import MessageSeed, mix_seed
 
 __all__ = [
     "CODECS",
     "Codec",
     "ErrorFeedback",
     "IdentityCodec",
+    "MessageSeed",
     "NUQCodec",
     "SkipCodec",
     "codec_at_step",

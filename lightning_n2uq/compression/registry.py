@@ -8,6 +8,8 @@ from lightning_n2uq.compression.base import Codec
 from lightning_n2uq.compression.identity import IdentityCodec
 from lightning_n2uq.compression.nuq import NUQCodec
 
+_ROTATED = {"rotation": "hadamard", "levels": "gaussian"}
+
 CODECS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "nuqsgd": {"bits": 4},
@@ -18,6 +20,10 @@ CODECS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "nuqsgd_8bit": {"bits": 8, "levels": "float"},
         "qsgd": {"bits": 4, "levels": "uniform"},
         "qsgd_inf": {"bits": 4, "levels": "uniform", "norm": "linf"},
+        # Unbiased where that costs little; below, nearest levels have a fraction of the error.
+        "nuqsgd_rotated": {"bits": 4, **_ROTATED},
+        "nuqsgd_rotated_2bit": {"bits": 2, **_ROTATED, "rounding": "eden"},
+        "nuqsgd_rotated_1bit": {"bits": 1, **_ROTATED, "rounding": "eden"},
     }
 )
 """The arguments of `NUQCodec` by name."""

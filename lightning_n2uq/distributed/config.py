@@ -17,12 +17,15 @@ class ExchangeConfig:
     """Settings of a compressed gradient exchange; equal on every rank, checked by the handshake.
 
     Args:
-        bits: The bits per coordinate, sign included: 2, 3, 4 or 8.
-        bucket_size: The number of coordinates that share one norm.
-        norm: The norm of a bucket, `l2` (NUQSGD, QSGD) or `linf`.
-        levels: The family of levels (`exponential`, `uniform` or `float`), or the list of levels.
+        bits: The bits per coordinate, sign included: 2, 3, 4 or 8; with rotation 1 to 4.
+        bucket_size: The number of coordinates that share one norm; with rotation a power of two.
+        norm: The norm of a bucket, `l2` (NUQSGD, QSGD) or `linf`; not used with rotation.
+        levels: The family of levels (`exponential`, `uniform` or `float`; `gaussian` with rotation), or the
+            list of levels. None takes `exponential`, with rotation `gaussian`.
         mantissa_bits: The mantissa bits kept by `levels="float"`.
         coding: How codes are written, `packed`, or `huffman` for slow links.
+        rotation: How buckets are rotated before they are quantized: `none`, or `hadamard` (at random).
+        rounding: `stochastic` (unbiased), or with rotation `eden` (nearest level, the smallest error).
         scheme: `two_phase`, or `all_gather` (the paper's; bytes grow with the number of ranks).
         second_phase_bits: The bits of the averaged chunk in the second phase; `bits` if None.
         hierarchical: Whether to reduce in full precision inside a node and compress between nodes only.
@@ -42,9 +45,11 @@ class ExchangeConfig:
     bits: int = 4
     bucket_size: int = 1024
     norm: Literal["l2", "linf"] = "l2"
-    levels: str | Sequence[float] = "exponential"
+    levels: str | Sequence[float] | None = None
     mantissa_bits: int | None = None
     coding: Literal["packed", "huffman"] = "packed"
+    rotation: Literal["none", "hadamard"] = "none"
+    rounding: Literal["stochastic", "eden"] = "stochastic"
     scheme: Literal["two_phase", "all_gather"] = "two_phase"
     second_phase_bits: int | None = None
     hierarchical: bool = False
@@ -68,7 +73,7 @@ class ExchangeConfig:
             check(self.scheme == "two_phase", "second_phase_bits", self.second_phase_bits, allowed)
         codecs = (self.codec(), self.second_codec())  # raises on a bad codec argument
         if self.error_feedback:
-            self._require_contraction(min(codecs, key=lambda codec: codec.bits))
+            self._require_contraction(max(codecs, key=lambda codec: codec.variance_bound()))
 
     def _require_contraction(self, codec: NUQCodec) -> None:
         """Residuals of an unbiased codec grow without bound unless its relative variance is below 1."""
@@ -76,8 +81,7 @@ class ExchangeConfig:
         if bound >= 1.0:
             raise ValueError(
                 f"error_feedback: needs a codec with variance bound < 1, got {bound:.3g} for "
-                f"bits={codec.bits}, bucket_size={self.bucket_size}, norm={self.norm!r}: "
-                "raise bits or lower bucket_size"
+                f"{codec.describe()}: raise bits or lower bucket_size"
             )
 
     def codec(self) -> NUQCodec:
@@ -89,6 +93,8 @@ class ExchangeConfig:
             levels=self.levels,
             mantissa_bits=self.mantissa_bits,
             coding=self.coding,
+            rotation=self.rotation,
+            rounding=self.rounding,
         )
 
     def second_codec(self) -> NUQCodec:

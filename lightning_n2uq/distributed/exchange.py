@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_n2uq._version import __version__
-from lightning_n2uq.compression import Codec, mix_seed
+from lightning_n2uq.compression import Codec, MessageSeed, mix_seed
 from lightning_n2uq.distributed.collectives import ProcessGroups, shake_hands
 from lightning_n2uq.distributed.config import ExchangeConfig
 from lightning_n2uq.distributed.failure_report import FailureReport
@@ -41,6 +41,7 @@ from lightning_n2uq.distributed.stats import ExchangeStats
 from lightning_n2uq.utils import compat
 
 _UNITS_PER_BUCKET = 1 << 16  # numbering only: units of different DDP buckets never share a seed
+_ALL_RANKS = -1  # stands for a rank in seeds that all of them share
 
 
 @dataclass(frozen=True)
@@ -294,10 +295,11 @@ class Exchange:
             self._pipeline.submit(unit.begin(bucket, final=unit is plan.units[-1]))
         return result
 
-    def seed(self, step: int, unit: int, phase: int, message: int) -> int:
-        """Returns the seed of a message: no two of a run share one."""
+    def seed(self, step: int, unit: int, phase: int, message: int) -> MessageSeed:
+        """Returns the seed of a message, which no other of a run has, with one that all ranks share."""
         number = (unit * self._groups.phases + phase) * self._world_size + message
-        return mix_seed(self.config.seed, self._rank, step, number)
+        own = mix_seed(self.config.seed, self._rank, step, number)
+        return MessageSeed(own, mix_seed(self.config.seed, _ALL_RANKS, step, number))
 
     def close_step(self, step: int) -> None:
         """Closes the counters of a step, whose last gradient is back."""

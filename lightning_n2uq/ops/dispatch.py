@@ -38,12 +38,13 @@ MODULES = {
     "residual_block": "residual",
     "stem": "stem",
     "nuq": "gradient_codec",
+    "rotated": "rotated_codec",
     "integer": "integer",
 }
 """The operators, and the module of each that every backend has (`onednn` the last one only, alone)."""
 
 _FASTEST = {"cpu": "numba", "cuda": "triton"}
-_FASTEST_INTEGER = {"cpu": "onednn"}
+_FASTEST_OF = {"integer": {"cpu": "onednn"}, "rotated": {"cpu": "numba"}}
 _forced: str | None = None
 
 
@@ -134,9 +135,11 @@ def _choose(op: str, device_type: str) -> tuple[Backend, str]:
 def _choose_from(
     op: str, device_type: str, wanted: str, source: str, interpreted: bool
 ) -> tuple[Backend, str]:
-    fastest = _FASTEST_INTEGER if op == "integer" else _FASTEST
+    fastest = _FASTEST_OF.get(op, _FASTEST)
     if wanted == "auto" or (wanted == "onednn" and op != "integer"):
         return _automatic(fastest.get(device_type), device_type, interpreted)
+    if op == "rotated" and wanted == "triton":
+        return "reference", "no triton kernels of this operator"
     obstacle = _obstacle(wanted, device_type, interpreted)
     if obstacle:
         raise ValueError(f"{source}={wanted!r} cannot run {op} on {device_type}: {obstacle}.")

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from lightning_n2uq.ops.dispatch import load
 from lightning_n2uq.ops.formats.gradient_codec import NUQFormat
+from lightning_n2uq.ops.formats.rotated_codec import RotatedFormat
 
 OP = "nuq"
+ROTATED = "rotated"
 
 
 def nuq_encode(x: Tensor, form: NUQFormat, seed: int, out: Tensor) -> None:
@@ -36,3 +38,15 @@ def nuq_decode_mean(payloads: Tensor, form: NUQFormat, numel: int, out: Tensor) 
     """
     if numel:
         load(OP, payloads.device).decode_mean(payloads, form, numel, out)
+
+
+def rotated_encode(x: Tensor, form: RotatedFormat, seed: int, out: Tensor) -> None:
+    """Rotates and encodes `x` into `out`; arguments as of `nuq_encode`."""
+    if x.numel():
+        load(ROTATED, x.device).encode(x, form, seed, out)
+
+
+def rotated_decode_mean(payloads: Tensor, form: RotatedFormat, numel: int, out: Tensor) -> None:
+    """Decodes `W` rotated messages and averages them into `out`; arguments as of `nuq_decode_mean`."""
+    if numel:
+        load(ROTATED, payloads.device).decode_mean(payloads, form, numel, out)

@@ -98,6 +98,13 @@ def test_registered_variants(name):
     assert strategy.config.bucket_size == (256 if few else 1024)
 
 
+@pytest.mark.parametrize(("name", "bits"), [("", 4), ("_2bit", 2), ("_1bit", 1)])
+def test_registered_rotated_variants(name, bits):
+    config = StrategyRegistry.get(f"nuqsgd_rotated{name}").config
+    assert (config.bits, config.bucket_size, config.rotation) == (bits, 1024, "hadamard")
+    assert config.rounding == ("stochastic" if bits == 4 else "eden")
+
+
 @pytest.mark.parametrize("hook", ["fp16", "bf16", "powersgd"])
 def test_registered_torch_hooks(hook):
     strategy = StrategyRegistry.get(f"ddp_{hook}")

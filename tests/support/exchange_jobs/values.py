@@ -14,6 +14,8 @@ ALL_GATHER = {"scheme": "all_gather"}
 NODES = {"hierarchical": True, "ranks_per_node": 2}
 TAILS = {"bucket_size": 64, "unit_numel": 300}
 EIGHT_BITS = {"bits": 8, "levels": "float"}
+ROTATED = {"rotation": "hadamard", "bucket_size": 256}
+EDEN = ROTATED | {"bits": 2, "rounding": "eden"}
 TINY = Training(ddp=(("bucket_cap_mb", TINY_BUCKETS),))
 FOUR = Training(ranks=ALL)
 ODD_FOUR = Training("odd", ranks=ALL, ddp=(("bucket_cap_mb", TINY_BUCKETS),))
@@ -78,6 +80,11 @@ LOSSY = {
     "8 bits, bucket views": (Training(ddp=(("gradient_as_bucket_view", True),)), EIGHT_BITS, 0.05),
     "8 bits, uneven sizes": (ODD_FOUR, EIGHT_BITS | TAILS, 0.05),
     "4 bits": (FOUR, {}, 0.5),
+    "rotated": (FOUR, ROTATED, 0.2),
+    "rotated, all-gather": (FOUR, ROTATED | ALL_GATHER, 0.1),
+    "rotated, two nodes, uneven sizes": (ODD_FOUR, ROTATED | NODES | TAILS, 0.2),
+    "rotated, 2 bits": (FOUR, EDEN, 0.5),
+    "rotated, 2 bits, error feedback": (FOUR, EDEN | {"error_feedback": True}, 0.5),
     "4 bits, then 8": (FOUR, {"levels": "float", "second_phase_bits": 8}, 0.35),
 }
 """Modes with loss: training, settings, and the largest error of the first mean gradient, relative to it."""

@@ -22,6 +22,23 @@ _MASK32 = 0xFFFFFFFF
 _MASK64 = 0xFFFFFFFFFFFFFFFF
 
 
+class MessageSeed(int):
+    """The seed of one message, and what all ranks' messages about the same coordinates have in common.
+
+    Args:
+        value: The message's own seed.
+        shared: A seed that is equal on all ranks and another one in every step.
+    """
+
+    shared: int
+
+    def __new__(cls, value: int, shared: int) -> "MessageSeed":
+        """Makes the integer, with what is shared as an attribute."""
+        seed = super().__new__(cls, value)
+        seed.shared = shared
+        return seed
+
+
 def mix_seed(base: int, rank: int, step: int, tensor_index: int) -> int:
     """Returns one seed per (run, rank, step, tensor): a 64-bit hash, so that neighbours are unrelated.
 
@@ -54,7 +71,9 @@ def _finalise64(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def random_bits(seed: int, num_buckets: int, bucket_size: int, device: torch.device | str = "cpu") -> Tensor:
+def random_bits(
+    seed: int, num_buckets: int, bucket_size: int, device: torch.device | str = "cpu", first: int = 0
+) -> Tensor:
     """Returns the random words of a message, for the reference.
 
     Args:
@@ -62,12 +81,20 @@ def random_bits(seed: int, num_buckets: int, bucket_size: int, device: torch.dev
         num_buckets: The number of buckets.
         bucket_size: The number of coordinates per bucket.
         device: Where the words are computed.
+        first: The number of the first bucket.
 
     Returns:
         int64 tensor `[num_buckets, bucket_size]` with values in `0 .. 2**32 - 1`.
     """
-    lo, hi = message_key(seed)
-    bucket = torch.arange(num_buckets, dtype=torch.int64, device=device).unsqueeze(1)
+    return words_of_key(message_key(seed), first, num_buckets, bucket_size, device)
+
+
+def words_of_key(
+    key: tuple[int, int], first: int, num_buckets: int, bucket_size: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Returns the random words of a key, as `random_bits` does for a seed."""
+    lo, hi = key
+    bucket = torch.arange(first, first + num_buckets, dtype=torch.int64, device=device).unsqueeze(1)
     position = torch.arange(bucket_size, dtype=torch.int64, device=device).unsqueeze(0)
     k0 = _mix(lo + GOLDEN * bucket)
     k1 = _mix(hi ^ k0)

@@ -1,5 +1,5 @@
 # Compiled functions take no annotations: numba infers the types of their arguments.
-# ruff: noqa: ANN001, ANN202
+# ruff: noqa: ANN001, ANN201, ANN202
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped"
 """Numba kernels of the gradient codec: one pass over the gradient, nothing stored between the steps.
 
@@ -30,6 +30,7 @@ _GOLDEN, _M1, _M2 = np.uint32(GOLDEN), np.uint32(M1), np.uint32(M2)
 _NAN_BITS = np.int32(0x7FC00000)
 _INF_BITS = np.int32(0x7F800000)
 _ABS = np.int32(0x7FFFFFFF)
+_GATHER_BITS = np.uint64(0x0102040810204080)  # moves bit 0 of byte `k` to bit `56 + k`
 
 
 def _bitcast(source, target, width):
@@ -45,13 +46,13 @@ def _bitcast(source, target, width):
     return cast
 
 
-_bits = _bitcast(types.float32, types.int32, ir.IntType(32))
-_float_of_bits = _bitcast(types.int32, types.float32, ir.FloatType())
-_double_of_bits = _bitcast(types.int64, types.float64, ir.DoubleType())
+bits_of = _bitcast(types.float32, types.int32, ir.IntType(32))
+float_of_bits = _bitcast(types.int32, types.float32, ir.FloatType())
+double_of_bits = _bitcast(types.int64, types.float64, ir.DoubleType())
 
 
 @numba.njit
-def _mix(x, key):
+def mix(x, key):
     """Returns `rng._mix` on uint32; the casts keep numba from widening to 64 bits."""
     x = np.uint32(np.uint32(x ^ np.uint32(x >> np.uint32(16))) * _M1)
     x = np.uint32(x ^ key)
@@ -60,23 +61,37 @@ def _mix(x, key):
 
 
 @numba.njit
-def _l2_norm(x, largest):
-    """Returns an exact integer sum of squares of 24-bit magnitudes, its fp64 square root, as fp32.
+def whole_factors(largest):
+    """Returns two powers of two, whose product makes 24-bit integers of magnitudes, and what one stands for.
 
-    Scaling by a power of two and truncating gives the reference's shifted mantissas. The power may exceed
-    fp32's range, hence two factors; an intermediate product that underflows is far below 1 and
-    truncates to 0.
+    Scaling by them and truncating gives the reference's shifted mantissas. Their product may exceed fp32's
+    range, hence two; an intermediate product that underflows is far below 1 and truncates to 0.
+
+    Args:
+        largest: The bit pattern of the largest magnitude.
     """
     exponent = np.int32(150) - max(np.int32(largest >> 23), np.int32(1))
     half = np.int32(exponent >> 1)
-    scale1 = _float_of_bits(np.int32((half + np.int32(127)) << 23))
-    scale2 = _float_of_bits(np.int32((np.int32(exponent - half) + np.int32(127)) << 23))
+    scale1 = float_of_bits(np.int32((half + np.int32(127)) << 23))
+    scale2 = float_of_bits(np.int32((np.int32(exponent - half) + np.int32(127)) << 23))
+    return scale1, scale2, double_of_bits((np.int64(1023) - np.int64(exponent)) << 52)
+
+
+@numba.njit
+def squares(x, scale1, scale2):
+    """Returns the exact sum of squares of `x` as 24-bit integers, uint64."""
     total = np.uint64(0)
     for j in range(x.size):
         scaled = np.uint64(np.uint32(np.int32(np.float32(np.float32(abs(x[j]) * scale1) * scale2))))
         total += scaled * scaled
-    unit = _double_of_bits((np.int64(1023) - np.int64(exponent)) << 52)
-    return np.float32(np.sqrt(np.float64(total)) * unit)
+    return total
+
+
+@numba.njit
+def _l2_norm(x, largest):
+    """Returns an exact integer sum of squares of 24-bit magnitudes, its fp64 square root, as fp32."""
+    scale1, scale2, unit = whole_factors(largest)
+    return np.float32(np.sqrt(np.float64(squares(x, scale1, scale2))) * unit)
 
 
 @numba.njit
@@ -87,7 +102,7 @@ def _norm_bits(x, patterns, l2):
         largest = max(largest, np.int32(patterns[j] & _ABS))
     if largest >= _INF_BITS:
         return _NAN_BITS
-    return _bits(_l2_norm(x, largest)) if l2 and largest > 0 else largest
+    return bits_of(_l2_norm(x, largest)) if l2 and largest > 0 else largest
 
 
 def _float_loop(exponential):
@@ -104,16 +119,16 @@ def _float_loop(exponential):
         offset = np.int32((127 << int(mantissa_bits)) - ((1 << (bits - 1)) - 1))
         sign_bit = np.int32(1 << (bits - 1))
         for j in range(x.size):
-            random = _mix(np.uint32(k0 + np.uint32(np.uint32(j) * _GOLDEN)), k1)
+            random = mix(np.uint32(k0 + np.uint32(np.uint32(j) * _GOLDEN)), k1)
             ratio = np.float32(abs(x[j]) / norm)
-            raised = np.int32(_bits(ratio) + np.int32(np.uint32(random >> drop)))
+            raised = np.int32(bits_of(ratio) + np.int32(np.uint32(random >> drop)))
             code = np.int32(np.int32(raised >> shift) - offset)
             scaled = np.float32(ratio * inverse_lowest)
             scaled = scaled if scaled < np.float32(0.99999994) else np.float32(0.99999994)
             share = np.int32(np.float32(scaled * np.float32(2147483648.0)))
             up = np.int32(np.int32(random >> np.uint32(1)) < share)
             magnitude = np.int32(up if ratio < lowest else code)
-            negative = (_bits(x[j]) < np.int32(0)) & (magnitude > np.int32(0))
+            negative = (bits_of(x[j]) < np.int32(0)) & (magnitude > np.int32(0))
             codes[j] = np.uint8(magnitude | (sign_bit if negative else np.int32(0)))
 
     return loop
@@ -126,12 +141,12 @@ def _uniform_codes(x, norm, keys, bits, family, codes):
     k0, k1 = keys
     sign_bit = np.int32(1 << (bits - 1))
     for j in range(x.size):
-        random = _mix(np.uint32(k0 + np.uint32(np.uint32(j) * _GOLDEN)), k1)
+        random = mix(np.uint32(k0 + np.uint32(np.uint32(j) * _GOLDEN)), k1)
         uniform01 = np.float32(np.float32(np.int32(random >> np.uint32(8))) * np.float32(2.0**-24))
         scaled = np.float32(np.float32(abs(x[j]) / norm) * family)
         lower = np.int32(scaled)
         magnitude = np.int32(lower + np.int32(uniform01 < np.float32(scaled - np.float32(lower))))
-        negative = (_bits(x[j]) < np.int32(0)) & (magnitude > np.int32(0))
+        negative = (bits_of(x[j]) < np.int32(0)) & (magnitude > np.int32(0))
         codes[j] = np.uint8(magnitude | (sign_bit if negative else np.int32(0)))
 
 
@@ -140,7 +155,7 @@ def _table_codes(x, norm, keys, bits, family, codes):
     levels = family
     sign_bit = np.int32(1 << (bits - 1))
     for j in range(x.size):
-        random = _mix(np.uint32(k0 + np.uint32(np.uint32(j) * _GOLDEN)), k1)
+        random = mix(np.uint32(k0 + np.uint32(np.uint32(j) * _GOLDEN)), k1)
         uniform01 = np.float32(np.float32(np.int32(random >> np.uint32(8))) * np.float32(2.0**-24))
         ratio = np.float32(abs(x[j]) / norm)
         lower = np.int32(0)
@@ -158,13 +173,17 @@ def _table_codes(x, norm, keys, bits, family, codes):
 
 
 @numba.njit
-def _pack(codes, packed, bits):
+def pack(codes, packed, bits):
     """Packs `codes` (uint8, zeros behind the last one up to a multiple of 8) into all of `packed`."""
     if bits == 8:
         packed[:] = codes[: packed.size]
     elif bits == 4:
         for j in range(packed.size):
             packed[j] = np.uint8(codes[2 * j] | np.uint8(codes[2 * j + 1] << np.uint8(4)))
+    elif bits == 1:
+        words = codes.view(np.uint64)
+        for g in range(packed.size):
+            packed[g] = np.uint8(np.uint64(words[g] * _GATHER_BITS) >> np.uint64(56))
     elif bits == 2:
         for j in range(packed.size):
             low = np.uint8(codes[4 * j] | np.uint8(codes[4 * j + 1] << np.uint8(2)))
@@ -199,9 +218,10 @@ def _split_3bit(word):
 
 
 @numba.njit
-def _bucket_keys(bucket, lo, hi):
-    k0 = _mix(np.uint32(lo + np.uint32(np.uint32(bucket) * _GOLDEN)), np.uint32(0))
-    return k0, _mix(np.uint32(hi ^ k0), np.uint32(0))
+def bucket_keys(bucket, lo, hi):
+    """Returns the two words from which a bucket's random numbers are drawn."""
+    k0 = mix(np.uint32(lo + np.uint32(np.uint32(bucket) * _GOLDEN)), np.uint32(0))
+    return k0, mix(np.uint32(hi ^ k0), np.uint32(0))
 
 
 def _round_bucket(x, norm, keys, bits, family, codes):
@@ -235,10 +255,10 @@ def _encode_range(x, first, last, size, l2, bits, family, key, norms, packed):
         if norm_bits == 0 or norm_bits >= _INF_BITS:
             codes[:] = np.uint8(0)
         else:
-            keys = _bucket_keys(bucket, key[0], key[1])
-            _round_bucket(part, _float_of_bits(norm_bits), keys, bits, family, codes)
+            keys = bucket_keys(bucket, key[0], key[1])
+            _round_bucket(part, float_of_bits(norm_bits), keys, bits, family, codes)
         offset = bucket * bucket_bytes
-        _pack(codes, packed[offset : offset + (length * bits + 7) // 8], bits)
+        pack(codes, packed[offset : offset + (length * bits + 7) // 8], bits)
 
 
 def _family_argument(form: NUQFormat) -> Any:  # noqa: ANN401  # its type selects the loop
@@ -253,7 +273,7 @@ def _family_argument(form: NUQFormat) -> Any:  # noqa: ANN401  # its type select
 
 @numba.njit
 def _unpack(packed, bits, codes):
-    """Unpacks what `_pack` has packed; the rest of the last group of `codes` is left as it was."""
+    """Unpacks what `pack` has packed; the rest of the last group of `codes` is left as it was."""
     if bits == 4:
         for j in range(packed.size):
             codes[2 * j] = np.uint8(packed[j] & np.uint8(15))

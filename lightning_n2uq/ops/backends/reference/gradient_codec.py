@@ -84,13 +84,25 @@ def bucket_norms(buckets: Tensor, norm: str) -> Tensor:
 
 
 def _l2_norms(bits: Tensor, largest: Tensor) -> Tensor:
+    whole, unit = whole_magnitudes(bits, largest)
+    return ((whole * whole).sum(dim=1).double().sqrt() * unit).float()
+
+
+def whole_magnitudes(bits: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns magnitudes as 24-bit integers, and what one stands for, per row.
+
+    Args:
+        bits: The magnitudes' bit patterns, int32 `[rows, size]`.
+        largest: The largest of every row.
+
+    Returns:
+        int64 `[rows, size]`, low bits truncated, and fp64 `[rows]`.
+    """
     exponent = (bits >> 23).clamp(min=1)
     top = (largest >> 23).clamp(min=1)
     mantissa = (bits & 0x7FFFFF) | ((bits >= 0x800000).int() << 23)
-    scaled = (mantissa >> (top.unsqueeze(1) - exponent).clamp(0, 31)).long()
-    root = (scaled * scaled).sum(dim=1).double().sqrt()
-    unit = ((top - 150).long() + 1023 << 52).view(torch.float64)  # 2**(top - 150), exact
-    return (root * unit).float()
+    whole = (mantissa >> (top.unsqueeze(1) - exponent).clamp(0, 31)).long()
+    return whole, ((top - 150).long() + 1023 << 52).view(torch.float64)  # 2**(top - 150), exact
 
 
 def _round(ratio: Tensor, random: Tensor, form: NUQFormat) -> Tensor:
