@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.datamodules._data.base import DataNotFoundError
+from lightning_n2uq.datamodules._data.class_folders import Layout
 from lightning_n2uq.datamodules._data.imagenet_labels import read_class_index, read_val_labels
 from lightning_n2uq.datamodules.image_folder import ImageFolderDataModule
 
@@ -43,6 +44,8 @@ class ImageNetDataModule(ImageFolderDataModule):
         DataNotFoundError: `root` is missing, or does not say which class has which number.
     """
 
+    complete = False  # of 1,000 classes a folder may hold some
+
     def __init__(
         self,
         root: str,
@@ -72,6 +75,10 @@ class ImageNetDataModule(ImageFolderDataModule):
             seed=seed,
             drop_last=drop_last,
         )
+
+    def find_layout(self) -> Layout:
+        """Returns that every split has a folder of its own."""
+        return Layout()
 
     def find_classes(self, num_classes: int | None) -> list[str]:
         """Returns the 1,000 WordNet ids: from the class index file, else from the class folders."""

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from lightning_n2uq.datamodules._data.arrays import Normalization
 from lightning_n2uq.datamodules._data.loading import Split, SplitDataModule
+from lightning_n2uq.utils import preprocessing as kept
 from lightning_n2uq.utils.class_names import KEY, check_class_names
+from lightning_n2uq.utils.preprocessing import Preprocessing
 from lightning_n2uq.utils.validation import check_integer
 
 __all__ = ["DataNotFoundError", "ImageDataModule", "Split", "existing_path"]
@@ -38,6 +41,8 @@ class ImageDataModule(SplitDataModule):
     """
 
     samples = "images"
+    normalization: Normalization | None = None
+    """What is done to pixels last; None where the images are no pixels."""
 
     def __init__(
         self,
@@ -60,10 +65,28 @@ class ImageDataModule(SplitDataModule):
         """The names of the classes in the order of their numbers; None where the data has none."""
         return None
 
+    @property
+    def resize(self) -> int | None:
+        """The length that evaluation resizes an image's shorter side to; None where it does not."""
+        return None
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """What evaluation does to an image file; None where the images are no files."""
+        if self.normalization is None:
+            return None
+        mean, std, scale = self.normalization.mean, self.normalization.std, self.normalization.scale
+        return Preprocessing(self.in_channels, self.resize, self.image_size, mean, std, scale)
+
     def state_dict(self) -> dict[str, Any]:
-        """Returns the class names, for the checkpoint: `test` and `export` match classes by name."""
-        names = self.class_names
-        return {} if names is None else {KEY: names}
+        """Returns class names and preprocessing, for the checkpoint.
+
+        `test` and `export` match classes by name, `predict` and `export` prepare images as the network knows
+        them.
+        """
+        names, steps = self.class_names, self.preprocessing
+        state: dict[str, Any] = {} if names is None else {KEY: names}
+        return state if steps is None else {**state, kept.KEY: steps.as_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Compares the class names with a checkpoint's.

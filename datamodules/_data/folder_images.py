@@ -1,7 +1,7 @@
 """Image files decoded and transformed as they are needed."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -116,3 +116,11 @@ class FolderImages(Dataset[tuple[Tensor, Tensor]]):
             image = self.transform(image)
         width, height = image.size
         return torch.from_numpy(np.array(image).reshape(height, width, channels)).permute(2, 0, 1)
+
+
+def eval_transform(size: int, resize: int | None) -> Transform:
+    """Returns the resize of the shorter side, if there is one, and the central crop of `size`."""
+    from torchvision.transforms import v2  # here: importing torchvision takes a second
+
+    crop = v2.CenterCrop(size)
+    return cast(Transform, crop if resize is None else v2.Compose([v2.Resize(resize), crop]))

@@ -4,6 +4,7 @@ import os
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 
 from lightning_n2uq.datamodules._data.decode import BrokenImageError
@@ -24,7 +25,11 @@ class ImageSource(ABC):
 
     @abstractmethod
     def images(self, under: str) -> list[str]:
-        """Returns the sorted names of all image files anywhere below `under`."""
+        """Returns the sorted names of all image files anywhere below `under`; `""` is the root."""
+
+    @abstractmethod
+    def has_images(self, under: str) -> bool:
+        """Returns whether there is an image file anywhere below `under`."""
 
     def read(self, name: str) -> bytes:
         """Returns a file's bytes.
@@ -68,12 +73,19 @@ class FolderSource(ImageSource):
             return sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
 
     def images(self, under: str) -> list[str]:
-        """Lists image files; links to folders are followed."""
-        found: list[str] = []
-        for folder, _, files in os.walk(self.root / under, followlinks=True):
-            prefix = Path(folder).relative_to(self.root).as_posix()
-            found.extend(f"{prefix}/{file}" for file in files if is_image(file))
-        return sorted(found)
+        """Lists image files; links to folders are followed, hidden folders are not."""
+        return sorted(self._walk(under))
+
+    def has_images(self, under: str) -> bool:
+        """Looks until it finds one."""
+        return next(self._walk(under), None) is not None
+
+    def _walk(self, under: str) -> Iterator[str]:
+        for folder, folders, files in os.walk(self.root / under, followlinks=True):
+            folders[:] = [name for name in folders if name[0] != "."]
+            place = Path(folder).relative_to(self.root).as_posix()
+            prefix = "" if place == "." else f"{place}/"
+            yield from (f"{prefix}{file}" for file in files if is_image(file))
 
     def _size(self, name: str) -> int:
         return (self.root / name).stat().st_size
@@ -97,10 +109,12 @@ class ZipSource(ImageSource):
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self._opened: tuple[int, zipfile.ZipFile] | None = None
-        names = [info.filename for info in self._archive().infolist() if not _is_of_macos(info.filename)]
+        names = [info.filename for info in self._archive().infolist() if not _is_hidden(info.filename)]
         tops = {name.split("/", 1)[0] for name in names}
         only = next(iter(tops)) if len(tops) == 1 else ""
-        self._prefix = f"{only}/" if only and only not in ("train", "val", "test") else ""
+        whole = all(name.startswith(f"{only}/") for name in names)
+        around = whole and only not in ("", "train", "val", "test")
+        self._prefix = f"{only}/" if around else ""
         self._names = sorted(name.removeprefix(self._prefix) for name in names)
 
     def __getstate__(self) -> dict[str, object]:
@@ -116,12 +130,17 @@ class ZipSource(ImageSource):
 
     def folders(self, under: str) -> list[str]:
         """Implements `ImageSource`."""
-        inside = [name.removeprefix(f"{under}/") for name in self._names if name.startswith(f"{under}/")]
-        return sorted({name.split("/", 1)[0] for name in inside if "/" in name})
+        inside = (name.removeprefix(_below(under)) for name in self._names if name.startswith(_below(under)))
+        folders = {name.split("/", 1)[0] for name in inside if "/" in name}
+        return sorted(folders)
 
     def images(self, under: str) -> list[str]:
         """Implements `ImageSource`."""
-        return [name for name in self._names if name.startswith(f"{under}/") and is_image(name)]
+        return [name for name in self._names if name.startswith(_below(under)) and is_image(name)]
+
+    def has_images(self, under: str) -> bool:
+        """Implements `ImageSource`."""
+        return any(name.startswith(_below(under)) and is_image(name) for name in self._names)
 
     def _size(self, name: str) -> int:
         return self._archive().getinfo(self._prefix + name).file_size
@@ -138,9 +157,14 @@ class ZipSource(ImageSource):
         return f"{info.file_size}:{info.CRC:08x}"
 
 
-def _is_of_macos(name: str) -> bool:
-    """Returns whether a name in an archive is what macOS puts beside the files that were packed."""
-    return name.startswith("__MACOSX/") or name.rsplit("/", 1)[-1] == ".DS_Store"
+def _below(under: str) -> str:
+    return f"{under}/" if under else ""
+
+
+def _is_hidden(name: str) -> bool:
+    """Returns whether a name in an archive is in a hidden folder, or what macOS puts beside packed files."""
+    parts = name.split("/")
+    return parts[0] == "__MACOSX" or any(part[0:1] == "." and part.strip(".") for part in parts)
 
 
 def is_image(name: str) -> bool:

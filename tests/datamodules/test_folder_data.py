@@ -77,6 +77,7 @@ def test_a_zip_reads_like_its_folder_also_in_workers(folder):
 def test_augmentation_follows_from_seed_epoch_and_image(tmp_path):
     noise = torch.randint(0, 256, (48, 64, 3), dtype=torch.uint8).numpy()
     for number in range(4):
+        write(tmp_path / "val" / "x" / f"{number}.png")
         write(tmp_path / "train" / "x" / f"{number}.png")
         Image.fromarray(noise).save(tmp_path / "train" / "x" / f"{number}.png")
     data = module(tmp_path)
@@ -197,18 +198,20 @@ def test_missing_folders_are_one_line(folder):
         DataNotFoundError, match=r"^root: got '.*/gone', which does not exist; expected a folder"
     ):
         module(folder / "gone")
-    with pytest.raises(DataNotFoundError, match=r"^root: got '.*/train', which holds no train/<class>/"):
-        module(folder / "train")
+    with pytest.raises(DataNotFoundError, match=r"^root: got '.*/ant', which holds no class folders"):
+        module(folder / "train" / "ant")
     write(folder / "val" / "wasp" / "0.png")
     with pytest.raises(ValueError, match="val/ has the unknown class 'wasp'"):
         module(folder).setup("fit")
 
 
-def test_a_batch_larger_than_the_training_split_is_refused(folder):
-    with pytest.raises(
-        ValueError, match=r"^batch_size: got 13, allowed is 1 to 12 \(the training split has 12 images\)$"
+def test_a_batch_larger_than_the_training_split_is_all_of_it(folder):
+    data = module(folder, batch_size=13)
+    with pytest.warns(
+        UserWarning, match="batch_size: got 13, the training split has 12 images: a batch has 12"
     ):
-        module(folder, batch_size=13).setup("fit")
+        data.setup("fit")
+    assert [len(labels) for _, labels in data.train_dataloader()] == [12]
 
 
 def index_file(path, wnids=WNIDS):
