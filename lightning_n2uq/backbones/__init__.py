@@ -10,6 +10,7 @@ from torch import nn
 from lightning_n2uq.backbones.by_policy import build_by_policy
 from lightning_n2uq.backbones.integer import INTEGER_OPTIONS
 from lightning_n2uq.backbones.mobilenet_v2 import mobilenet_v2
+from lightning_n2uq.backbones.own import find_own, quantizes_itself, register, registered, taken
 from lightning_n2uq.backbones.resnet import resnet18, resnet20, resnet34, resnet50
 from lightning_n2uq.utils.torchvision_models import TIMM, TORCHVISION
 from lightning_n2uq.utils.validation import check
@@ -33,14 +34,17 @@ def names() -> list[str]:
 
 
 def build(name: str, **arguments: Any) -> nn.Module:  # noqa: ANN401 -- each network types its own arguments
-    """Builds the network `name`, or the network of another library that a prefix in `CONVERTED` names.
+    """Builds the network `name`, one of another library (`CONVERTED`), or one of the user's own (`own`).
 
     Any of them takes `policy`, the fields of `convert.Policy`, for methods and bits layer by layer.
 
     Raises:
         ValueError: The name or an argument is unknown, or the network refuses a value.
     """
-    if name.startswith(CONVERTED):
+    own = find_own(name)
+    if own is not None and quantizes_itself(own):
+        return own(**taken(own, arguments))
+    if own is not None or name.startswith(CONVERTED):
         from lightning_n2uq.convert import build_converted  # only where one is asked for
 
         for option in INTEGER_OPTIONS:
@@ -53,12 +57,13 @@ def build(name: str, **arguments: Any) -> nn.Module:  # noqa: ANN401 -- each net
             )
 
         try:
-            return build_converted(name, **arguments)
+            return build_converted(name, own=own, **arguments)
         except TypeError as error:
             raise ValueError(f"backbone {name!r}: {error}") from error
     if name not in BACKBONES:
         raise ValueError(
-            f"backbone: got {name!r}, allowed are {', '.join(BACKBONES)}, torchvision/<model>, timm/<model>"
+            f"backbone: got {name!r}, allowed are {', '.join([*BACKBONES, *registered()])}, "
+            "torchvision/<model>, timm/<model>, or the import path of a module's class"
         )
     policy = arguments.pop("policy", None)
     try:
@@ -69,4 +74,14 @@ def build(name: str, **arguments: Any) -> nn.Module:  # noqa: ANN401 -- each net
         raise ValueError(f"backbone {name!r}: {error}") from error
 
 
-__all__ = ["BACKBONES", "build", "mobilenet_v2", "names", "resnet18", "resnet20", "resnet34", "resnet50"]
+__all__ = [
+    "BACKBONES",
+    "build",
+    "mobilenet_v2",
+    "names",
+    "register",
+    "resnet18",
+    "resnet20",
+    "resnet34",
+    "resnet50",
+]

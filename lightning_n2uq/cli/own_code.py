@@ -15,7 +15,12 @@ from typing import Any
 import yaml
 
 _SECTIONS = ("model", "data")
-_PACKAGED = {"model": "lightning_n2uq.modules", "data": "lightning_n2uq.datamodules"}
+_CALLBACKS = "trainer.callbacks"
+_PACKAGED = {
+    "model": "lightning_n2uq.modules",
+    "data": "lightning_n2uq.datamodules",
+    _CALLBACKS: "lightning_n2uq.callbacks",
+}
 
 
 def see_current_folder() -> None:
@@ -36,11 +41,13 @@ def check_importable(paths: Sequence[str], arguments: Sequence[str]) -> None:
         ValueError: A module is not there, fails as it is imported, or lacks the class; one line.
     """
     named = dict(_in_arguments(arguments))
+    callbacks = _callbacks_in_arguments(arguments)
     for path in paths:
         if "://" not in path:
             config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
             named = {**dict(_in_config(config)), **named}
-    for key, name in named.items():
+            callbacks += _callbacks_in_config(config)
+    for key, name in (*named.items(), *((_CALLBACKS, name) for name in callbacks)):
         if "." in name:
             _check(key, name)
 
@@ -108,6 +115,24 @@ def _in_config(config: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401
             value = value.get("class_path")
         if isinstance(value, str):
             yield key, value
+
+
+def _callbacks_in_config(config: Any) -> list[str]:  # noqa: ANN401
+    trainer = config.get("trainer") if isinstance(config, dict) else None
+    entries = trainer.get("callbacks") if isinstance(trainer, dict) else None
+    listed = entries if isinstance(entries, list) else [entries]
+    paths = [entry.get("class_path") if isinstance(entry, dict) else entry for entry in listed]
+    return [path for path in paths if isinstance(path, str)]
+
+
+def _callbacks_in_arguments(arguments: Sequence[str]) -> list[str]:
+    """Returns what `--trainer.callbacks NAME` and `--trainer.callbacks+=NAME` name."""
+    found = []
+    for place, text in enumerate(arguments):
+        flag, equals, value = text.partition("=")
+        if flag.removesuffix("+") == f"--{_CALLBACKS}":
+            found.append(value if equals else next(iter(arguments[place + 1 :]), ""))
+    return [name for name in found if not name.startswith(("{", "["))]
 
 
 def _in_arguments(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -27,8 +28,9 @@ def build_converted(
     in_channels: int = 3,
     pretrained: bool = False,
     model_args: Mapping[str, Any] | None = None,
+    own: Callable[..., nn.Module] | None = None,
 ) -> nn.Module:
-    """Builds `torchvision/<model>` or `timm/<model>`, quantizes it and logs the report.
+    """Builds `torchvision/<model>`, `timm/<model>` or `own`, quantizes it and logs the report.
 
     The structure depends on the arguments only, so that a checkpoint loads into it again; input ranges are
     fitted to the first batch in training (or by `convert.calibrate`).
@@ -46,7 +48,8 @@ def build_converted(
         in_channels: The channels of the image; torchvision's networks take 3 only.
         pretrained: Whether to start from the library's default weights (downloaded or cached). Their number
             of classes has to be `num_classes` (torchvision), or the last layer is replaced (timm).
-        model_args: Further arguments of the library's constructor.
+        model_args: Further arguments of the network's constructor.
+        own: A user's own float network, which `name` names in messages.
 
     Raises:
         ValueError: A network or argument is unknown, or weights cannot be had.
@@ -61,6 +64,10 @@ def build_converted(
     if not quantize_downsample:
         values["rules"] = [*(values.get("rules") or []), _RULE_FOR_DOWNSAMPLING]
     checked = Policy.from_mapping(values)  # before the network is built or downloaded
+    if own is not None:
+        return _quantized(
+            name, _own(own, num_classes, in_channels, pretrained, dict(model_args or {})), checked
+        )
     prefixes = (TORCHVISION, TIMM)
     check(name.startswith(prefixes), "backbone", name, f"are names that start with {' or '.join(prefixes)}")
     build = _torchvision if name.startswith(TORCHVISION) else _timm
@@ -68,11 +75,28 @@ def build_converted(
         model = build(name, num_classes, in_channels, pretrained, dict(model_args or {}))
     except TypeError as error:
         raise ValueError(f"model_args: got {dict(model_args or {})}, {name} refuses: {error}") from error
+    return _quantized(name, model, checked)
+
+
+def _quantized(name: str, model: nn.Module, policy: Policy) -> nn.Module:
     # Lightning's, not that of its utilities: it knows the rank without a trainer, too.
     from lightning.fabric.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 
-    rank_zero_info(f"{name} by the policy:\n{quantize_model(model, checked)}")
+    rank_zero_info(f"{name} by the policy:\n{quantize_model(model, policy)}")
     return model
+
+
+def _own(
+    maker: Callable[..., nn.Module],
+    num_classes: int,
+    in_channels: int,
+    pretrained: bool,
+    args: dict[str, Any],
+) -> nn.Module:
+    check(not pretrained, "pretrained", pretrained, "is false with a network of your own (see init_from)")
+    known = inspect.signature(maker).parameters
+    given = {"num_classes": num_classes, "in_channels": in_channels}
+    return maker(**{**{name: value for name, value in given.items() if name in known}, **args})
 
 
 def _torchvision(

@@ -86,3 +86,19 @@ def test_a_monitor_that_somebody_chose_is_refused_before_training(own, capsys):
     line = refused(["fit", "--config", "own.yaml", "--checkpoint.monitor", "val/los"], capsys)
     assert "BestAndLastModelCheckpoint.monitor: got 'val/los'" in line
     assert "val_loss" in line
+
+
+def test_errors_of_the_users_callbacks_are_shown_as_they_are(own, capsys):
+    Path("users_bad.py").write_text("import math\nimport no_such_package\n")
+    line = refused(["fit", "--config", "own.yaml", "--trainer.callbacks+=users_bad.Watch"], capsys)
+    assert "trainer.callbacks: cannot import 'users_bad' (ModuleNotFoundError: No module named" in line
+    assert "users_bad.py:2" in line
+    Path("users_calls.py").write_text(
+        "from lightning.pytorch import Callback\n\nclass Watch(Callback):\n"
+        "    def __init__(self):\n        raise RuntimeError('no luck')\n"
+    )
+    line = refused(["fit", "--config", "own.yaml", "--trainer.callbacks+=users_calls.Watch"], capsys)
+    assert "RuntimeError: no luck (users_calls.py:5 in __init__)" in line
+    line = refused(["fit", "--config", "own.yaml", "--trainer.callbacks+=users_calls.Wach"], capsys)
+    assert "trainer.callbacks: got 'users_calls.Wach', allowed are Watch in users_calls" in line
+    sys.modules.pop("users_calls", None)
