@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_n2uq.utils.class_names import KEY
+from lightning_n2uq.utils.preprocessing import KEY as PREPROCESSING
+from lightning_n2uq.utils.preprocessing import preprocessing_from
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,10 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = parser().parse_args(argv)
     _check(arguments)
+    from lightning_n2uq.cli.own_code import see_current_folder
     from lightning_n2uq.export.ir.sizes import size_report
     from lightning_n2uq.export.lower.checkpoint import is_foreign, load_network
     from lightning_n2uq.export.lower.preprocessing import with_normalization
 
+    see_current_folder()  # where a backbone of the user's own may lie
     if is_foreign(arguments.ckpt):
         from lightning_n2uq.export.program import command
 
@@ -50,13 +54,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         from lightning_n2uq.export.program import command
 
         return command.run(model, shape, metadata, arguments, description)
+    _pixels(arguments, metadata)
     if arguments.mean is not None:
         description = with_normalization(description, arguments.mean, arguments.std, arguments.pixel_scale)
     print(description.summary())
     output = Path(arguments.output)
     _write(description, output, arguments)
     print(f"wrote {output}\n{size_report(description, output.stat().st_size)}")
+    print(_interface(description))
     return 0 if arguments.verify is None or _verify(description, model, output, arguments) else 1
+
+
+def _pixels(arguments: argparse.Namespace, metadata: dict[str, str]) -> None:
+    """With `--pixels`, takes mean, deviation and scale from the run."""
+    if not arguments.pixels:
+        return
+    if PREPROCESSING not in metadata:
+        raise ValueError(
+            f"pixels: {arguments.ckpt!r} holds no preprocessing, give --mean, --std and --pixel-scale instead"
+        )
+    steps = preprocessing_from(json.loads(metadata[PREPROCESSING]), "ckpt")
+    arguments.mean, arguments.std, arguments.pixel_scale = steps.mean, steps.std, steps.pixel_scale
+
+
+def _interface(description: Description) -> str:
+    """Returns what goes in and out, in words."""
+    first, classes = description.input, json.loads(description.metadata.get(KEY, "null"))
+    lines = [f"input {first.name}: {first.dtype} [N, {', '.join(map(str, first.shape))}]"]
+    if PREPROCESSING in description.metadata:
+        steps = preprocessing_from(json.loads(description.metadata[PREPROCESSING]), "ckpt")
+        inside = " (the last inside the network)" if first.dtype == "uint8" else ""
+        lines.append(f"prepared by: {steps}{inside}")
+    names = f": {', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}" if classes else ""
+    return "\n".join([*lines, f"output {description.output}{names}"])
 
 
 def _description(
@@ -78,7 +108,9 @@ def _description(
 def parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
     p = argparse.ArgumentParser(prog="n2uq export", description=__doc__.partition("\n")[0])
-    p.add_argument("--ckpt", required=True, help="checkpoint of a trained network")
+    p.add_argument(
+        "--ckpt", "--ckpt_path", required=True, metavar="FILE", help="checkpoint of a trained network"
+    )
     p.add_argument("--format", choices=list(PACKAGES), default="onnx")
     p.add_argument(
         "--exporter",
@@ -96,6 +128,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--engines",
         help="engines of --verify (default: torch,fast,numpy,onnxruntime,qonnx, and pt2 for its files)",
+    )
+    p.add_argument(
+        "--pixels",
+        action="store_true",
+        help="take uint8 pixels and normalize inside, by the run's own mean and deviation",
     )
     p.add_argument("--mean", type=_numbers, help="take uint8 pixels and normalize inside: mean by channel")
     p.add_argument("--std", type=_numbers, help="likewise: standard deviation by channel")
@@ -139,6 +176,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"verify_root: got {arguments.verify_root!r} without verify, give both or neither")
     if arguments.exporter == "torch" and arguments.format != "onnx":
         raise ValueError(f"exporter: got 'torch' with format {arguments.format!r}, allowed is onnx")
+    if arguments.pixels and arguments.mean is not None:
+        raise ValueError("pixels: given together with mean, allowed is one of them")
     if (arguments.mean is None) != (arguments.std is None):
         raise ValueError("mean, std: one without the other, give both or neither")
 

@@ -12,6 +12,8 @@ from lightning_n2uq.checkpointing.reading import read_file
 from lightning_n2uq.convert.record import KEY as QUANTIZATION
 from lightning_n2uq.utils.class_names import KEY as CLASS_NAMES
 from lightning_n2uq.utils.class_names import saved_class_names
+from lightning_n2uq.utils.preprocessing import KEY as PREPROCESSING
+from lightning_n2uq.utils.preprocessing import saved_preprocessing
 from lightning_n2uq.utils.version import __version__, git_revision
 
 
@@ -46,6 +48,13 @@ def load_network(path: str) -> tuple[nn.Module, tuple[int, int, int], dict[str, 
     return model.eval(), shape, _metadata(checkpoint, settings)
 
 
+def run_metadata(checkpoint: object) -> dict[str, str]:
+    """Returns what a checkpoint keeps of its data: class names and preprocessing, each as JSON."""
+    classes, steps = saved_class_names(checkpoint), saved_preprocessing(checkpoint, "ckpt")
+    metadata = {} if not classes else {CLASS_NAMES: json.dumps(classes, ensure_ascii=False)}
+    return metadata if steps is None else {**metadata, PREPROCESSING: steps.as_json()}
+
+
 def _metadata(checkpoint: dict[str, Any], settings: dict[str, Any]) -> dict[str, str]:
     names = ("backbone", "weight_quantizer", "activation_quantizer", "weight_bits", "activation_bits")
     metadata = {name: str(settings[name]) for name in (*names, "num_classes") if name in settings}
@@ -53,7 +62,6 @@ def _metadata(checkpoint: dict[str, Any], settings: dict[str, Any]) -> dict[str,
         if isinstance(state, dict) and state.get("best_model_score") is not None:
             metadata["best_score"] = f"{state.get('monitor')}={float(state['best_model_score']):.6g}"
             break
-    if classes := saved_class_names(checkpoint):
-        metadata[CLASS_NAMES] = json.dumps(classes, ensure_ascii=False)
+    metadata.update(run_metadata(checkpoint))
     metadata["epoch"] = str(checkpoint.get("epoch", "unknown"))
     return {**metadata, "package": f"lightning_n2uq {__version__}", "git_revision": git_revision()}

@@ -10,6 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lightning_n2uq.checkpointing.reading import read_file
+from lightning_n2uq.export.lower.checkpoint import run_metadata
+from lightning_n2uq.export.lower.trace import OUTPUT
 from lightning_n2uq.export.program.explain import explain_file, explain_modules
 from lightning_n2uq.export.program.modules import load_run, run_batches
 from lightning_n2uq.export.program.onnx_program import ExportedProgram, Inputs, export_program
@@ -19,6 +22,7 @@ from lightning_n2uq.utils.version import __version__
 
 _BY_STEPS = {
     "mean": None,
+    "pixels": False,
     "std": None,
     "sweep": None,
     "engines": None,
@@ -53,7 +57,7 @@ def run(
     """
     _check_options(arguments, reason)
     network = getattr(model, "backbone", model)
-    program = export_program(network, torch.zeros(2, *shape), metadata=metadata)
+    program = export_program(network, torch.zeros(2, *shape), metadata=metadata, output=OUTPUT)
     _save(program, arguments, reason)
     if arguments.verify is None:
         return 0
@@ -81,6 +85,7 @@ def run_module(arguments: argparse.Namespace) -> int:
     built, inputs = load_run(arguments.ckpt)
     module = built.model
     metadata = {"module": type(module).__name__, "package": f"lightning_n2uq {__version__}"}
+    metadata.update(run_metadata(read_file(arguments.ckpt, "ckpt", mmap=True)))
     program = export_program(module, *inputs.arguments, keywords=inputs.keywords, metadata=metadata)
     _save(program, arguments, f"{type(module).__name__} is a LightningModule of its own")
     if arguments.verify is None:

@@ -115,6 +115,7 @@ def export_program(
     *arguments: Any,  # noqa: ANN401 -- whatever the network takes
     keywords: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str] | None = None,
+    output: str = "output",
 ) -> ExportedProgram:
     """Exports a trained network of any structure that torch can trace.
 
@@ -127,6 +128,7 @@ def export_program(
             batch sizes where this one is above 1 and the network allows it.
         keywords: Further arguments by name.
         metadata: Texts to keep with the network.
+        output: The name of the file's output; further ones get a number behind it.
 
     Raises:
         ValueError: Nothing is quantized, a quantizer was never fitted, or torch cannot trace or write the
@@ -137,7 +139,7 @@ def export_program(
         outputs = inputs.call(deployed.model)
     watched = _Watched(deployed.model, list(inputs.keywords)).eval()
     program, dynamic = _traced(watched, (*inputs.arguments, *inputs.keywords.values()))
-    names = [f"output{index}" if index else "output" for index in range(len(outputs))]
+    names = [f"{output}{index}" if index else output for index in range(len(outputs))]
     # In the order of the traced outputs: a dict keeps the order of its keys.
     seen = [INPUTS + name for name in trace.inputs] + [CODES + name for name in trace.codes]
     file = _written(program, inputs.names(deployed.model), [*names, *seen])
