@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,8 @@ class PredictionsFile(BasePredictionWriter):
     has one line. Images that could not be decoded have none.
 
     Args:
-        folder: Where rank 0 writes `predictions.csv`.
+        folder: Where rank 0 writes `predictions.csv`: index, predicted label and probabilities, and behind
+            them the class by name and the file, where the data knows them.
     """
 
     def __init__(self, folder: str) -> None:
@@ -70,9 +71,23 @@ class PredictionsFile(BasePredictionWriter):
         with replacing(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             classes = len(rows[0][2]) if rows else 0
-            writer.writerow(["index", "label", *(f"probability_{c}" for c in range(classes))])
-            writer.writerows([index, label, *row] for index, label, row in rows)
+            more = _told_by_data(trainer)
+            writer.writerow(["index", "label", *(f"probability_{c}" for c in range(classes)), *more])
+            for index, label, row in rows:
+                writer.writerow([index, label, *row, *(tell(index, label) for tell in more.values())])
         print(f"predictions: {self.path}")
+
+
+def _told_by_data(trainer: Trainer) -> dict[str, Callable[[int, int], str]]:
+    """Returns further columns where the data knows them: the predicted class by name, the image's file."""
+    columns: dict[str, Callable[[int, int], str]] = {}
+    names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+    name_of = getattr(getattr(trainer.predict_dataloaders, "dataset", None), "name", None)
+    if names is not None:
+        columns["class"] = lambda index, label: str(names[label])
+    if callable(name_of):
+        columns["file"] = lambda index, label: str(name_of(index))
+    return columns
 
 
 def _readable(trainer: Trainer, indices: Sequence[int]) -> list[int]:

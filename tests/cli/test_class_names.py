@@ -60,13 +60,17 @@ def test_a_class_that_the_network_does_not_know_is_named(run, tmp_path, capsys, 
     assert "test/ has the unknown class 'ant'; allowed are cat, dog, horse, zebra" in line
 
 
+@pytest.mark.filterwarnings("ignore:root. the test split has no images of 'cat'")
 def test_a_test_set_that_lacks_a_class_is_scored_by_name(run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data, checkpoint = run
     assert command("predict", data, "--ckpt_path", str(checkpoint)) == 0
     (file,) = tmp_path.rglob("predictions.csv")
     with open(file, newline="") as stream:
-        answers = [int(row["label"]) for row in csv.DictReader(stream)]
+        rows = list(csv.DictReader(stream))
+    answers = [int(row["label"]) for row in rows]
+    assert [row["class"] for row in rows] == [CLASSES[answer] for answer in answers]
+    assert rows[0]["file"] == "val/cat/0.png"
     labels = np.repeat(np.arange(4), 4)
     kept = labels != 0
     wanted = float(np.mean(np.array(answers)[kept] == labels[kept]))
@@ -87,6 +91,7 @@ def test_classes_that_were_given_in_another_order_are_refused(run, tmp_path, cap
     assert "class 0 of the network is 'cat', that of the data is 'dog'" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:root. the val split has no images of 'wasp'")
 def test_given_classes_number_the_folders(run):
     data = ImageFolderDataModule(str(run[0]), image_size=16, num_workers=0, classes=["wasp", *CLASSES])
     data.setup("validate")
@@ -109,6 +114,7 @@ def test_ten_other_folders_are_no_test_set_of_cifar(tmp_path):
         data.setup("test")
 
 
+@pytest.mark.filterwarnings("ignore:root. the test split has no images of 'cat'")
 def test_an_export_is_not_verified_on_other_classes(run, tmp_path, capsys):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra 'export')")
     from lightning_n2uq.export import command as export
