@@ -84,7 +84,20 @@ def _dispatch(arguments: list[str]) -> int:
     if name == "--version":
         print(f"n2uq {__version__}")
         return 0
+    if name == "predict" and any(text.partition("=")[0] == "--images" for text in rest):
+        with _interrupts_end_imports():
+            from lightning_n2uq.cli.image_predictions import main as predict_images
+        return predict_images(rest)
     if name in TRAINING_COMMANDS:
+        from lightning_n2uq.cli import help_pages, quick_checks
+        from lightning_n2uq.cli.shorthands import long_names
+
+        rest = long_names(rest)
+        if (topic := help_pages.topic(rest)) is not None and topic != help_pages.ALL:
+            print(help_pages.page(name, topic))
+            return 0
+        rest = ["--help"] if topic == help_pages.ALL else rest
+        quick_checks.check(name, rest)
         with _interrupts_end_imports():
             from lightning_n2uq.cli.training import run_training_command
 

@@ -16,6 +16,7 @@ from lightning_n2uq.cli.failures import impossible
 from lightning_n2uq.cli.layers import check_layers
 from lightning_n2uq.cli.own_code import check_importable, class_of, own_error, see_current_folder
 from lightning_n2uq.cli.parser import check_linked
+from lightning_n2uq.cli.shorthands import long_names, spelled_out
 from lightning_n2uq.cli.training import N2UQCLI
 from lightning_n2uq.convert.record import KEY, Record, restore
 from lightning_n2uq.utils.state_dicts import named_like
@@ -47,14 +48,15 @@ def build(arguments: Sequence[str]) -> Built:
     Raises:
         ValueError: A config, a class or a value is impossible; one line.
     """
-    check_arguments(list(arguments))
-    resolved, paths = resolve_arguments(with_saved_config(list(arguments)))
+    given = long_names(list(arguments))
+    check_arguments(given)
+    resolved, paths = resolve_arguments(with_saved_config(given))
     for path in paths:
         check_config(path)
     check_layers(paths)
     see_current_folder()
     check_importable(paths, resolved)
-    return _Building("fit", resolved, paths).built
+    return _Building("fit", spelled_out(resolved, paths), paths).built
 
 
 def load_weights(module: LightningModule, path: str, argument: str) -> None:

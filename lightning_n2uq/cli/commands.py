@@ -25,13 +25,14 @@ TRAINING_COMMANDS: dict[str, str] = {
     "fit": "train a network (and validate it after every epoch)",
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test split",
-    "predict": "write a checkpoint's class probabilities to predictions.csv",
+    "predict": "classes of image files (--images), or of the test split",
 }
 
 COMMANDS: dict[str, Command] = {
     "configs": Command(
         "lightning_n2uq.cli.configs:list_configs", "list the configs that come with the package"
     ),
+    "completion": Command("lightning_n2uq.cli.completion:main", "a script for bash, zsh or fish"),
     "summary": Command("lightning_n2uq.summary:main", "bits, operations and bytes of every layer"),
     "sensitivity": Command(
         "lightning_n2uq.cli.sensitivity:main", "score layers, choose their bits within a budget"
@@ -53,6 +54,7 @@ def usage() -> str:
         "usage: n2uq COMMAND [options]      (n2uq COMMAND --help lists the options)\n\n"
         f"{listing}\n\n"
         "  n2uq fit --config digits/n2uq_w2a2.yaml        train the example\n"
+        "  n2uq fit --config images/n2uq_w2a2.yaml --data.root photos   train on your own images\n"
         "  n2uq test --ckpt_path runs/.../best.ckpt       evaluate what it wrote\n\n"
         "options of every command:\n"
         "  --debug    show the traceback of an error (also N2UQ_DEBUG=1)\n"

@@ -2,12 +2,15 @@
 
 import difflib
 import importlib
+import itertools
 import os
+import textwrap
 from pathlib import Path, PurePosixPath
 
 import yaml
 
 NAME_HEADER = "# name: "
+_PURPOSE = 100  # characters of `n2uq configs` for what a config is for
 MAX_BYTES, MAX_ENTRIES, MAX_DEPTH = 2**20, 100_000, 100  # of a config; the largest shipped has 66 entries
 
 
@@ -126,8 +129,26 @@ def _name(path: str) -> str:
 
 
 def list_configs(arguments: list[str]) -> int:
-    """`n2uq configs [TEXT]`: prints the names of the packaged configs (that contain the text)."""
-    for name in packaged_configs():
-        if all(text in name for text in arguments):
-            print(name)
+    """`n2uq configs [TEXT ...]`: prints packaged configs (that contain the texts), and what each is for."""
+    if any(text in ("-h", "--help") for text in arguments):
+        print(list_configs.__doc__)
+        return 0
+    found = {
+        name: path for name, path in packaged_configs().items() if all(text in name for text in arguments)
+    }
+    if not found:
+        raise ValueError(
+            f"configs: got {' '.join(arguments)!r}, which no name contains; without it all are listed"
+        )
+    width = max(map(len, found))
+    for name, path in found.items():
+        print(f"{name:<{width}}  {purpose(path)}")
     return 0
+
+
+def purpose(path: Path) -> str:
+    """Returns the beginning of the comment on top of a config."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("# "), lines)
+    text = " ".join(line.removeprefix("# ") for line in comment if not line.startswith("#  "))
+    return textwrap.shorten(text, _PURPOSE, placeholder=" ...")

@@ -27,6 +27,11 @@ _NAMED_FROM = (
     "lightning.pytorch.loggers",
 )
 _REMOVED = {("coding", "ans"): "; ans was removed because huffman is faster in every measurement"}
+TOP_KEYS = (
+    "config", "seed_everything", "trainer", "model", "data", "ckpt_path", "resume", "test_after_fit",
+    "checkpoint", "lr_monitor", "progress_bar", "guard", "non_finite_guard", "wandb",
+)  # fmt: skip
+"""What stands in front of the first dot of an option."""
 _TYPE_NAMES = {"NoneType": "null", "dict": "a mapping", "list": "a list"}
 
 
@@ -72,6 +77,7 @@ def one_line(error: BaseException) -> str:
     if "Error(s) in loading state_dict" in text:
         text = "ckpt_path: the checkpoint does not fit this model (other backbone, bits or method?): " + text
     for rule in (
+        _wrong_strategy,
         _missing_argument,
         _unknown_option,
         _wrong_class,
@@ -117,7 +123,8 @@ def _find(tree: Any, key: str) -> str:  # noqa: ANN401
     return next((found for child in children if (found := _find(child, key))), "")
 
 
-def _allowed(names: list[str], wrong: str) -> str:
+def names_and_hint(names: list[str], wrong: str) -> str:
+    """Returns what is allowed, and the name that was probably meant."""
     close = difflib.get_close_matches(wrong, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}allowed are {', '.join(names)}"
@@ -132,9 +139,26 @@ def _unknown_option(text: str) -> str | None:
     module, _, name = path.rpartition(".")
     signature = inspect.signature(getattr(importlib.import_module(module), name))
     keys = [key for key, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD]
-    return (
-        f"{_key(text)}.{option}: {_find(_given(text), option)}unknown key of {name}; {_allowed(keys, option)}"
-    )
+    hint = names_and_hint(keys, option)
+    return f"{_key(text)}.{option}: {_find(_given(text), option)}unknown key of {name}; {hint}"
+
+
+def _wrong_strategy(text: str) -> str | None:
+    """Explains the name of a strategy that is not registered; Lightning names a few of its own."""
+    found = re.search(r"invalid strategy name: `strategy='?([^'`]*)'?`", text)
+    if not found:
+        return None
+    from lightning.pytorch.strategies import StrategyRegistry
+
+    wrong = found.group(1)
+    ours = [name for name in StrategyRegistry if _strategy_is_ours(StrategyRegistry[name])]
+    others = [name for name in StrategyRegistry if name not in ours]
+    hint = names_and_hint([*ours, "auto", "ddp", "fsdp"], wrong)
+    return f"trainer.strategy: got {wrong!r}, {hint} (and Lightning's {', '.join(others[:40])})"
+
+
+def _strategy_is_ours(entry: Any) -> bool:  # noqa: ANN401  # a dictionary of the registry
+    return str(getattr(entry.get("strategy"), "__module__", "")).startswith("lightning_n2uq.")
 
 
 def _missing_argument(text: str) -> str | None:
@@ -165,7 +189,7 @@ def _wrong_class(text: str) -> str | None:
     if isinstance(given, dict) and "class_path" in given:
         wrong = given["class_path"]
     names = _class_names(text)
-    return f"{key}: got {wrong!r}, {_allowed(names, wrong)} (or the import path of another class)"
+    return f"{key}: got {wrong!r}, {names_and_hint(names, wrong)} (or the import path of another class)"
 
 
 def _class_names(text: str) -> list[str]:
@@ -244,22 +268,11 @@ def _unknown_key(text: str) -> str | None:
     if not found:
         return None
     key = found.group(1) or found.group(2)
-    names = [
-        "seed_everything",
-        "trainer",
-        "model",
-        "data",
-        "checkpoint",
-        "lr_monitor",
-        "progress_bar",
-        "guard",
-        "non_finite_guard",
-        "wandb",
-    ]
+    names = list(TOP_KEYS)
     wrong = key.partition(".")[0]
     if key.startswith("trainer."):
         from lightning.pytorch import Trainer
 
         names = list(inspect.signature(Trainer).parameters)
         wrong = key.removeprefix("trainer.")
-    return f"{key}: unknown key; {_allowed(names, wrong)}"
+    return f"{key}: unknown key; {names_and_hint(names, wrong)}"

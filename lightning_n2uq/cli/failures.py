@@ -28,6 +28,8 @@ class TrainingFailedError(RuntimeError):
 
 def impossible(what: str, error: Exception) -> ValueError:
     """Returns the error to show for one before the first batch, which only the given values can cause."""
+    if known := _missing_part(error):
+        return known
     if place := where(error):
         return ValueError(f"{_reason(error)} ({place}); --debug shows the traceback")
     return ValueError(f"config: nothing can be built from {what} ({_reason(error)}); --debug shows where")
@@ -52,6 +54,19 @@ def meaning(error: Exception, trainer: Trainer, command: str, run_dir: str) -> E
     if is_user_error(error) or origin.from_batch(error):
         return error
     return impossible("these values", error)
+
+
+def _missing_part(error: Exception) -> ValueError | None:
+    """Returns what to do about a logger that cannot start."""
+    text = str(error)
+    if type(error).__name__ == "UsageError" and "API key" in text:
+        return ValueError(
+            "wandb: nobody is logged in to Weights & Biases; allowed are `wandb login` or the variable "
+            "WANDB_API_KEY before, or --wandb offline"
+        )
+    if isinstance(error, ImportError) and "tensorboard" in text.lower():
+        return ValueError("trainer.logger: TensorBoardLogger needs a package, pip install tensorboard")
+    return None
 
 
 def _from_outside(error: Exception, trainer: Trainer, run_dir: str) -> Exception | None:

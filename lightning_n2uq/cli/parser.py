@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_n2uq.callbacks import NonFiniteGuard
 from lightning_n2uq.checkpointing import BestAndLastModelCheckpoint
+from lightning_n2uq.cli.progress import RunProgressBar
 from lightning_n2uq.cli.run_files import ROOT
 from lightning_n2uq.utils.validation import check
 
@@ -74,7 +75,7 @@ def add_options(parser: LightningArgumentParser, command: str, links: Sequence[L
     """Adds the callbacks that every run has, the links from data to model, and options of our own."""
     parser.add_lightning_class_args(BestAndLastModelCheckpoint, "checkpoint")
     parser.add_lightning_class_args(LearningRateMonitor, "lr_monitor")
-    parser.add_lightning_class_args(RichProgressBar, "progress_bar")
+    parser.add_lightning_class_args(RunProgressBar, "progress_bar")
     parser.add_lightning_class_args(NonFiniteGuard, "guard")
     parser.set_defaults(CALLBACK_DEFAULTS)
     for link in links:

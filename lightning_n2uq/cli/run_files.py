@@ -58,13 +58,25 @@ def finish_wandb(failed: bool) -> None:
         wandb.finish(exit_code=int(failed))
 
 
+def summarize_best(trainer: Trainer, checkpoint: Any) -> None:  # noqa: ANN401  # ModelCheckpoint, or none
+    """Writes the best score and its epoch's name into W&B's summary, beside the last values."""
+    score = getattr(checkpoint, "best_model_score", None)
+    if score is None or not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if type(logger).__name__ == "WandbLogger":
+            logger.experiment.summary.update({f"best/{checkpoint.monitor}": float(score)})
+
+
 def wandb_id(folder: str) -> str | None:
     """Returns the id of the W&B run whose files lie in `folder`, so that a resumed run goes on in it."""
     found = [_WANDB_FOLDER.fullmatch(path.name) for path in Path(folder, "wandb").glob("*run-*")]
     return max((match[1], match[2]) for match in found if match)[1] if any(found) else None
 
 
-def place_files(config: Namespace, run_dir: str, name: str, wandb: str | None) -> None:
+def place_files(
+    config: Namespace, run_dir: str, name: str, wandb: str | None, of_run: str | None = None
+) -> None:
     """Points checkpoints and loggers at `run_dir` (where the user set no folder) and chooses W&B's mode.
 
     Args:
@@ -72,6 +84,7 @@ def place_files(config: Namespace, run_dir: str, name: str, wandb: str | None) -
         run_dir: The run's folder.
         name: The run's name, shown by W&B.
         wandb: `online`, `offline`, `disabled`, or None to leave what the config says.
+        of_run: The folder of the run that an evaluation belongs to, whose run of W&B it goes into.
     """
     config.trainer.default_root_dir = run_dir
     if config.checkpoint.dirpath is None:
@@ -92,8 +105,8 @@ def place_files(config: Namespace, run_dir: str, name: str, wandb: str | None) -
             arguments.save_dir = os.path.abspath(arguments.save_dir)
             arguments.offline = arguments.offline if wandb is None else wandb == "offline"
             if arguments.get("id") is None and arguments.get("version") is None:
-                arguments.id = wandb_id(arguments.save_dir) if arguments.save_dir == here else None
-            arguments.name = arguments.name or f"{name}/{os.path.basename(run_dir)}"
+                arguments.id = wandb_id(of_run or arguments.save_dir) if arguments.save_dir == here else None
+            arguments.name = arguments.name or f"{name}/{os.path.basename(of_run or run_dir)}"
         kept.append(logger)
     if loggers:
         config.trainer.logger = kept or False

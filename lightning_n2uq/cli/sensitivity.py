@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lightning_n2uq.cli.arguments import with_saved_config, without_checkpoint
 from lightning_n2uq.cli.quiet import quiet_lightning
+from lightning_n2uq.cli.shorthands import long_names
 from lightning_n2uq.convert import Sensitivity, allocate_bits, sensitivity
 from lightning_n2uq.convert.allocation import COSTS, read_budget
 from lightning_n2uq.convert.scores import MEASURES
@@ -52,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
-    options, rest = parser().parse_known_args(list(argv))
+    options, rest = parser().parse_known_args(long_names(list(argv)))
     if not any(part.startswith(("--config", "-c", "--ckpt_path", "--model")) for part in rest):
         raise ValueError("config: got none, n2uq sensitivity --config FILE --ckpt_path FILE --budget ...")
     widths(options.bits)

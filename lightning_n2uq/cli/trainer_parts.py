@@ -23,6 +23,10 @@ def wanted_callbacks(config: dict[str, Any], callbacks: list[Callback], guard: b
     """
     given = _as_list(config.get("callbacks"))
     unwanted: list[type[Callback]] = []
+    if config.get("barebones"):  # measures the loop alone, and refuses whatever else there is
+        config["callbacks"] = quantizing_first(given, QuantizeModel)
+        config["logger"] = None
+        return []
     if config.get("enable_checkpointing") is False or config.get("fast_dev_run"):
         unwanted.append(Checkpoint)
     if config.get("logger") is False:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
 
 # Imported for their names: short class names and strategy names are known once their module is.
@@ -44,6 +45,7 @@ from lightning_n2uq.cli.predictions import PredictionsFile
 from lightning_n2uq.cli.quiet import quiet_lightning
 from lightning_n2uq.cli.rank_failures import check_meeting_place
 from lightning_n2uq.cli.run_record import RunRecord
+from lightning_n2uq.cli.shorthands import spelled_out
 from lightning_n2uq.cli.trainer_parts import plugins_with_checkpoint_io, wanted_callbacks
 from lightning_n2uq.modules.finders import refuse_finders
 from lightning_n2uq.utils import compat, compat_lightning
@@ -61,6 +63,7 @@ def run_training_command(command: str, arguments: list[str]) -> int:
     check_layers(paths)
     see_current_folder()
     check_importable(paths, arguments)
+    arguments = spelled_out(arguments, paths)
     with ending_at_once():
         N2UQCLI(command, arguments, paths)
     return 0
@@ -146,9 +149,17 @@ class N2UQCLI(LightningCLI):
         wandb = config.wandb or os.environ.get(WANDB_VARIABLE)
         if wandb != "online":
             os.environ.setdefault("WANDB_SILENT", "true")
-        run_files.place_files(config, self.run_dir, self.name, wandb)
+        run_files.place_files(config, self.run_dir, self.name, wandb, self._evaluated_run(config))
         if self.command == "fit" and not getattr(rank_zero_only, "rank", 0):
             self._lock(str(config.checkpoint.dirpath))
+
+    def _evaluated_run(self, config: Any) -> str | None:  # noqa: ANN401
+        """Returns the folder of the run whose checkpoint is evaluated, where the file lies in one."""
+        path = config.get("ckpt_path")
+        if self.command == "fit" or path is None or not os.path.isfile(str(path)):
+            return None
+        folder = os.path.dirname(os.path.abspath(str(path)))
+        return folder if os.path.isdir(os.path.join(folder, "wandb")) else None
 
     def _lock(self, checkpoints: str) -> None:
         """Locks what the run writes to, or leaves no empty folder behind."""
@@ -204,6 +215,9 @@ class N2UQCLI(LightningCLI):
         config["plugins"] = plugins_with_checkpoint_io(config)
         guard = self.config[self.command].non_finite_guard
         trainer = super()._instantiate_trainer(config, wanted_callbacks(config, callbacks, guard))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                compat_lightning.without_void_settings(logger)
         if self.command == "fit":
             refuse_finders(trainer.callbacks)  # type: ignore[attr-defined]
         return trainer
@@ -256,13 +270,12 @@ class N2UQCLI(LightningCLI):
         checkpoint: Any = self.trainer.checkpoint_callback
         best = getattr(checkpoint, "best_model_score", None)
         results = self._results()
-        if best is not None:
-            results[f"{checkpoint.monitor} (best)"] = float(best)
+        run_files.summarize_best(self.trainer, checkpoint)
         if self.config[self.command].test_after_fit:
             path = None if best is None else checkpoint.best_model_path  # "best" warns of a second saver
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
-            results.update(self._results())
-        self._print_summary(results)
+            results.update({name: value for name, value in self._results().items() if name[:5] == "test/"})
+        self._print_summary(results, None if best is None else (str(checkpoint.monitor), float(best)))
 
     def after_validate(self) -> None:
         """Says how it went."""
@@ -277,8 +290,12 @@ class N2UQCLI(LightningCLI):
         return {name: value.item() for name, value in metrics if name.startswith(("val/", "test/"))}
 
     @rank_zero_only
-    def _print_summary(self, results: dict[str, float]) -> None:
+    def _print_summary(self, results: dict[str, float], best: tuple[str, float] | None = None) -> None:
+        """Prints the last epoch's metrics, the best score, and the best checkpoint's test, each as such."""
         for name, value in results.items():
-            print(f"{name:<14} {value:.4f}")
+            when = "" if best is None else " (best)" if name.startswith("test/") else " (last)"
+            print(f"{name + when:<14} {value:.4f}")
+        if best is not None:
+            print(f"{best[0] + ' (best)':<14} {best[1]:.4f}")
         if os.path.isdir(self.run_dir) and set(os.listdir(self.run_dir)) - {run_lock.NAME}:
             print(f"{'files':<14} {self.run_dir}")

@@ -108,6 +108,21 @@ def checkpoint_to_come(trainer: Any) -> str | None:  # noqa: ANN401
     return None if path is None else str(path)
 
 
+def keep_metrics_on_one_line(bar: Any) -> None:  # noqa: ANN401
+    """Cuts a `RichProgressBar`'s metrics off where the terminal ends, instead of wrapping them."""
+    from rich.table import Column
+
+    column = private(bar, "_metric_component")
+    column.get_table_column = lambda: Column(no_wrap=True, overflow="ellipsis")
+
+
+def without_void_settings(logger: Any) -> None:  # noqa: ANN401
+    """Takes from a `WandbLogger` the argument that W&B has removed, and warns of at every start."""
+    settings = private(logger, "_wandb_init")
+    if settings.get("anonymous") is None:
+        settings.pop("anonymous", None)
+
+
 CHILD_WEIGHTS = ".temp.ckpt"
 """The file in which a process that `ddp_spawn` or `ddp_fork` started hands its weights to the command."""
 
