@@ -41,8 +41,6 @@ class ImageDataModule(SplitDataModule):
     """
 
     samples = "images"
-    normalization: Normalization | None = None
-    """What is done to pixels last; None where the images are no pixels."""
 
     def __init__(
         self,
@@ -73,10 +71,10 @@ class ImageDataModule(SplitDataModule):
     @property
     def preprocessing(self) -> Preprocessing | None:
         """What evaluation does to an image file; None where the images are no files."""
-        if self.normalization is None:
+        used: Normalization | None = getattr(self, "normalization", None)
+        if used is None:
             return None
-        mean, std, scale = self.normalization.mean, self.normalization.std, self.normalization.scale
-        return Preprocessing(self.in_channels, self.resize, self.image_size, mean, std, scale)
+        return Preprocessing(self.in_channels, self.resize, self.image_size, used.mean, used.std, used.scale)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns class names and preprocessing, for the checkpoint.

@@ -25,7 +25,7 @@ def wanted_callbacks(config: dict[str, Any], callbacks: list[Callback], guard: b
     unwanted: list[type[Callback]] = []
     if config.get("barebones"):  # measures the loop alone, and refuses whatever else there is
         config["callbacks"] = quantizing_first(given, QuantizeModel)
-        config["logger"] = None
+        config["logger"] = config["log_every_n_steps"] = None
         return []
     if config.get("enable_checkpointing") is False or config.get("fast_dev_run"):
         unwanted.append(Checkpoint)

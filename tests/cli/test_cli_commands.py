@@ -43,7 +43,7 @@ def test_a_registered_command_is_imported_when_it_runs(monkeypatch, capsys, tmp_
 
 @pytest.mark.parametrize("command", list(commands.TRAINING_COMMANDS))
 def test_help_shows_the_options(command, capsys, in_empty_folder):
-    assert main([command, "--help"]) == 0
+    assert main([command, "--help", "all"]) == 0
     text = capsys.readouterr().out
     for option in (
         "--config",

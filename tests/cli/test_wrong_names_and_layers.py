@@ -54,8 +54,8 @@ def test_fewer_epochs_than_are_done_is_one_line(trained, in_empty_folder, capsys
 
 
 def test_an_argument_that_a_class_lacks_is_named(in_empty_folder, capsys):
-    assert main(["fit", *SMALL, "--trainer.logger", "TensorBoardLogger"]) == 2
-    assert "trainer.logger.save_dir: missing, TensorBoardLogger" in error_line(capsys)
+    assert main(["fit", *SMALL, "--trainer.callbacks", "GradientAccumulationScheduler"]) == 2
+    assert "scheduling: missing, GradientAccumulationScheduler" in error_line(capsys)
 
 
 @pytest.mark.parametrize(
