@@ -87,7 +87,7 @@ def test_one_that_takes_bits_quantizes_itself(mine):
     [
         ("own_net.nothing", "which is nothing of that name; allowed are classes of modules"),
         ("own_net.number", "which is a int; allowed"),
-        ("own_net.unregistered", r"which is a function; allowed .* register\(NAME\)"),
+        ("own_net.unregistered", r"which is a function; allowed .*register\(NAME\)"),
         ("os.system", "which is a builtin_function_or_method; allowed"),
         ("no_such_module.Net", r"cannot import 'no_such_module' \(ModuleNotFoundError: No module named"),
         ("resnet21", "allowed are mobilenet_v2, resnet18, .*, timm/<model>, or the import path of"),
