@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from lightning_n2uq.cli import help_pages
+from lightning_n2uq.cli import help_pages, sources
 from lightning_n2uq.cli.commands import COMMANDS, TRAINING_COMMANDS
 from lightning_n2uq.cli.configs import packaged_configs
 
@@ -56,7 +56,7 @@ def script(shell: str) -> str:
         "commands": " ".join([*TRAINING_COMMANDS, *COMMANDS]),
         "configs": " ".join(f"{name}.yaml" for name in packaged_configs()),
         "options": " ".join(sorted(set(re.findall(r"^  (--[\w.]+)", pages, re.MULTILINE)) | {"--help"})),
-        "topics": " ".join(["all", "Trainer", *help_pages.sources.our_classes()]),
+        "topics": " ".join(["all", "Trainer", *sources.our_classes()]),
     }
     if shell == "fish":
         extra = "".join(

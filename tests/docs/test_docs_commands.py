@@ -25,7 +25,7 @@ NOT_RUN = {
     r"TORCH=|g\+\+ |\./run": "compiles a program; tests/export/test_pt2_export.py runs it",
     r"python -m venv|git clone|finn-env": "needs a network, and FINN",
     r"n2uq convert": "needs a published checkpoint; tests/interop makes one",
-    r"n2uq export .*--engines|.*\.zip": "needs a trained network's images",
+    r"n2uq export .*--engines|.*\.zip|n2uq predict --images": "needs a trained network's images",
     r"python .*staircase": "draws a network that has been trained",
 }
 """Beginnings of commands that are not run, and why. Their flags are checked nevertheless (test_docs.py)."""
