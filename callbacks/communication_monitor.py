@@ -7,10 +7,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DDPStrategy
 from lightning_utilities.core.rank_zero import rank_zero_info
+from torch.optim import Optimizer
 
 from lightning_n2uq.distributed.collectives import time_all_reduce
 from lightning_n2uq.distributed.stats import ExchangeStats, StepStats
+from lightning_n2uq.scaling.recorder import Recorder
 from lightning_n2uq.strategies.nuqsgd import NUQSGDStrategy
 from lightning_n2uq.utils.validation import check_integer
 
@@ -24,7 +27,10 @@ class CommunicationMonitor(pl.Callback):
     `ratio` (an fp32 all-reduce's bytes over ours), `encode_s`, `exchange_s`, `decode_s`,
     `sync_s`, `relative_error` (squared, of what rank 0 sent) and `nonfinite_buckets`.
     After the fit one line says whether compression paid off on this network, which it finds out by
-    timing one fp32 all-reduce of the gradient's size.
+    timing one fp32 all-reduce of the gradient's size. With `nuqsgd_local` the figures are those of a round.
+
+    For `n2uq advise` it measures, with plain `ddp` too, the time of a step, the speed of the link and what
+    each codec would lose of the gradients of a logged step (on rank 0, on 131,072 coordinates).
 
     Args:
         every_n_steps: Optimizer steps between two logs; measuring the error costs one decode.
@@ -34,7 +40,7 @@ class CommunicationMonitor(pl.Callback):
 
     Raises:
         ValueError: `every_n_steps` is below 1.
-        MisconfigurationException: The trainer's strategy is not a `NUQSGDStrategy`.
+        MisconfigurationException: The trainer's strategy is neither of ours nor DDP.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
@@ -43,19 +49,51 @@ class CommunicationMonitor(pl.Callback):
         self._seen = -1
         self._total = StepStats()
         self._steps = 0
+        self._recorder, self._looked = Recorder(), -1
+        self._figures: dict[str, float] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuses strategies that count nothing."""
-        if stage == "fit" and not isinstance(trainer.strategy, NUQSGDStrategy):
+        if stage == "fit" and not isinstance(trainer.strategy, DDPStrategy):
+            name = type(trainer.strategy).__name__
             raise MisconfigurationException(
-                f"CommunicationMonitor needs a nuqsgd strategy, got {type(trainer.strategy).__name__}"
+                f"CommunicationMonitor needs a nuqsgd strategy or ddp, got {name}"
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Switches the counters on; a single process has nothing to count."""
+        strategy = trainer.strategy
+        per_node = trainer.world_size // trainer.num_nodes
+        min_numel = strategy.config.min_numel if isinstance(strategy, NUQSGDStrategy) else 256
+        self._recorder.start(pl_module, strategy.root_device, per_node, min_numel, _period(trainer))
         stats = _stats(trainer)
         if stats is not None:
-            stats.watch, stats.measure_every = True, self.every_n_steps
+            stats.watch, stats.measure_every = True, max(1, self.every_n_steps // _period(trainer))
+
+    def on_train_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,  # noqa: ANN401  # Lightning's signature
+        batch_idx: int,
+    ) -> None:
+        """Starts the clock of steps."""
+        self._recorder.begin_batch()
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Looks at the gradients of a step that is logged."""
+        if trainer.global_step % self.every_n_steps == 0 and trainer.is_global_zero:
+            self._recorder.look_at(pl_module.parameters(), _own_norm_sq(trainer))
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stops the clock of steps."""
+        self._recorder.pause()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stops the clock of steps."""
+        self._recorder.pause()
 
     def on_train_batch_end(
         self,
@@ -66,14 +104,28 @@ class CommunicationMonitor(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Logs the step's figures, if gradients were synchronised in this batch."""
+        self._recorder.end_batch(trainer.global_step)
+        last = self._collect(trainer)
+        found = {} if last is None else figures(last)
+        if last is not None or (_stats(trainer) is None and self._is_due(trainer)):
+            self._figures = {**found, **self._recorder.metrics()}
+            pl_module.log_dict(self._figures, on_step=True, on_epoch=False, rank_zero_only=True)
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        """Returns whether a step without counters is to be logged, once each."""
+        due = (trainer.global_step - 1) % self.every_n_steps == 0 and trainer.global_step != self._looked
+        self._looked = trainer.global_step
+        return due
+
+    def _collect(self, trainer: pl.Trainer) -> StepStats | None:
+        """Adds an exchange that has ended since the last call; returns it if it is to be logged."""
         stats = _stats(trainer)
         if stats is None or stats.last is None or stats.last.step == self._seen:
-            return
+            return None
         last = stats.last
         self._seen = last.step
         self._add(last)
-        if stats.measures(last.step):
-            pl_module.log_dict(figures(last), on_step=True, on_epoch=False, rank_zero_only=True)
+        return last if stats.measures(last.step) else None
 
     def _add(self, step: StepStats) -> None:
         self._steps += 1
@@ -82,15 +134,17 @@ class CommunicationMonitor(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Times one fp32 all-reduce (all ranks take part) and print the line on rank 0."""
+        self._collect(trainer)  # a round that the end of training has ended
         if self._steps:
             coordinates = self._total.coordinates // self._steps
             full_seconds = time_all_reduce(coordinates, trainer.strategy.root_device)
-            self.summary = verdict(self._total, self._steps, full_seconds)
-            rank_zero_info(self.summary)
+            self.summary = verdict(self._total, self._steps, full_seconds, _period(trainer))
+            rank_zero_info(f"{self.summary}; `n2uq advise RUN` says what other methods would cost here")
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the totals."""
-        return {"steps": self._steps, **{name: getattr(self._total, name) for name in _TOTALS}}
+        """Returns the totals, and the figures that were logged last, for `n2uq advise`."""
+        totals = {"steps": self._steps, **{name: getattr(self._total, name) for name in _TOTALS}}
+        return totals | ({"figures": dict(self._figures)} if self._figures else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues the totals."""
@@ -103,6 +157,22 @@ def _stats(trainer: pl.Trainer) -> ExchangeStats | None:
     return (
         strategy.state.stats if isinstance(strategy, NUQSGDStrategy) and strategy.state is not None else None
     )
+
+
+def _own_norm_sq(trainer: pl.Trainer) -> float:
+    """Returns the squared norm of this rank's own gradient in the step just averaged, 0 if unknown."""
+    strategy, stats = trainer.strategy, _stats(trainer)
+    scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+    if stats is None or stats.last is None or scaled or not isinstance(strategy, NUQSGDStrategy):
+        return 0.0
+    whole = strategy.steps_per_exchange == 1 and not strategy.config.hierarchical
+    return stats.last.norm_sq if whole else 0.0
+
+
+def _period(trainer: pl.Trainer) -> int:
+    """Returns the optimizer steps between two exchanges."""
+    strategy = trainer.strategy
+    return strategy.steps_per_exchange if isinstance(strategy, NUQSGDStrategy) else 1
 
 
 def figures(step: StepStats) -> Mapping[str, float]:
@@ -121,19 +191,22 @@ def figures(step: StepStats) -> Mapping[str, float]:
     return found
 
 
-def verdict(total: StepStats, steps: int, full_seconds: float) -> str:
-    """Returns one line that says whether the exchange takes less time than an fp32 all-reduce.
+def verdict(total: StepStats, exchanges: int, full_seconds: float, period: int = 1) -> str:
+    """Returns one line that says whether the exchange takes less time than fp32 all-reduces.
 
     Args:
-        total: The sums over the steps.
-        steps: The number of steps.
+        total: The sums over the exchanges.
+        exchanges: The number of exchanges.
         full_seconds: The measured time of one fp32 all-reduce of the gradient, in seconds.
+        period: The optimizer steps between two exchanges, each of which would take an all-reduce.
     """
-    ours, full_bytes = total.sync_s / steps, total.full_bytes / steps
+    steps = exchanges * period
+    ours, full_bytes = total.sync_s / steps, total.full_bytes / exchanges
     outcome = "paid off" if ours < full_seconds else "did not pay off"
+    rounds = f" (one exchange every {period})" if period > 1 else ""
     return (
         f"Gradient compression {outcome} on this network: {total.sent_bytes / steps / 1e6:.3g} MB and "
-        f"{ours:.3g} s per step, against {full_bytes / 1e6:.3g} MB and {full_seconds:.3g} s in fp32 "
+        f"{ours:.3g} s per step{rounds}, against {full_bytes / 1e6:.3g} MB and {full_seconds:.3g} s in fp32 "
         f"({full_seconds / ours:.2g} times as long, at {full_bytes * 8e-6 / full_seconds:.3g} Mbit/s); "
-        f"{int(total.nonfinite)} non-finite buckets in {steps} steps"
+        f"{int(total.nonfinite)} non-finite buckets in {exchanges} {'rounds' if period > 1 else 'steps'}"
     )

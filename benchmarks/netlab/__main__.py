@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.netlab.methods import METHODS
+from benchmarks.netlab.methods import NAMES
 from benchmarks.netlab.network import Network
 from benchmarks.netlab.ranks import run_ranks
 from benchmarks.netlab.table import render
@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.netlab", description=__doc__)
     parser.add_argument("--mbit", type=int, nargs="+", default=[100, 1000], help="link speeds in Mbit/s")
     parser.add_argument("--hosts", type=int, nargs="+", default=[4], help="numbers of hosts")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=NAMES, choices=NAMES)
     parser.add_argument("--numel", type=int, default=11_000_000, help="gradient coordinates")
     parser.add_argument("--steps", type=int, default=5, help="measured steps per method")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds per network")

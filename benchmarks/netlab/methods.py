@@ -49,6 +49,15 @@ All have buckets of 1024 and, where not said otherwise, the l2 norm, so that onl
 strategies `nuqsgd_2bit` and `nuqsgd_3bit` have buckets of 256, 5 % and 3 % more bytes.
 """
 
+LOCAL: dict[str, dict[str, object]] = {
+    "nuqsgd_local": {"period": 10, "bits": 4},
+    "nuqsgd_local_2bit": {"period": 10, "bits": 2, "norm": "linf", "bucket_size": 256},
+}
+"""Settings of `LocalRounds`: the methods that exchange the change of the weights once in a period."""
+
+NAMES = [*METHODS, *LOCAL]
+"""All methods."""
+
 BITS = {
     name: next((bits for bits in (2, 3, 8) if f"{bits}bit" in name), 4) for name in METHODS if "qsgd" in name
 }

@@ -18,7 +18,8 @@ def ideal_bytes(bits: int, numel: int, hosts: int) -> float:
 def render(figures: Sequence[Mapping[str, Any]]) -> str:
     """Return a Markdown table of the figures of one network.
 
-    Columns: best time per step of the slowest rank (other work on the machine only adds), how many
+    Columns: best time per step of the slowest rank (other work on the machine only adds; of rounds, a
+    step's share of the best round), how many
     times faster than ``ddp`` and ``ddp_fp16``, megabytes that left a host per step, and these bytes
     over :func:`ideal_bytes` for packed codes.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import time
@@ -40,9 +41,11 @@ class Clock(lightning.Callback):
         self._since = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        """Stop the clock; evaluation is not counted."""
+        """Stop the clock; evaluation is not counted. In the middle of a round ranks have agreed on others."""
         self._training += time.perf_counter() - self._since
-        correct = evaluate(trainer)
+        rounds = getattr(trainer.strategy, "rounds", None)
+        with rounds.agreed_values() if rounds is not None else contextlib.nullcontext():
+            correct = evaluate(trainer)
         self.points.append((self._training, correct))
 
 

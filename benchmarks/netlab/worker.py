@@ -13,10 +13,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.netlab.methods import METHODS
+from benchmarks.netlab.methods import LOCAL, METHODS
 from benchmarks.netlab.network import INTERFACE
+from lightning_n2uq.distributed import LocalRounds
+from lightning_n2uq.scaling.volume import shapes
 from lightning_n2uq.strategies import NUQSGDState
 
+_WARM_UP_ROUNDS = 2
 _WARM_UP = 4  # DDP rebuilds its buckets after the first step; PowerSGD starts at the third
 
 
@@ -59,19 +62,6 @@ class GradientSource(nn.Module):
         ).sum()
 
 
-def shapes(numel: int) -> list[tuple[int, ...]]:
-    """Return parameter shapes of ResNet-18's layers with about ``numel`` coordinates in all."""
-    found: list[tuple[int, ...]] = []
-    total = 0
-    while True:
-        for width, below in ((64, 64), (128, 64), (256, 128), (512, 256)):
-            for fan_in in (below, width, width, width):
-                if total >= numel:
-                    return found
-                found += [(width, fan_in, 3, 3), (width,), (width,)]
-                total += width * fan_in * 9 + 2 * width
-
-
 def sent_bytes() -> int:
     """Return the bytes that left the host so far, counted by the kernel with all headers."""
     return int(Path(f"/sys/class/net/{INTERFACE}/statistics/tx_bytes").read_text())
@@ -103,6 +93,50 @@ def measure(method: str, numel: int, steps: int) -> dict[str, object]:
     return found
 
 
+def measure_rounds(method: str, numel: int, rounds: int) -> dict[str, object]:
+    """Return seconds and bytes per step of the slowest rank, a step's share of its round included.
+
+    As for the others the clock runs in the backward passes and in the exchange, but not in the optimizer.
+    """
+    source = GradientSource(numel, seed=dist.get_rank())
+    local = LocalRounds(source, **LOCAL[method])
+    local.start(torch.device("cpu"))
+    period, seconds, before = local.local.period, [], 0
+    for number in range(_WARM_UP_ROUNDS + rounds):
+        dist.barrier()
+        if number == _WARM_UP_ROUNDS:
+            before = sent_bytes()
+        seconds.append(_round_s(source, local) / period)
+    figures = [*seconds[_WARM_UP_ROUNDS:], (sent_bytes() - before) / rounds / period]
+    slowest = torch.tensor(figures, dtype=torch.float64)
+    dist.all_reduce(slowest, dist.ReduceOp.MAX)
+    *times, sent = slowest.tolist()
+    local.end()
+    return {
+        "method": method,
+        "numel": sum(weight.numel() for weight in source.weights),
+        "period": period,
+        "seconds": times,
+        "bytes": sent,
+    }
+
+
+def _round_s(source: GradientSource, local: LocalRounds) -> float:
+    """Return the seconds of one round's backward passes and of its exchange."""
+    optimizer, seconds = torch.optim.SGD(source.parameters(), lr=0.01), 0.0
+    for _ in range(local.local.period):
+        source.zero_grad(set_to_none=False)
+        began = time.perf_counter()
+        source().backward()
+        seconds += time.perf_counter() - began
+        optimizer.step()
+    dist.barrier()
+    local.steps = local.local.period
+    began = time.perf_counter()
+    local.close()
+    return seconds + time.perf_counter() - began
+
+
 def main() -> None:
     """Join the others and write the figures to a file on rank 0."""
     parser = argparse.ArgumentParser()
@@ -115,7 +149,8 @@ def main() -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     figures = []
     for method in options.methods:
-        figures.append(measure(method, options.numel, options.steps))
+        call = measure_rounds if method in LOCAL else measure
+        figures.append(call(method, options.numel, options.steps))
         if dist.get_rank() == 0:
             options.output.write_text(json.dumps(figures))
     dist.barrier()

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scale import measure, picture, tables, validate
-from benchmarks.scale.cluster import Cluster, Link
-from benchmarks.scale.methods import METHODS
 from benchmarks.scale.speeds import speeds_from
+from lightning_n2uq.scaling.cluster import Cluster, Link
+from lightning_n2uq.scaling.methods import METHODS
 
 _ROOT = Path(__file__).parent.parent
 _RESULTS = _ROOT / "results" / "scale.json"

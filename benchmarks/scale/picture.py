@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scale.cluster import Cluster, Link, Speeds
-from benchmarks.scale.methods import METHODS
 from benchmarks.scale.tables import NUMEL
+from lightning_n2uq.scaling.cluster import Cluster, Link, Speeds
+from lightning_n2uq.scaling.methods import METHODS
 
 _RANKS = [2**k for k in range(1, 11)]
 _SHOWN = ("ddp", "ddp_fp16", "nuqsgd_8bit", "nuqsgd", "nuqsgd_2bit", "nuqsgd_all_gather", "ddp_powersgd")

@@ -14,9 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.netlab.methods import METHODS
 from benchmarks.netlab.worker import GradientSource
-from benchmarks.scale.cluster import Speeds
-from benchmarks.scale.volume import UNIT
 from lightning_n2uq.compression import NUQCodec
+from lightning_n2uq.scaling.cluster import Speeds
+from lightning_n2uq.scaling.volume import UNIT
 
 BITS = (2, 3, 4, 8)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.scale.cluster import Cluster, Link, Speeds
-from benchmarks.scale.methods import METHODS
+from lightning_n2uq.scaling.cluster import Cluster, Link, Speeds
+from lightning_n2uq.scaling.methods import METHODS
 
 NUMEL = 25_600_000
 """Gradients of ResNet-50."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.scale.cluster import Cluster, Link, Speeds
-from benchmarks.scale.methods import METHODS
 from benchmarks.scale.speeds import speeds_from
+from lightning_n2uq.scaling.cluster import Cluster, Link, Speeds
+from lightning_n2uq.scaling.methods import METHODS
 
 LAB_LATENCY_S = 5e-4
 """Of one step of a collective in the netlab, times the ranks per core: mostly a wait for a core.

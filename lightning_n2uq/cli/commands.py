@@ -37,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     "sensitivity": Command(
         "lightning_n2uq.cli.sensitivity:main", "score layers, choose their bits within a budget"
     ),
+    "advise": Command("lightning_n2uq.cli.advise:main", "which gradient compression would pay on a job"),
     "report": Command("lightning_n2uq.report:main", "a self-contained page of one or several runs"),
     "dashboard": Command("lightning_n2uq.dashboard:main", "build the Weights & Biases workspace"),
     "convert": Command("lightning_n2uq.interop.command:main", "read or write the published N2UQ format"),

@@ -222,6 +222,7 @@ class Exchange:
         stats: The counters.
         plans: The plans by the index of the DDP bucket.
         report: Tells and learns which rank a failure began with.
+        activity: How failure reports call an exchange, before its number.
         first_lossy_phase: The phase that quantizes this rank's gradient.
         stages_per_phase: 1, or 2 where sizes vary and encoding goes on while they are told.
 
@@ -240,6 +241,7 @@ class Exchange:
     ) -> None:
         self.config, self.device, self.stats = config, device, ExchangeStats()
         self.plans: dict[int, BucketPlan] = {}
+        self.activity = "gradient exchange of step"
         ranks = dist.get_process_group_ranks(group)
         self._rank, self._world_size, self._counted = dist.get_rank(), len(ranks), 0
         name = shake_hands({**_record(config, codecs), **facts}, group, device)
@@ -289,7 +291,7 @@ class Exchange:
         ready = torch.cuda.current_stream(buffer.device).record_event() if cuda else None
         bucket = BucketInFlight(future, buffer, step, last, ready)
         self.stats.begin(buffer.numel())
-        self.report.status = f"gradient exchange of step {step}"
+        self.report.status = f"{self.activity} {step}"
         for unit in plan.units:
             self.report.handed_over += 1
             self._pipeline.submit(unit.begin(bucket, final=unit is plan.units[-1]))
@@ -306,7 +308,7 @@ class Exchange:
         sent = self._groups.sent
         self.stats.close(step, sent - self._counted, self._world_size)
         self._counted = sent
-        self.report.status = f"work after the gradient exchange of step {step}"
+        self.report.status = f"work after the {self.activity} {step}"
 
     def close(self) -> None:
         """Ends the threads."""

@@ -74,6 +74,8 @@ class NUQSGDState:
         "timeout",
     )
 
+    activity = "gradient exchange of step"  # how failure reports call an exchange, before its number
+
     def __init__(
         self,
         process_group: dist.ProcessGroup | None = None,
@@ -104,7 +106,7 @@ class NUQSGDState:
             ValueError: If the module is sharded or a pattern matches nothing.
         """
         _refuse_sharded(module)
-        self._names = {id(parameter): _plain(name) for name, parameter in module.named_parameters()}
+        self._names = {id(parameter): plain_name(name) for name, parameter in module.named_parameters()}
         for pattern in self.config.skip_patterns:
             if not any(fnmatchcase(name, pattern) for name in self._names.values()):
                 raise ValueError(f"skip_patterns: got {pattern!r}, which matches no parameter of the module")
@@ -129,8 +131,13 @@ class NUQSGDState:
         """
         if self._exchange is None and self.world_size > 1:
             self._exchange = Exchange(
-                self.config, self._codecs, self.process_group, device, self.timeout, {"step": self.step}
+                self.config, self._codecs, self.process_group, device, self.timeout, self.facts()
             )
+            self._exchange.activity = self.activity
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what has to be equal on all ranks beside the settings of the exchange."""
+        return {"step": self.step}
 
     def synchronize(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         """Starts averaging a bucket over the ranks; what the hook does once it has checked the bucket."""
@@ -334,6 +341,6 @@ def _names_in(layout: Layout) -> list[str]:
     return sorted(name for names in layout for name in names)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """Returns a parameter's name without the prefixes of wrappers, which checkpoints must not depend on."""
     return name.removeprefix("module.").replace("_orig_mod.", "")

@@ -101,7 +101,7 @@ class ExchangeStats:
         """End the current step."""
         with self._lock:
             done = self._current
-            done.step, done.sent_bytes = step, sent_bytes
+            done.step, done.sent_bytes = step, done.sent_bytes + sent_bytes
             done.full_bytes = 8.0 * (world_size - 1) / world_size * done.coordinates
             done.exchange_s = busy_seconds(self._intervals)
             done.sync_s = time.perf_counter() - (self._began or time.perf_counter())

@@ -7,12 +7,15 @@ Importing this package registers their names for `--trainer.strategy`. The excha
 from lightning.pytorch.strategies import StrategyRegistry
 
 from lightning_n2uq.compression import CODECS
-from lightning_n2uq.distributed import ExchangeConfig, NUQSGDState, nuqsgd_hook
+from lightning_n2uq.distributed import ExchangeConfig, LocalRounds, NUQSGDState, nuqsgd_hook
+from lightning_n2uq.strategies.local import LocalNUQSGDStrategy
 from lightning_n2uq.strategies.nuqsgd import NUQSGDStrategy
 from lightning_n2uq.strategies.torch_hooks import HOOKS, TorchHookStrategy
 
 __all__ = [
     "ExchangeConfig",
+    "LocalNUQSGDStrategy",
+    "LocalRounds",
     "NUQSGDState",
     "NUQSGDStrategy",
     "TorchHookStrategy",
@@ -27,6 +30,9 @@ def register_strategies() -> None:
         if name not in StrategyRegistry:
             description = f"DDP with quantized gradients: {dict(arguments)}"
             StrategyRegistry.register(name, NUQSGDStrategy, description=description, **arguments)
+    if "nuqsgd_local" not in StrategyRegistry:
+        description = "Ranks that train alone and exchange the change of their weights every 10 steps"
+        StrategyRegistry.register("nuqsgd_local", LocalNUQSGDStrategy, description=description)
     for hook in HOOKS:
         if f"ddp_{hook}" not in StrategyRegistry:
             description = f"DDP with torch's {hook} hook"

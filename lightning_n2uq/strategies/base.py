@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
@@ -115,20 +115,22 @@ class HookedDDPStrategy(DDPStrategy):
         self.model.register_comm_hook(state, hook)
 
 
-def keywords_of(*owners: type) -> Callable[[Init], Init]:
+def keywords_of(*owners: type, without: Collection[str] = ()) -> Callable[[Init], Init]:
     """Gives an `__init__(self, **keywords)` the arguments of other classes, defaults and docs included.
 
     The command line and `help` then show them, and refuse others, though they are written down once.
 
     Args:
         *owners: The classes whose arguments it takes.
+        without: The names of those that it does not take.
     """
 
     def decorate(init: Init) -> Init:
         own = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
         for owner in owners:
             parameters = inspect.signature(owner, eval_str=True).parameters.values()
-            own += [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+            taken = [parameter for parameter in parameters if parameter.name not in without]
+            own += [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in taken]
         init.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
         init.__annotations__ = {parameter.name: parameter.annotation for parameter in own[1:]}
         docs = [(inspect.getdoc(owner) or "").partition("Args:\n")[2] for owner in owners]

@@ -44,6 +44,11 @@ class NUQSGDStrategy(HookedDDPStrategy):
         self.state: NUQSGDState | None = None
         self._restored: dict[str, Any] | None = None
 
+    @property
+    def steps_per_exchange(self) -> int:
+        """The optimizer steps between two exchanges."""
+        return 1
+
     @override
     def make_hook(self, model: DistributedDataParallel) -> tuple[object, Callable[..., Any]]:
         """Returns the exchange's hook and its connected state; ranks that disagree stop here."""

@@ -27,6 +27,11 @@ def process_group_backend(strategy: Any) -> str:  # noqa: ANN401
     return str(private(strategy, "_get_process_group_backend")())
 
 
+def synchronizes_batch_norm(strategy: Any) -> bool:  # noqa: ANN401
+    """Returns whether the trainer makes batch norm wait for all ranks in every step (`sync_batchnorm`)."""
+    return private(strategy, "_layer_sync") is not None
+
+
 # Lightning: the trainer's loops
 
 

@@ -10,12 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.netlab.worker import shapes
 from benchmarks.scale import __main__ as command
-from benchmarks.scale import error, tables, validate, volume
-from benchmarks.scale.cluster import Cluster, Link, Speeds
-from benchmarks.scale.methods import METHODS
+from benchmarks.scale import error, tables, validate
 from benchmarks.scale.speeds import speeds_from
+from lightning_n2uq.scaling import volume
+from lightning_n2uq.scaling.cluster import Cluster, Link, Speeds
+from lightning_n2uq.scaling.methods import METHODS
+from lightning_n2uq.scaling.volume import shapes
 
 RESULTS = Path(command.__file__).parent.parent / "results"
 SAVED = json.loads((RESULTS / "scale.json").read_text())

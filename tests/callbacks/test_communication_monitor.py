@@ -44,5 +44,7 @@ def test_totals_continue_after_a_resume():
 def test_what_counts_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="every_n_steps: got 0, allowed are integers from 1"):
         CommunicationMonitor(0)
-    with pytest.raises(MisconfigurationException, match="needs a nuqsgd strategy, got SingleDeviceStrategy"):
+    with pytest.raises(
+        MisconfigurationException, match="needs a nuqsgd strategy or ddp, got SingleDeviceStrategy"
+    ):
         trainer(tmp_path, [CommunicationMonitor()]).fit(TinyModule(), loader(), loader())

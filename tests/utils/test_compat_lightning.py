@@ -1,6 +1,7 @@
 """One test for every private name of Lightning, as in `test_compat.py`."""
 
 import lightning.pytorch as pl
+import pytest
 import torch
 from torch import nn
 
@@ -28,6 +29,12 @@ def test_a_strategy_names_its_backend():  # lightning 2.5.5, 2.6.6
     assert (
         compat_lightning.process_group_backend(DDPStrategy(parallel_devices=[torch.device("cpu")])) == "gloo"
     )
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_synchronized_batch_norm_is_seen(wanted):
+    runner = pl.Trainer(accelerator="cpu", strategy="ddp", sync_batchnorm=wanted, logger=False)
+    assert compat_lightning.synchronizes_batch_norm(runner.strategy) == wanted
 
 
 class StatefulLoader(torch.utils.data.DataLoader):

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from exchange_jobs.rounds import local_rounds
 from exchange_jobs.training import (
     SMALL_UNITS,
     TINY_BUCKETS,
@@ -209,6 +210,7 @@ def all_checks(rank, world_size, folder):
         nonfinite,
         saved_state,
         resumed,
+        local_rounds,
         values,  # last: see there
     )
     found, taken = {}, {}

@@ -12,7 +12,7 @@ def _positive(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class Link:
-    """An alpha-beta link: a message of ``n`` bytes takes ``latency_s + 8 n / (1e9 gbit)`` seconds.
+    """An alpha-beta link: a message of `n` bytes takes `latency_s + 8 n / (1e9 gbit)` seconds.
 
     Attributes:
         gbit: Bandwidth in Gbit/s, per direction.
@@ -31,7 +31,7 @@ class Link:
             raise ValueError(f"latency_s: got {self.latency_s!r}, allowed are numbers from 0")
 
     def seconds(self, nbytes: float) -> float:
-        """Return the time of ``nbytes`` on the wire, without latency."""
+        """Returns the time of `nbytes` on the wire, without latency."""
         return 8e-9 * nbytes / self.gbit
 
 
@@ -42,7 +42,7 @@ class Cluster:
     Attributes:
         ranks: All of them.
         inter: Link of a node to the others.
-        ranks_per_node: Has to divide ``ranks``.
+        ranks_per_node: Has to divide `ranks`.
         intra: Link of a rank inside its node.
         framing: Bytes on the wire per byte handed to the collective: headers, acknowledgements.
         slowdown: How much slower a rank computes than measured alone, for ranks that share cores.
@@ -71,12 +71,12 @@ class Cluster:
 
     @property
     def nodes(self) -> int:
-        """Return the number of nodes."""
+        """Returns the number of nodes."""
         return self.ranks // self.ranks_per_node
 
     @property
     def slowest(self) -> Link:
-        """Return the link that a ring through all ranks waits for."""
+        """Returns the link that a ring through all ranks waits for."""
         return self.inter if self.nodes > 1 else self.intra
 
 

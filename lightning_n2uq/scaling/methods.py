@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from benchmarks.scale.cluster import Cluster, Link, Speeds
-from benchmarks.scale.volume import (
+from lightning_n2uq.scaling.cluster import Cluster, Link, Speeds
+from lightning_n2uq.scaling.volume import (
     UNIT,
     all_gather_bytes,
     all_reduce_bytes,
@@ -24,7 +24,7 @@ _DDP_BUCKET = 25 * 2**20
 
 
 def _reduce_s(nbytes: float, cluster: Cluster, calls: int) -> float:
-    """Return the seconds of ring all-reduces through all ranks, ``nbytes`` in ``calls`` messages.
+    """Returns the seconds of ring all-reduces through all ranks, `nbytes` in `calls` messages.
 
     The ring visits node after node, so a node's link carries one rank's traffic.
     """
@@ -69,18 +69,41 @@ def _pipelined(processor: float, network: float, units: int) -> float:
 def _two_phase(
     numel: float, bits: int, ranks: int, link: Link, sharing: int, cluster: Cluster, speeds: Speeds
 ) -> float:
-    """Return the time of the exchange among ``ranks``, ``sharing`` of which use one link at once.
+    """Returns the time of the exchange of codes of some bits; see `exchange_s`."""
+    volume = two_phase_bytes(math.ceil(numel), bits, ranks)
+    rates = speeds.encode[bits], speeds.decode[bits]
+    return exchange_s(numel, volume, rates, ranks, link, sharing, cluster)
+
+
+def exchange_s(
+    numel: float,
+    volume: tuple[float, float, int],
+    rates: tuple[float, float],
+    ranks: int,
+    link: Link,
+    sharing: int,
+    cluster: Cluster,
+) -> float:
+    """Returns the time of the exchange among `ranks`, `sharing` of which use one link at once.
 
     The all-to-all starts all its messages together (unless ranks share cores); the all-gather is a ring of
-    ``ranks - 1`` steps.
+    `ranks - 1` steps.
+
+    Args:
+        numel: Coordinates.
+        volume: Bytes of both halves and the number of units, from `exchange_bytes`.
+        rates: How fast a rank encodes and decodes, in GB/s of fp32.
+        ranks: That take part.
+        link: Between them.
+        sharing: How many of them use one link at once.
+        cluster: What else slows messages and ranks.
     """
-    first, second, units = two_phase_bytes(math.ceil(numel), bits, ranks)
+    first, second, units = volume
     wire = link.seconds(cluster.framing * sharing * (first + second))
     waits = (ranks - 1 if cluster.one_by_one else 1) + (ranks - 1)
     network = wire + units * link.latency_s * waits
     encoded, decoded = numel * (1 + 1 / ranks), 2 * numel
-    processor = _compute_s(encoded, speeds.encode[bits], cluster)
-    processor += _compute_s(decoded, speeds.decode[bits], cluster)
+    processor = _compute_s(encoded, rates[0], cluster) + _compute_s(decoded, rates[1], cluster)
     return _pipelined(processor, network, units)
 
 
@@ -97,9 +120,9 @@ def two_phase_s(bits: int) -> Callable[[int, Cluster, Speeds], float]:
 
 
 def hierarchical_s(bits: int) -> Callable[[int, Cluster, Speeds], float]:
-    """fp32 reduce-scatter and all-gather inside a node, codes between nodes (``hierarchical: true``).
+    """fp32 reduce-scatter and all-gather inside a node, codes between nodes (`hierarchical: true`).
 
-    Every rank exchanges ``1 / ranks_per_node`` of the gradient, all of them over the node's link.
+    Every rank exchanges `1 / ranks_per_node` of the gradient, all of them over the node's link.
     """
 
     def seconds(numel: int, cluster: Cluster, speeds: Speeds) -> float:
@@ -117,7 +140,7 @@ def hierarchical_s(bits: int) -> Callable[[int, Cluster, Speeds], float]:
 
 
 def all_gather_s(bits: int) -> Callable[[int, Cluster, Speeds], float]:
-    """Every rank sends everything to everybody and decodes all (``scheme: all_gather``, the paper's)."""
+    """Every rank sends everything to everybody and decodes all (`scheme: all_gather`, the paper's)."""
 
     def seconds(numel: int, cluster: Cluster, speeds: Speeds) -> float:
         ranks = cluster.ranks
@@ -149,4 +172,4 @@ METHODS: dict[str, Predict] = {
     "nuqsgd_nodes": hierarchical_s(4),
     "nuqsgd_2bit_nodes": hierarchical_s(2),
 }
-"""By name, as in the netlab; ``_nodes`` are hierarchical."""
+"""By name, as in the netlab; `_nodes` are hierarchical."""
