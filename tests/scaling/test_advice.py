@@ -177,6 +177,7 @@ def test_the_recorder_counts_tries_codecs_and_takes_the_median(monkeypatch):
     assert found.spread == pytest.approx(3.0)
     assert found.step_s == pytest.approx(1.5)  # of 1, 1, 7, 2; not of the first, which took 50
     assert set(found.errors) == set(CODECS)
+    assert found.errors["nuqsgd_rotated_1bit"] == pytest.approx(0.57, abs=0.03)
     assert found.errors["nuqsgd"] == pytest.approx(0.1, abs=0.03)
     assert found.errors["nuqsgd_8bit"] < 0.01 < found.errors["nuqsgd_2bit"]
 
