@@ -165,7 +165,7 @@ class EntropyRegularizer(Callback):
         if factor == 0.0:
             self._penalty = None
             return None
-        device = self._layers[0].weight.device.type
+        device = next(self._layers[0].module.parameters()).device.type
         with torch.autocast(device, enabled=False):
             value = factor * self.penalty()
         self._penalty = value.detach()

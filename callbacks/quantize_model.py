@@ -95,16 +95,13 @@ class QuantizeModel(Callback):
         if KEY not in checkpoint or self.record is None:
             return
         saved = Record.from_mapping(checkpoint[KEY], "ckpt_path")
-        differing = [
-            name
-            for name in sorted({*saved.layers, *self.record.layers})
-            if saved.layers.get(name) != self.record.layers.get(name)
-        ]
+        before, now = ({**record.layers, **record.products} for record in (saved, self.record))
+        differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
         if differing:
             name = differing[0]
             raise ValueError(
-                f"ckpt_path: got a checkpoint with {name} {_shown(saved.layers.get(name))}, allowed is "
-                f"{_shown(self.record.layers.get(name))}, as the policy says ({len(differing)} layers differ)"
+                f"ckpt_path: got a checkpoint with {name} {_shown(before.get(name))}, allowed is "
+                f"{_shown(now.get(name))}, as the policy says ({len(differing)} layers differ)"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -140,7 +137,8 @@ class QuantizeModel(Callback):
         saved = _saved_record(trainer, needed=self.policy is None)
         if saved is not None and (self.policy is None or self.policy.to_mapping() == saved.policy):
             restore(pl_module, saved, "ckpt_path")
-            rank_zero_info(f"QuantizeModel: {len(saved.layers)} layers by the policy in the checkpoint")
+            number = len(saved.layers) + len(saved.products)
+            rank_zero_info(f"QuantizeModel: {number} layers by the policy in the checkpoint")
         else:
             example = None if self.input_shape is None else torch.zeros(self.input_shape)
             report = quantize(pl_module, self.policy, example=example)
@@ -206,4 +204,6 @@ def _saved_record(trainer: Trainer, needed: bool) -> Record | None:
 def _shown(spec: dict[str, Any] | None) -> str:
     if spec is None:
         return "in floats"
+    if "quantizer" in spec:
+        return "{quantizer} {bits}".format(**spec)
     return "{weight_quantizer} {weight_bits} / {activation_quantizer} {activation_bits}".format(**spec)

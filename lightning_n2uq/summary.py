@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_n2uq.convert.attention_products import AttentionProducts
 from lightning_n2uq.convert.calibration import evaluating
 from lightning_n2uq.convert.multiplications import multiplications
 from lightning_n2uq.convert.replace import layer_types
@@ -49,7 +50,8 @@ class LayerCost:
         weights: Number of weights.
         scales: Number of factors that give the packed codes their size.
         biases: Number of biases, which stay in full precision.
-        macs: Multiply-accumulates; those of norms, activations and attention products are not counted.
+        macs: Multiply-accumulates; those of norms and activations are not counted, and those of attention's
+            products where they are quantized.
     """
 
     name: str
@@ -212,6 +214,8 @@ def _map_grids(model: nn.Module) -> dict[str, int]:
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     inside_attention: set[nn.Module] = set()
     for name, module in model.named_modules():
+        if isinstance(module, AttentionProducts):
+            yield name, module
         if module in inside_attention:
             continue
         if isinstance(module, nn.MultiheadAttention):
@@ -221,6 +225,8 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _layer_cost(name: str, module: nn.Module) -> LayerCost:
+    if isinstance(module, AttentionProducts):  # both operands are activations
+        return LayerCost(name, *_method(module.key), *_method(module.query), weights=0, scales=0, biases=0)
     own = [(name.rpartition(".")[2], p) for name, p in module.named_parameters()]
     tensors = [p for n, p in own if n.endswith(("weight", "bias")) or n.startswith(("weight_", "bias_"))]
     weights = [p for p in tensors if p.dim() > 1]

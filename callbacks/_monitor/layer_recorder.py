@@ -41,7 +41,7 @@ class LayerRecorder:
 
     def load_codes(self, codes: dict[str, Tensor]) -> None:
         """Continues from what `codes` returned; layers that are not watched any more are left out."""
-        weights = {layer.name: layer.weight for layer in self.layers}
+        weights = {layer.name: layer.weight for layer in self.layers if layer.weight_quantizer is not None}
         self._codes = {name: x.to(weights[name].device) for name, x in codes.items() if name in weights}
 
     @torch.no_grad()
@@ -69,7 +69,7 @@ class LayerRecorder:
 
     def _fixed(self, layer: QuantizedLayer) -> Tensor:
         """Returns what is equal on all ranks: counts of weights, the axis, the thresholds' parameters."""
-        parts, device = [], layer.weight.device
+        parts, device = [], next(layer.module.parameters()).device
         if layer.weight_quantizer is not None:
             before = self._codes.get(layer.name)
             before = None if before is None else before.to(device)  # loaded before the model moved

@@ -1,4 +1,4 @@
-"""Multi-head attention whose projections are quantized; the products of queries, keys, values stay float."""
+"""Multi-head attention whose projections are quantized, and its two products of activations where asked."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_n2uq.convert.attention_products import AttentionProducts
+
 
 class QuantMultiheadAttention(nn.MultiheadAttention):
     """`torch.nn.MultiheadAttention` with quantizers before and in its projections; same call, same keys.
 
     Vaswani et al., 2017, arXiv 1706.03762. Queries, keys and values pass through one activation quantizer,
     and the stacked projection weight `[3 E, E]` through one weight quantizer. Softmax and the two products
-    of activations are computed in full precision.
+    of activations are computed in full precision, unless `products` quantizes their operands.
 
     Args:
         embed_dim: The width `E` of the inputs.
@@ -25,7 +27,12 @@ class QuantMultiheadAttention(nn.MultiheadAttention):
         weight_quantizer: The quantizer of `in_proj_weight`.
         activation_quantizer: The quantizer of queries, keys and values.
         out_proj: The output projection, with quantizers of its own.
+
+    Attributes:
+        products: What computes the two products on quantized operands, or None.
     """
+
+    products: AttentionProducts | None
 
     def __init__(
         self,
@@ -42,6 +49,7 @@ class QuantMultiheadAttention(nn.MultiheadAttention):
         self.weight_quantizer = weight_quantizer
         self.activation_quantizer = activation_quantizer
         self.out_proj = out_proj  # type: ignore[assignment]
+        self.register_module("products", None)
 
     def forward(
         self,
@@ -107,6 +115,9 @@ class QuantMultiheadAttention(nn.MultiheadAttention):
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         dropout = self.dropout if self.training else 0.0
+        if self.products is not None:
+            out, weights = self.products(query, key, value, mask, dropout)
+            return out, weights if need_weights else None
         if not need_weights:
             return F.scaled_dot_product_attention(query, key, value, mask, dropout), None
         scores = query @ key.transpose(-1, -2) / math.sqrt(self.head_dim)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_n2uq.convert.ranges import best_range, quantize_uniformly, sample_values
+from lightning_n2uq.convert.ranges import (
+    best_range,
+    best_symmetric_range,
+    quantize_uniformly,
+    sample_values,
+)
 from lightning_n2uq.ops.ste import straight_through
 from lightning_n2uq.quantizers import (
     EWGS,
@@ -25,7 +30,40 @@ from lightning_n2uq.quantizers.positions import level_position
 _METHODS = ("LearnableThresholdQuantizer", "PACT", "APoT", "DoReFa", "LSQ", "NuLSQ", "LCQ", "EWGS")
 
 
-class CalibratedInput(DataInitializedQuantizer):
+class RangedInput(DataInitializedQuantizer):
+    """A quantizer with a range from data: of `calibrate`, or else of the first batch in training.
+
+    A subclass gives `range_of` and `set_range`, and `sample` where parts of its input have their own ranges.
+
+    Attributes:
+        parts: The number of ranges.
+    """
+
+    parts = 1
+
+    def sample(self, x: Tensor) -> Tensor:
+        """Returns values of `x` that tell its range; several are joined along the last axis."""
+        return sample_values(x)
+
+    def range_of(self, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the lower and the upper end of the range that fits a sample."""
+        raise NotImplementedError
+
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Makes the levels go from about `low` to about `high`, which are as `range_of` returns them."""
+        raise NotImplementedError
+
+    def first_values(self, x: Tensor) -> dict[str, Tensor]:
+        """Returns the ends of the range, `low` and `high`, that fits the values `x`."""
+        low, high = self.range_of(self.sample(x))
+        return {"low": low, "high": high}
+
+    def set_first_values(self, values: dict[str, Tensor]) -> None:
+        """Sets the range."""
+        self.set_range(values["low"], values["high"])
+
+
+class CalibratedInput(RangedInput):
     """`scale * inner((x - offset) / scale) + offset`: an activation quantizer fitted to its layer's inputs.
 
     The methods expect inputs from 0 up; inputs of an arbitrary layer (behind a GELU, a layer norm) may be
@@ -44,7 +82,8 @@ class CalibratedInput(DataInitializedQuantizer):
         super().__init__(inner.bits)
         self.name = inner.name  # type: ignore[misc]  # reports name the method, not the wrapping
         self.inner: Quantizer = inner
-        self.offset = None if isinstance(inner, LSQPlus) else nn.Parameter(torch.zeros(1))  # has its own
+        own = isinstance(inner, LSQPlus) or is_signed(inner)
+        self.offset = None if own else nn.Parameter(torch.zeros(1))
         self.register_buffer("scale", torch.ones(1))
 
     @property
@@ -77,43 +116,19 @@ class CalibratedInput(DataInitializedQuantizer):
     @num_levels.setter
     def num_levels(self, number: int) -> None: ...
 
-    def first_values(self, x: Tensor) -> dict[str, Tensor]:
-        """Returns the ends of the range, `low` and `high`, that fits the values `x` (any shape)."""
-        low, high = best_range(sample_values(x), self.num_levels)
-        return {"low": low, "high": high}
-
-    def set_first_values(self, values: dict[str, Tensor]) -> None:
-        """Sets the range."""
-        self.set_range(values["low"], values["high"])
+    def range_of(self, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the ends of the range, 0-d."""
+        return method_range(self.inner, sample)
 
     @torch.no_grad()
     def set_range(self, low: Tensor, high: Tensor) -> None:
         """Makes the levels go from about `low` to about `high` (0-d, `low < high`)."""
-        inner, span = self.inner, high - low
         if self.offset is not None:
-            _set(self.offset, low)
-        if isinstance(inner, LearnableThresholdQuantizer):
-            _fill(inner, "scale_in", 2.0 / span)
-            _fill(inner, "scale_out", span / 2.0)
-        elif isinstance(inner, PACT | APoT | LCQ):
-            _fill(inner, "clip", span)
-        elif isinstance(inner, DoReFa):
-            self.scale.fill_(span)
-        elif isinstance(inner, EWGS):
-            self.scale.fill_(span)
-            _fill(inner, "lower", torch.zeros(()))
-            _fill(inner, "upper", torch.ones(()))
-            inner._note_fitted()
-        elif isinstance(inner, NuLSQ):
-            _fill(inner, "steps", span / (self.num_levels - 1))
-            inner._note_fitted()
-        elif isinstance(inner, LSQ):
-            _fill(inner, "step", span / (self.num_levels - 1))
-            if isinstance(inner, LSQPlus):
-                _fill(inner, "offset", low)
-            inner._note_fitted()
-        else:
-            raise ValueError(f"inner: got {type(inner).__name__}, allowed are {', '.join(_METHODS)}")
+            set_parameter(self.offset, low)
+        if isinstance(self.inner, DoReFa | EWGS):
+            self.scale.fill_(high - low)
+            low, high = torch.zeros_like(low), torch.ones_like(high)
+        set_method_range(self.inner, low, high)
         self._note_fitted()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,7 +160,7 @@ class CalibratedInput(DataInitializedQuantizer):
 
     def _range_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the ends of the range that fits `x` itself, for a quantizer without one."""
-        low, high = best_range(sample_values(one_value_at_least(x)), self.num_levels)
+        low, high = self.range_of(self.sample(one_value_at_least(x)))
         return low.to(x.dtype), high.to(x.dtype)
 
 
@@ -196,10 +211,56 @@ def _(quantizer: RescaledWeight, x: Tensor) -> Tensor:
     return level_position(quantizer.inner, x)
 
 
+def is_signed(inner: nn.Module) -> bool:
+    """Returns whether a method's levels lie on both sides of zero without an offset."""
+    return isinstance(inner, LSQ) and inner.signed
+
+
+def method_range(inner: Quantizer, sample: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the range that fits a sample `[S]` by least squared error, 0-d ends."""
+    if not is_signed(inner):
+        return best_range(sample, inner.num_levels)
+    return best_symmetric_range(sample, inner.num_levels)
+
+
+@torch.no_grad()
+def set_method_range(inner: Quantizer, low: Tensor, high: Tensor) -> None:
+    """Makes a method's levels go over the range `high - low` (0-d); DoReFa's go from 0 to 1 always."""
+    span = high - low
+    if isinstance(inner, LearnableThresholdQuantizer):
+        _fill(inner, "scale_in", 2.0 / span)
+        _fill(inner, "scale_out", span / 2.0)
+    elif isinstance(inner, PACT | APoT | LCQ):
+        _fill(inner, "clip", span)
+    elif isinstance(inner, EWGS):
+        _fill(inner, "lower", torch.zeros(()))
+        _fill(inner, "upper", torch.ones(()))
+        inner._note_fitted()
+    elif isinstance(inner, NuLSQ):
+        _fill(inner, "steps", span / (inner.num_levels - 1))
+        inner._note_fitted()
+    elif isinstance(inner, LSQ):
+        _fill(inner, "step", span / (inner.num_levels - 1))
+        if isinstance(inner, LSQPlus):
+            _fill(inner, "offset", low)
+        inner._note_fitted()
+    elif not isinstance(inner, DoReFa):
+        raise ValueError(f"inner: got {type(inner).__name__}, allowed are {', '.join(_METHODS)}")
+
+
 def _fill(inner: nn.Module, name: str, value: Tensor) -> None:
-    _set(inner.get_parameter(name), value)
+    set_parameter(inner.get_parameter(name), value)
 
 
-def _set(parameter: Tensor, value: Tensor) -> None:
-    """Fills a parameter, whether it is whole or, as a `DTensor`, a shard."""
-    parameter.fill_(float(value) if hasattr(parameter, "device_mesh") else value)  # type: ignore[arg-type]
+@torch.no_grad()
+def set_parameter(parameter: Tensor, value: Tensor) -> None:
+    """Sets a parameter, whether it is whole or, as a `DTensor`, a shard; one number fills all of it."""
+    if not hasattr(parameter, "device_mesh"):
+        parameter.copy_(value.to(parameter.device).expand_as(parameter))
+    elif value.numel() == 1:
+        parameter.fill_(float(value))
+    else:
+        from torch.distributed.tensor import distribute_tensor
+
+        whole = value.to(parameter.dtype).expand(parameter.shape)
+        parameter.copy_(distribute_tensor(whole, parameter.device_mesh, parameter.placements))  # type: ignore[attr-defined]

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_n2uq.convert.calibrated import CalibratedInput
-from lightning_n2uq.convert.ranges import best_range, sample_values
+from lightning_n2uq.convert.calibrated import RangedInput
 from lightning_n2uq.layers.quant import effective_weight
 from lightning_n2uq.quantizers import Quantizer
 from lightning_n2uq.quantizers.base import DataInitializedQuantizer
@@ -47,7 +46,7 @@ def calibrate(
     Raises:
         ValueError: There is no batch, or values are not finite.
     """
-    names = {module: name for name, module in model.named_modules() if isinstance(module, CalibratedInput)}
+    names = {module: name for name, module in model.named_modules() if isinstance(module, RangedInput)}
     samples: dict[nn.Module, list[Tensor]] = defaultdict(list)
     device = next(model.parameters()).device
     seen = 0
@@ -63,9 +62,9 @@ def calibrate(
     ranges = {}
     for quantizer, name in names.items():
         if quantizer in samples:
-            low, high = best_range(torch.cat(samples[quantizer]), quantizer.num_levels)
+            low, high = quantizer.range_of(torch.cat(samples[quantizer], -1))
             quantizer.set_range(low, high)
-            ranges[name] = (float(low), float(high))
+            ranges[name] = (float(low.min()), float(high.max()))
     set_weight_quantizers(model)
     return ranges
 
@@ -118,11 +117,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def quantizers_off(model: nn.Module, samples: dict[nn.Module, list[Tensor]]) -> Iterator[None]:
-    """Lets tensors through all quantizers unchanged, and collects what the calibrated ones see."""
+    """Lets tensors through all quantizers unchanged, and collects samples of what those with ranges see."""
     with ExitStack() as stack:
         for module in model.modules():
             if isinstance(module, Quantizer):
-                module.forward = _Tap(samples[module] if isinstance(module, CalibratedInput) else None)
+                module.forward = _Tap(module, samples[module] if isinstance(module, RangedInput) else None)
                 stack.callback(module.__dict__.pop, "forward")
         yield
     for module in [m for m, values in samples.items() if not values]:
@@ -130,12 +129,12 @@ def quantizers_off(model: nn.Module, samples: dict[nn.Module, list[Tensor]]) -> 
 
 
 class _Tap:
-    def __init__(self, values: list[Tensor] | None) -> None:
-        self.values = values
+    def __init__(self, quantizer: Quantizer, values: list[Tensor] | None) -> None:
+        self.quantizer, self.values = quantizer, values
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.values is not None:
-            self.values.append(sample_values(x))
+        if self.values is not None and isinstance(self.quantizer, RangedInput):
+            self.values.append(self.quantizer.sample(x))
         return x
 
 

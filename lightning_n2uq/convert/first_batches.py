@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_n2uq.convert.calibrated import CalibratedInput
+from lightning_n2uq.convert.calibrated import RangedInput
 from lightning_n2uq.convert.calibration import quantizers_off, set_weight_quantizers
-from lightning_n2uq.convert.ranges import best_range
 from lightning_n2uq.quantizers.base import mean_over_processes
 from lightning_n2uq.utils.compat import uncompiled_call
 
@@ -35,7 +34,7 @@ class FirstBatches:
         self._pending = {
             module: name.removesuffix(".activation_quantizer")
             for name, module in model.named_modules()
-            if isinstance(module, CalibratedInput) and not module.fitted
+            if isinstance(module, RangedInput) and not module.fitted
         }
         self._reached: set[nn.Module] = set()
         self._seen: set[nn.Module] = set()  # quantizers that this batch has reached
@@ -91,19 +90,26 @@ class FirstBatches:
     def _fit(self, quantizers: Sequence[nn.Module]) -> None:
         """Sets the ranges, averaged over the processes that have data for a quantizer."""
         device = next(quantizers[0].parameters()).device
-        found = torch.zeros(len(quantizers), 3, dtype=torch.float64, device=device)
-        for row, quantizer in zip(found, quantizers, strict=True):
-            values = self._samples.get(quantizer)
-            sample = torch.cat(values) if values else torch.zeros(0)
-            if sample.numel() and bool(sample.isfinite().all()) and bool(sample.min() < sample.max()):
-                low, high = best_range(sample, quantizer.num_levels)  # type: ignore[arg-type]
-                row.copy_(torch.stack([low.double(), high.double(), torch.ones_like(low).double()]))
-        mean = mean_over_processes(found)
-        for (low, high, share), quantizer in zip(mean, quantizers, strict=True):
+        found = [self._range(quantizer) for quantizer in quantizers]
+        mean = mean_over_processes(torch.cat(found).to(device)).split([len(row) for row in found])
+        for row, quantizer in zip(mean, quantizers, strict=True):
+            share = row[-1]
             if share > 0:
-                quantizer.set_range(low / share, high / share)  # type: ignore[operator]
+                low, high = (row[:-1] / share).chunk(2)
+                shape = () if len(low) == 1 else low.shape
+                quantizer.set_range(low.reshape(shape), high.reshape(shape))  # type: ignore[operator]
                 self._reached.add(quantizer)
                 self._seen.add(quantizer)
+
+    def _range(self, quantizer: nn.Module) -> Tensor:
+        """Returns both ends of a quantizer's range, of every part of its input, and 1; zeros without data."""
+        values = self._samples.get(quantizer)
+        assert isinstance(quantizer, RangedInput)
+        sample = torch.cat(values, -1).cpu() if values else torch.zeros(0)
+        if sample.numel() and bool(sample.isfinite().all()) and bool(sample.min() < sample.max()):
+            low, high = (end.double().reshape(-1) for end in quantizer.range_of(sample))
+            return torch.cat([low, high, torch.ones(1, dtype=torch.float64)])
+        return torch.zeros(2 * quantizer.parts + 1, dtype=torch.float64)
 
 
 def _redirected(module: nn.Module) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_n2uq.convert.attention_products import AttentionProducts
 from lightning_n2uq.convert.replace import layer_types
 
 
@@ -13,11 +14,14 @@ def multiplications(module: nn.Module, weights: int, inputs: tuple[Tensor, ...],
     """Returns the multiply-accumulates of one call, over the whole batch.
 
     Args:
-        module: A convertible layer, quantized or not.
+        module: A convertible layer, quantized or not, or attention's products.
         weights: The number of its weights.
         inputs: The positional arguments of the call.
         output: What it returned.
     """
+    if isinstance(module, AttentionProducts):
+        query, _, value = inputs[:3]
+        return output[1].numel() * (query.shape[-1] + value.shape[-1])  # type: ignore[no-any-return]
     if isinstance(module, nn.MultiheadAttention):  # query, key, value and the output, each `E x E`
         return sum(x.numel() for x in (*inputs[:3], output[0])) * module.embed_dim
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):

@@ -7,12 +7,25 @@ from dataclasses import asdict, dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from lightning_n2uq.convert.products_spec import ProductsSpec
 from lightning_n2uq.layers import QuantSpec
 from lightning_n2uq.utils.validation import check, check_choice
 
-TYPES = ("any", "conv", "pointwise", "depthwise", "linear", "attention", "transposed", "recurrent")
+TYPES = (
+    "any",
+    "conv",
+    "pointwise",
+    "depthwise",
+    "linear",
+    "attention",
+    "products",
+    "transposed",
+    "recurrent",
+)
 """`conv` covers `pointwise` (1x1) and `depthwise` (one input channel per group, more than one group).
-Transposed convolutions are `transposed`; `recurrent` are LSTM, GRU and RNN, layers and cells."""
+`attention` is torch's attention layer with its projections; `products` are the two products of activations in
+any attention, named `<module>.products`. Transposed convolutions are `transposed`; `recurrent` are LSTM, GRU
+and RNN, layers and cells."""
 
 POSITIONS = ("any", "first", "last", "inner")
 _SPEC_FIELDS = tuple(field.name for field in fields(QuantSpec))
@@ -65,6 +78,8 @@ class Rule:
         activation_bits: The bits of activations, 2 to 8.
         weight_quantizer: The method for weights, a key of `quantizers.WEIGHT_QUANTIZERS`.
         activation_quantizer: The method for activations, a key of `quantizers.ACTIVATION_QUANTIZERS`.
+        attention_bits: The bits of the operands of attention's products, 2 to 8; 32 with `float`.
+        attention_quantizer: The method for them, a key of `quantizers.ACTIVATION_QUANTIZERS`.
     """
 
     name: str = "*"
@@ -75,6 +90,8 @@ class Rule:
     activation_bits: int | None = None
     weight_quantizer: str | None = None
     activation_quantizer: str | None = None
+    attention_bits: int | None = None
+    attention_quantizer: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("type", self.type, TYPES)
@@ -111,6 +128,10 @@ class Policy:
             any, the whole model is one part.
         exclude: Shell patterns of names that stay in full precision, whatever the rules say; the name of a
             module stands for all that is in it.
+        attention_bits: The bits of all operands of attention's two products (queries, keys, probabilities,
+            values), 2 to 8; None leaves the products in full precision.
+        attention_quantizer: The method for them, a key of `quantizers.ACTIVATION_QUANTIZERS`; None takes the
+            method for activations.
     """
 
     weight_bits: int = 4
@@ -122,10 +143,14 @@ class Policy:
     rules: tuple[Rule, ...] = ()
     modules: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    attention_bits: int | None = None
+    attention_quantizer: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("modules", "exclude"):
             object.__setattr__(self, name, _names(name, getattr(self, name)))
+        for rule in (None, *self.rules):
+            self.products_spec(rule)
         for spec in (self.spec(), *(self.spec(rule) for rule in self.rules)):
             spec.build()  # refuses unknown methods and bits now, not in the middle of a conversion
 
@@ -151,13 +176,43 @@ class Policy:
         own = {} if rule is None else {name: getattr(rule, name) for name in _SPEC_FIELDS}
         return replace(spec, **{name: value for name, value in own.items() if value is not None})
 
+    @property
+    def asks_for_products(self) -> bool:
+        """Whether attention's products are to be quantized somewhere."""
+        return any(self.products_spec(rule) is not None for rule in (None, *self.rules))
+
+    def products_spec(self, rule: Rule | None = None) -> ProductsSpec | None:
+        """Returns bits and method of attention's products under `rule`, None for full precision."""
+        bits, method = self.attention_bits, self.attention_quantizer
+        if rule is not None:
+            bits = bits if rule.attention_bits is None else rule.attention_bits
+            method = method if rule.attention_quantizer is None else rule.attention_quantizer
+        if bits is None:
+            check(method in (None, "float"), "attention_quantizer", method, "is none without attention_bits")
+            return None
+        spec = ProductsSpec(bits, self.spec(rule).activation_quantizer if method is None else method)
+        spec.build()  # refuses unknown methods and bits
+        return None if spec.quantizer == "float" else spec
+
+    def decide_products(self, layer: Layer) -> tuple[ProductsSpec | None, str]:
+        """Returns bits and method for attention's products, or None, and the reason in words."""
+        if pattern := next((p for p in self.exclude if _covers(p, layer.name)), None):
+            return None, f"exclude {pattern!r}"
+        number, rule = self._rule(layer)
+        reason = "default" if rule is None else f"rule {number}"
+        if rule is not None and not rule.quantize:
+            return None, reason
+        spec = self.products_spec(rule)
+        return spec, reason if spec is not None else f"{reason}: float"
+
+    def _rule(self, layer: Layer) -> tuple[int | None, Rule | None]:
+        return next(((i, rule) for i, rule in enumerate(self.rules) if rule.matches(layer)), (None, None))
+
     def decide(self, layer: Layer) -> tuple[QuantSpec | None, str]:
         """Returns the methods and bits for `layer`, or None, and the reason in words."""
         if pattern := next((p for p in self.exclude if _covers(p, layer.name)), None):
             return None, f"exclude {pattern!r}"
-        number, rule = next(
-            ((i, rule) for i, rule in enumerate(self.rules) if rule.matches(layer)), (None, None)
-        )
+        number, rule = self._rule(layer)
         for position, skip in (("first", self.skip_first), ("last", self.skip_last)):
             here = layer.is_first if position == "first" else layer.is_last
             if here and skip and (rule is None or rule.position != position):

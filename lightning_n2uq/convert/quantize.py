@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_n2uq.convert.attention_hosts import hosts, products_obstacle, quantize_products, takes_products
 from lightning_n2uq.convert.calibration import MAX_BATCHES, calibrate
 from lightning_n2uq.convert.candidates import candidates, weighted_modules
 from lightning_n2uq.convert.policy import Layer, Policy
@@ -26,9 +27,10 @@ def quantize_model(
 ) -> ConversionReport:
     """Replaces convolutions, linear, attention and recurrent layers in `model`, in place, by quantized ones.
 
-    Weights are kept (the same parameters, so that an optimizer built before still holds them) under the same
-    state-dict keys; quantizer parameters come beside them, frozen where the layer's weight is. Without
-    `calibration`, input ranges are fitted to the first batch in training.
+    Attention's two products are quantized where the policy has `attention_bits`. Weights are kept (the same
+    parameters, so that an optimizer built before still holds them) under the same state-dict keys; quantizer
+    parameters come beside them, frozen where the layer's weight is. Without `calibration`, input ranges are
+    fitted to the first batch in training.
 
     Args:
         model: Any network; it is tested with torchvision's, timm's and Hugging Face's.
@@ -72,11 +74,48 @@ def quantize_model(
         report.layers.append(line)
         if new is not None:
             replacements[module] = new
+    found = _products(model, policy, replacements) if policy.asks_for_products else []
+    report.layers += [line for line, _ in found]
     _check_something(report, policy)
+    asked = [(line.products, host) for line, host in found if line.products is not None]
+    for _, host in asked:
+        if host not in replacements and (other := takes_products(host)) is not None:
+            replacements[host] = other
     swap(model, replacements)
+    for spec, host in asked:
+        quantize_products(replacements.get(host, host), spec)
     if calibration is not None:
         _note_ranges(report, calibrate(model, calibration, max_batches, forward))
     return report
+
+
+def _products(
+    model: nn.Module, policy: Policy, replacements: Mapping[nn.Module, nn.Module]
+) -> list[tuple[LayerReport, nn.Module]]:
+    """Returns what becomes of the products of each attention, with the module around them."""
+    found = []
+    for layer, module in hosts(model, policy.modules):
+        spec, reason = policy.decide_products(layer)
+        problem = products_obstacle(replacements.get(module, module)) if spec is not None else None
+        status = EXCLUDED if spec is None else QUANTIZED if problem is None else UNSUPPORTED
+        line = LayerReport(layer.name, type(module).__name__, status, problem or reason)
+        if status == QUANTIZED and spec is not None:
+            line.products, line.activation = spec, str(spec)
+        found.append((line, module))
+    failed = [line for line, _ in found if line.status == UNSUPPORTED]
+    if not found or len(failed) == len(found):
+        why = f"; {failed[0].name}: {failed[0].reason}" if failed else ""
+        raise ValueError(
+            f"attention_bits: got {policy.attention_bits}, but {type(model).__name__} has no attention whose "
+            f"products can be quantized{why}"
+        )
+    if failed:
+        warnings.warn(
+            f"attention_bits: products of {failed[0].name} ({failed[0].reason}) stay in full precision"
+            + (f", and those of {len(failed) - 1} more" if len(failed) > 1 else ""),
+            stacklevel=3,
+        )
+    return found
 
 
 def _check_something(report: ConversionReport, policy: Policy) -> None:
@@ -157,7 +196,8 @@ def _disable_fused_inference(model: nn.Module) -> None:
 def _note_ranges(report: ConversionReport, ranges: dict[str, tuple[float, float]]) -> None:
     unreached = []
     for line in report.of(QUANTIZED):
-        line.input_range = ranges.get(f"{line.name}.activation_quantizer")
+        operand = "query" if line.products is not None else "activation_quantizer"
+        line.input_range = ranges.get(f"{line.name}.{operand}")
         if line.input_range is None and not line.activation.startswith("float"):
             line.reason += "; no calibration batch reached it"
             unreached.append(line.name)

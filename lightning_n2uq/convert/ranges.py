@@ -41,14 +41,31 @@ def best_range(sample: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: The sample is empty or has values that are not finite.
     """
-    if sample.numel() == 0 or not bool(sample.isfinite().all()):
-        raise ValueError("sample: is empty or has values that are not finite, allowed is finite data")
+    _check(sample)
     low, high = sample.min().clamp_max(0), sample.max().clamp_min(0)
     high = torch.maximum(high, low + 1e-3)  # a sample of zeros
     for _ in range(2):  # the best lower end depends a little on the upper one
         high = min(_shrunk(high), key=lambda end: _error(sample, low, end, levels))
         low = min(_shrunk(low), key=lambda end: _error(sample, end, high, levels))
     return low, high
+
+
+def best_symmetric_range(sample: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Returns the range with one level more below zero than above whose levels fit `sample` best.
+
+    Args and returns are those of `best_range`; zero is a level whatever the sample is.
+    """
+    _check(sample)
+    half = levels // 2
+    largest = torch.maximum(-sample.min() / half, sample.max() / max(half - 1, 1)).clamp_min(1e-3 / levels)
+    steps = list(_shrunk(largest))
+    step = min(steps, key=lambda x: _error(sample, -half * x, (half - 1) * x, levels))
+    return -half * step, (half - 1) * step
+
+
+def _check(sample: Tensor) -> None:
+    if sample.numel() == 0 or not bool(sample.isfinite().all()):
+        raise ValueError("sample: is empty or has values that are not finite, allowed is finite data")
 
 
 def _shrunk(end: Tensor) -> Iterable[Tensor]:

@@ -7,12 +7,14 @@ module is converted by it into the same structure, whatever order its layers run
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
 
+from lightning_n2uq.convert.attention_hosts import products_obstacle, quantize_products, takes_products
 from lightning_n2uq.convert.policy import Policy
+from lightning_n2uq.convert.products_spec import ProductsSpec
 from lightning_n2uq.convert.quantize import quantize_model, swap
 from lightning_n2uq.convert.replace import obstacle, quantized
 from lightning_n2uq.convert.report import QUANTIZED, ConversionReport
@@ -32,10 +34,12 @@ class Record:
     Attributes:
         policy: The policy as plain values.
         layers: The fields of `QuantSpec` by the layer's name.
+        products: The fields of `ProductsSpec` by the name of attention's products.
     """
 
     policy: dict[str, Any]
     layers: dict[str, dict[str, Any]]
+    products: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_mapping(self) -> dict[str, Any]:
         """Returns plain values for a checkpoint."""
@@ -48,11 +52,13 @@ class Record:
         check(fits, argument, type(values).__name__, f"is a checkpoint whose {KEY!r} holds policy and layers")
         try:
             layers = {str(name): QuantSpec(**spec) for name, spec in values["layers"].items()}
+            others = {str(n): ProductsSpec(**spec) for n, spec in values.get("products", {}).items()}
         except (TypeError, AttributeError) as error:
             raise ValueError(f"{argument}: its {KEY!r} is damaged ({error})") from error
         return cls(
             Policy.from_mapping(values["policy"]).to_mapping(),
             {name: asdict(spec) for name, spec in layers.items()},
+            {name: asdict(spec) for name, spec in others.items()},
         )
 
 
@@ -91,7 +97,8 @@ def quantize(
     policy = policy if isinstance(policy, Policy) else Policy.from_mapping(policy or {})
     report = quantize_model(module, policy, calibration, example=example, forward=forward)
     layers = {line.name: asdict(line.spec) for line in report.of(QUANTIZED) if line.spec is not None}
-    note(module, Record(policy.to_mapping(), layers))
+    products = {x.name: asdict(x.products) for x in report.of(QUANTIZED) if x.products is not None}
+    note(module, Record(policy.to_mapping(), layers, products))
     return report
 
 
@@ -119,8 +126,26 @@ def restore(module: nn.Module, record: Record, argument: str = "checkpoint") -> 
                 f"{argument}: got a quantized layer {name!r}, which cannot be one here: {problem}"
             )
         replacements[layer] = quantized(layer, QuantSpec(**spec))
+    around = {name: _host(module, name, replacements, argument) for name in record.products}
     swap(module, replacements)
+    for name, spec in record.products.items():
+        quantize_products(replacements.get(around[name], around[name]), ProductsSpec(**spec))
     note(module, record)
+
+
+def _host(module: nn.Module, name: str, replacements: dict[nn.Module, nn.Module], argument: str) -> nn.Module:
+    """Returns the module whose products are called `name`; torch's own layer gets its replacement."""
+    try:
+        host = module.get_submodule(name.rpartition(".")[0])
+    except AttributeError:
+        raise ValueError(
+            f"{argument}: got quantized products {name!r}, which {type(module).__name__} does not have"
+        ) from None
+    if (problem := products_obstacle(replacements.get(host, host))) is not None:
+        raise ValueError(f"{argument}: got quantized products {name!r}, which cannot be so here: {problem}")
+    if host not in replacements and (other := takes_products(host)) is not None:
+        replacements[host] = other
+    return host
 
 
 def note(module: nn.Module, record: Record) -> None:

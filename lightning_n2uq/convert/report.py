@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from lightning_n2uq.convert.products_spec import ProductsSpec
 from lightning_n2uq.layers import QuantSpec
 
 QUANTIZED, EXCLUDED, UNSUPPORTED = "quantized", "excluded", "unsupported"
@@ -25,6 +26,7 @@ class LayerReport:
         parameters: The number of values in the layer's own parameters.
         input_range: The ends of the calibrated input range, or None.
         spec: The methods and bits, where the layer is quantized.
+        products: Those of attention's products, where these are quantized.
     """
 
     name: str
@@ -36,11 +38,12 @@ class LayerReport:
     parameters: int = 0
     input_range: tuple[float, float] | None = None
     spec: QuantSpec | None = None
+    products: ProductsSpec | None = None
 
 
 @dataclass
 class ConversionReport:
-    """Every layer with weights, in the order in which the network registers them.
+    """Every layer with weights, in the order in which the network registers them, and attention's products.
 
     Attributes:
         model: The converted network (the one passed in, changed in place).

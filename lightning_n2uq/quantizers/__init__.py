@@ -21,7 +21,7 @@ from lightning_n2uq.quantizers.dorefa import DoReFa, DoReFaWeight
 from lightning_n2uq.quantizers.ewgs import EWGS, EWGSWeight
 from lightning_n2uq.quantizers.grid import UniformGrid
 from lightning_n2uq.quantizers.lcq import LCQ, LCQWeight
-from lightning_n2uq.quantizers.lsq import LSQ, LSQPlus
+from lightning_n2uq.quantizers.lsq import LSQ, LSQPlus, SignedLSQ
 from lightning_n2uq.quantizers.n2uq import (
     EntropyPreservingWeightQuantizer,
     FixedThresholdQuantizer,
@@ -38,6 +38,7 @@ ACTIVATION_QUANTIZERS: dict[str, Callable[..., nn.Module]] = {
     "n2uq": LearnableThresholdQuantizer,
     "n2uq_fixed": FixedThresholdQuantizer,
     "lsq": LSQ,
+    "lsq_signed": SignedLSQ,
     "lsq_plus": LSQPlus,
     "pact": PACT,
     "dorefa": DoReFa,
@@ -132,6 +133,7 @@ __all__ = [
     "NuLSQ",
     "Quantizer",
     "SEQTernary",
+    "SignedLSQ",
     "StatsQ",
     "TernaryWeight",
     "UniformGrid",

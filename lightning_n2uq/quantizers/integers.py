@@ -12,7 +12,7 @@ from lightning_n2uq.quantizers.dorefa import DoReFa, DoReFaWeight
 from lightning_n2uq.quantizers.ewgs import EWGS
 from lightning_n2uq.quantizers.grid import UniformGrid
 from lightning_n2uq.quantizers.integer_levels import IntegerLevels
-from lightning_n2uq.quantizers.lsq import LSQ
+from lightning_n2uq.quantizers.lsq import LSQ, LSQPlus
 from lightning_n2uq.quantizers.n2uq import EntropyPreservingWeightQuantizer, LearnableThresholdQuantizer
 from lightning_n2uq.quantizers.pact import PACT
 
@@ -69,7 +69,7 @@ def level_distance(quantizer: nn.Module, x: Tensor) -> Tensor | None:
         return quantizer.step(x)
     if isinstance(quantizer, LearnableThresholdQuantizer):
         return quantizer.scale_out.detach().double().reshape(()) * output_step(quantizer.num_levels - 1)
-    if type(quantizer) is LSQ:
+    if isinstance(quantizer, LSQ) and not isinstance(quantizer, LSQPlus):
         return quantizer.asked(x, "step")[0].detach().double().reshape(())
     if isinstance(quantizer, PACT):
         return (quantizer.bounded("clip").detach() / (quantizer.num_levels - 1)).double().reshape(())

@@ -82,6 +82,15 @@ class LSQ(DataInitializedQuantizer):
         return round_ste(((x.to(step.dtype) - offset) / step).clamp(self.low, self.high))
 
 
+class SignedLSQ(LSQ):
+    """LSQ with levels `-2^(b-1) .. 2^(b-1) - 1` for activations that have no ReLU in front."""
+
+    name = "lsq_signed"
+
+    def __init__(self, bits: int = 2) -> None:
+        super().__init__(bits, signed=True)
+
+
 class LSQPlus(LSQ):
     """LSQ with a learned offset for activations and a wider first step for weights (LSQ+, Eq. 3-5).
 

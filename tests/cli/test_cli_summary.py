@@ -122,3 +122,16 @@ def test_other_convolutions_and_recurrent_layers_are_counted():
     assert [x.macs for x in costs] == [7 * 8 * 4 * 3, 8 * 7 * 6 * 2, 6 * (4 * 5 * (8 + 5))]
     assert [x.weight_bits for x in costs] == [3, 3, 3]
     assert costs[2].biases == 2 * 4 * 5
+
+
+def test_quantized_products_of_attention_are_counted():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(nn.Linear(8, 8), layer, nn.Linear(8, 8))
+    quantize_model(model, {"activation_bits": 4, "attention_bits": 3, "attention_quantizer": "lsq"})
+    cost = next(x for x in summarize(model, (5, 8)).layers if x.name == "1.self_attn.products")
+    assert (cost.weight_method, cost.weight_bits, cost.activation_method, cost.activation_bits) == (
+        "lsq", 3, "lsq", 3,
+    )  # fmt: skip
+    assert cost.macs == 2 * 5 * 5 * 8  # queries with keys, and probabilities with values
+    assert cost.bit_operations == cost.macs * 9
+    assert cost.weight_bytes == 0

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_n2uq.convert.attention import QuantMultiheadAttention
+from lightning_n2uq.convert.attention_products import AttentionProducts
 from lightning_n2uq.convert.convolutions import QuantConv1D
 from lightning_n2uq.export.lower.weights import integer_weight
+from lightning_n2uq.export.program.attention import DeployedProducts
 from lightning_n2uq.export.program.layers import (
     DeployedAttention,
     DeployedConv,
@@ -62,6 +64,9 @@ def deploy(model: nn.Module) -> Deployed:
     network = copy.deepcopy(model, {id(attached_trainer(model)): None}).cpu().float().eval()
     result = Deployed(network)
     for name, layer in list(network.named_modules()):
+        if isinstance(layer, AttentionProducts):
+            _replace_products(result, name, layer)
+    for name, layer in list(network.named_modules()):
         if hasattr(layer, "weight_quantizer") and hasattr(layer, "activation_quantizer"):
             _replace(result, name, layer)
     if not result.integer and not result.floating:
@@ -86,10 +91,24 @@ def _replace(result: Deployed, name: str, layer: nn.Module) -> None:
     if new is None:
         _keep_float(layer, quantizer)
     else:
-        for parent in list(result.model.modules()):  # a layer may have several places
-            for own, child in parent.named_children():
-                if child is layer:
-                    setattr(parent, own, new)
+        _put(result.model, layer, new)
+
+
+def _put(model: nn.Module, layer: nn.Module, new: nn.Module) -> None:
+    for parent in list(model.modules()):  # a layer may have several places
+        for own, child in parent.named_children():
+            if child is layer:
+                setattr(parent, own, new)
+
+
+def _replace_products(result: Deployed, name: str, layer: AttentionProducts) -> None:
+    """Puts the deployed form of attention's products in their place."""
+    new = DeployedProducts(layer, name)
+    if new.uniform:
+        result.integer.append(name)
+    else:
+        result.floating[name] = "levels of its operands are not evenly spaced"
+    _put(result.model, layer, new)
 
 
 def _integer_layer(layer: nn.Module, quantizer: DeployedQuantizer, name: str) -> nn.Module:

@@ -133,7 +133,7 @@ def explain_modules(program: ExportedProgram, model: nn.Module, inputs: Inputs |
 
 def _noting(note: Callable[[str, Tensor, Tensor], Tensor], name: str) -> Callable[..., None]:
     def hook(quantizer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        x = arguments[0].detach().float()
+        x = arguments[0].detach().float().contiguous()
         note(name, x, quantizer.codes(x))  # type: ignore[operator]
 
     return hook

@@ -172,6 +172,7 @@ class DeployedAttention(QuantMultiheadAttention):
         self.__dict__.update({k: v for k, v in vars(layer).items() if not k.startswith("_")})
         self.projections = nn.ModuleList(parts)
         self.out_proj = layer.out_proj
+        self.add_module("products", layer.products)
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         parts = [cast(DeployedLinear, part) for part in self.projections]

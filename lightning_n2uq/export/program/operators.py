@@ -41,6 +41,18 @@ def _(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.int32)
 
 
+@torch.library.custom_op("n2uq_deploy::integer_matmul", mutates_args=())
+def integer_matmul(x: Tensor, y: Tensor) -> Tensor:
+    """Returns exact sums of codes `x` `[..., L, E]` times codes `y` `[..., E, S]`, both uint8: int32."""
+    return (x.double() @ y.double()).to(torch.int32)
+
+
+@integer_matmul.register_fake
+def _(x: Tensor, y: Tensor) -> Tensor:
+    batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    return x.new_empty((*batch, x.shape[-2], y.shape[-1]), dtype=torch.int32)
+
+
 @torch.library.custom_op("n2uq_deploy::integer_conv", mutates_args=())
 def integer_conv(
     x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int

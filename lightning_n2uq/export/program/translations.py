@@ -23,13 +23,16 @@ DOMAIN = "n2uq_deploy"
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """Returns the table that `torch.onnx.export` takes: each operator with what writes it."""
-    write_codes, write_linear, write_conv = (_single_node(name) for name in _OPERATORS)
+    write_codes, write_linear, write_matmul, write_conv = (_single_node(name) for name in _OPERATORS)
 
     def codes(x: Any, thresholds: Any) -> Any:  # noqa: ANN401 -- values of a graph
         return write_codes(x, thresholds)
 
     def integer_linear(x: Any, weight: Any) -> Any:  # noqa: ANN401
         return write_linear(x, weight)
+
+    def integer_matmul(x: Any, y: Any) -> Any:  # noqa: ANN401
+        return write_matmul(x, y)
 
     def integer_conv(x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Any:  # noqa: ANN401
         window = {"strides": list(stride), "pads": [*padding, *padding], "dilations": list(dilation)}
@@ -39,11 +42,17 @@ def translations() -> dict[Any, Callable[..., Any]]:
     return {
         ours.codes.default: codes,
         ours.integer_linear.default: integer_linear,
+        ours.integer_matmul.default: integer_matmul,
         ours.integer_conv.default: integer_conv,
     }
 
 
-_OPERATORS = {"codes": "uint8", "integer_linear": "int32", "integer_conv": "int32"}
+_OPERATORS = {
+    "codes": "uint8",
+    "integer_linear": "int32",
+    "integer_matmul": "int32",
+    "integer_conv": "int32",
+}
 """Names with the dtype of the output."""
 
 
@@ -52,7 +61,7 @@ def _single_node(name: str) -> Callable[..., Any]:
     from onnxscript.values import Op, Opset
 
     kind = onnx.defs.OpSchema
-    inputs = [kind.FormalParameter("x", "X"), kind.FormalParameter("constant", "C")]
+    inputs = [kind.FormalParameter("x", "X"), kind.FormalParameter("other", "C")]
     result = kind.FormalParameter("y", f"tensor({_OPERATORS[name]})")
     lists = [kind.Attribute(n, kind.AttrType.INTS, required=False) for n in ("strides", "pads", "dilations")]
     schema = kind(
@@ -63,7 +72,7 @@ def _single_node(name: str) -> Callable[..., Any]:
         outputs=[result],
         type_constraints=[
             ("X", ["tensor(float)", "tensor(uint8)"], ""),
-            ("C", ["tensor(float)", "tensor(int8)"], ""),
+            ("C", ["tensor(float)", "tensor(int8)", "tensor(uint8)"], ""),
         ],
         attributes=[*lists, kind.Attribute("group", kind.AttrType.INT, required=False)],
     )
@@ -151,6 +160,11 @@ class _Expansion:
         weight, zero = self._unsigned(self._array(node.input[1]).T)
         inputs = [node.input[0], weight, self._constant(np.uint8(0)), zero]
         self._op("MatMulInteger", inputs, node.output[0])
+
+    def integer_matmul(self, node: onnx.NodeProto) -> None:
+        """Multiplies codes by codes."""
+        zero = self._constant(np.uint8(0))
+        self._op("MatMulInteger", [*node.input, zero, zero], node.output[0])
 
     def integer_conv(self, node: onnx.NodeProto) -> None:
         """Convolves codes with integers."""
