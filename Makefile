@@ -7,7 +7,7 @@ WORKERS ?= 2
 FUZZ_SECONDS ?= 60
 SOAK ?= tests
 
-.PHONY: demo test compiled soak mutants docs-check fuzz chaos audit lint types bench gpu clean
+.PHONY: demo test integration compiled soak mutants docs-check fuzz chaos audit lint types bench gpu clean
 
 # torch and torchvision are resolved together (one command), since only releases of the same day fit.
 $(STAMP): pyproject.toml
@@ -21,10 +21,14 @@ demo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/n2uq fit --config configs/digits/n2uq_w2a2.yaml --test_after_fit true
 
 # Bytecode is kept even where the environment says otherwise: every worker imports all tests.
-test compiled soak docs-check: export PYTHONDONTWRITEBYTECODE :=
+test integration compiled soak docs-check: export PYTHONDONTWRITEBYTECODE :=
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup
+
+# Whole runs of commands, ranks, browsers, compilers and exporters: seconds to a minute each.
+integration: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "integration and not slow and not compiled"
 
 # The Triton kernels without a GPU: interpreted, or compiled for one and emulated.
 compiled: $(STAMP)
@@ -40,7 +44,7 @@ mutants: $(STAMP)
 
 # README and docs: links, paths, flags, snippets, and the commands that take less than a minute.
 docs-check: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "slow or not slow" tests/docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "" tests/docs
 
 # Coverage-guided, every reader of files for FUZZ_SECONDS.
 fuzz: $(STAMP)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[1]
 NAMES = "tests/benchmarks/test_instructions.py", "tests/ops/test_compiled_large.py", "tests/ptx/"
 FILES = [ROOT / name for name in NAMES]

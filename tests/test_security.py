@@ -66,6 +66,7 @@ def dangers(source):
     return found
 
 
+@pytest.mark.integration
 def test_nothing_in_the_package_runs_code_from_files():
     assert len(SOURCES) > 100
     found = {path: dangers(path.read_text()) for path in SOURCES}
@@ -88,6 +89,7 @@ def test_the_scan_lets_safe_calls_pass():
     assert lightning_n2uq.__version__
 
 
+@pytest.mark.integration
 def test_the_key_of_wandb_is_written_nowhere(tmp_path):
     # In a process of its own: W&B leaves the address of its service in the environment.
     folders = ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
@@ -219,6 +221,7 @@ def test_the_table_of_listening_sockets_is_read_right():
         assert ("0.0.0.0", everywhere.getsockname()[1]) in found
 
 
+@pytest.mark.integration
 def test_two_ranks_on_one_machine_listen_on_loopback_only(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -48,6 +48,7 @@ def test_each_option_works_alone():
         assert model.eval()(x).dtype == torch.float32
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["resnet20", "resnet18", "resnet50", "mobilenet_v2"])
 def test_every_parameter_learns_and_evaluation_is_near_training(name):
     model = network(name).train()

@@ -38,6 +38,7 @@ def test_imagenet_networks_have_torchvisions_names_and_shapes(name: str) -> None
     assert all(ours[key].shape == value.shape for key, value in theirs.items())
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["n2uq", "lsq"])
 def test_fullgraph_compile_equals_eager(name: str) -> None:
     torch._dynamo.reset()
@@ -55,6 +56,7 @@ def test_fullgraph_compile_equals_eager(name: str) -> None:
         assert torch.allclose(grads[n], p.grad, rtol=1e-4, atol=1e-4), n
 
 
+@pytest.mark.integration
 def test_learning_reduces_the_loss() -> None:
     model = backbones.resnet20(num_classes=4, in_channels=1, width=8)
     x = torch.randn(32, 1, 8, 8)

@@ -1,6 +1,9 @@
+import pytest
 import torch
 
 from benchmarks import evaluation
+
+pytestmark = pytest.mark.integration
 
 
 def test_float_and_integer_networks_take_turns(capsys):

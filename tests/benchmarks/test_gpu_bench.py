@@ -33,6 +33,7 @@ def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_topic_runs_and_is_written(without_a_gpu: None, tmp_path: Path) -> None:
     output = tmp_path / "gpu.json"

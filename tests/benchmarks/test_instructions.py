@@ -25,6 +25,7 @@ def test_the_longest_loop_is_counted_without_padding() -> None:
     assert len(instructions.longest_loop(LOOP)) == 6  # no loop worth the name: all of it
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("title", "most"),
     [("chain, 4 bits, behind a norm: sums", 95), ("stem, input", 70), ("block's end, forward", 20)],

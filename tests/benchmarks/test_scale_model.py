@@ -31,6 +31,7 @@ def test_one_rank_costs_nothing(name):
     assert METHODS[name](NUMEL, Cluster(1, Link(1.0)), SPEEDS) == 0.0
 
 
+@pytest.mark.integration
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     st.sampled_from(sorted(METHODS)), st.integers(1, 8), st.sampled_from([1, 2, 4]), st.floats(0.01, 400.0)
@@ -147,6 +148,7 @@ def test_command_answers_for_one_cluster(capsys):
     assert any(line.startswith("nuqsgd_nodes") for line in lines)
 
 
+@pytest.mark.integration
 def test_command_writes_tables_and_picture(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     command.main(["--plot", str(tmp_path / "scaling.svg")])

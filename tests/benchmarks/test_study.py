@@ -69,6 +69,7 @@ def test_finished_runs_are_not_repeated(runner: Runner) -> None:
     assert {path: path.read_text() for path in runner.folder.rglob("log.txt")} == logs
 
 
+@pytest.mark.integration
 def test_other_settings_are_another_run_and_lose_no_file(runner: Runner, study: Study) -> None:
     runner.work()
     runner.study = Study("digits", (run("float", epochs=3),))
@@ -87,6 +88,7 @@ def test_a_failed_run_is_named_and_those_that_start_from_it_wait(runner: Runner,
     assert not (runner.folder / "n2uq_w2a2_seed0").exists()
 
 
+@pytest.mark.integration
 def test_the_pause_file_makes_processes_stand_still(runner: Runner) -> None:
     runner.folder.mkdir()
     (runner.folder / "ticks").write_text("60")
@@ -148,6 +150,7 @@ def test_the_plan_of_cifar10_names_shipped_configs_and_sources() -> None:
     assert (decay["lsq_w2a2"], decay["lsq_w3a3"], decay["lsq_w4a4"]) == ("2.5e-5", "5e-5", "1e-4")
 
 
+@pytest.mark.integration
 def test_the_table_has_means_and_errors(runner: Runner, study: Study, tmp_path: Path) -> None:
     runner.work()
     path = results.path_of(runner.output, study, study.runs[2])

@@ -32,6 +32,7 @@ def test_averages_beside_a_schedule_of_widths_are_refused(tmp_path, average):
         fit(tmp_path, ThresholdAnnealing(bits=[8, 4, 2], bits_at=[0.0, 0.3, 0.6]), average())
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore")
 def test_a_resumed_run_with_stochastic_averages_says_that_it_ends_elsewhere(tmp_path):
     runner = fit(tmp_path, ExactResume(str(tmp_path)), callbacks.StochasticWeightAveraging(1e-3), epochs=1)
@@ -45,6 +46,7 @@ def test_a_resumed_run_with_stochastic_averages_says_that_it_ends_elsewhere(tmp_
         )
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("method", ["n2uq", "lsq", "lsq_plus", "pact", "apot", "dorefa"])
 def test_torch_exports_a_batch_of_any_size(method):
     weights = method if method != "pact" else "n2uq"

@@ -91,6 +91,7 @@ def test_annealing_ramps_freezes_and_narrows_converted_layers(tmp_path):
     assert PlainClassifier.load_from_checkpoint(path).net[3].activation_quantizer.inner.widths.numel() == 3
 
 
+@pytest.mark.integration
 def test_a_converted_network_compiles_once(tmp_path):
     compiled = []
 

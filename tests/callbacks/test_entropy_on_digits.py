@@ -12,6 +12,9 @@ from lightning_n2uq.layers import QuantSpec
 from lightning_n2uq.modules import QuantizedClassifier
 from lightning_n2uq.ops.entropy import entropy_bits, hard_histogram
 
+pytestmark = pytest.mark.integration
+
+
 pytest.importorskip("sklearn", reason="scikit-learn ships the digits")
 
 

@@ -193,6 +193,7 @@ def datastore_records(path):
     return records
 
 
+@pytest.mark.integration
 def test_an_offline_wandb_run_holds_metrics_histograms_figures_and_table(tmp_path):
     pytest.importorskip("wandb")
     logger = WandbLogger(save_dir=tmp_path, offline=True, project="test")

@@ -198,6 +198,7 @@ def test_frozen_layers_have_frozen_quantizers_until_they_are_thawed(tmp_path):
         assert not torch.equal(before, module.backbone[3].weight)
 
 
+@pytest.mark.integration
 def test_a_compiled_module_is_compiled_after_its_ranges_are_known(tmp_path):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

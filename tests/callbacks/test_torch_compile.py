@@ -70,6 +70,7 @@ def equal(one, two):
         assert torch.equal(value, other[name]), name
 
 
+@pytest.mark.integration
 def test_a_compiled_network_trains_to_the_same_weights_under_the_same_names(tmp_path):
     callback = compiled()
     model, messages = train(tmp_path, callback)
@@ -81,6 +82,7 @@ def test_a_compiled_network_trains_to_the_same_weights_under_the_same_names(tmp_
     assert model.backbone._compiled_call_impl is None
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", sorted(set(ACTIVATION_QUANTIZERS) - {"float"}))
 def test_every_quantizer_trains_compiled(tmp_path, name):
     bits = {} if name != "binary" else {"activation_bits": 1}
@@ -92,6 +94,7 @@ def test_every_quantizer_trains_compiled(tmp_path, name):
     assert callback.calls["compiled"] == 6
 
 
+@pytest.mark.integration
 def test_a_smaller_last_batch_is_compiled_on_its_own(tmp_path):
     model, _ = train(tmp_path, compiled(), batch_size=9, one_layer=True)
     plain, _ = train(tmp_path, batch_size=9, one_layer=True)
@@ -99,6 +102,7 @@ def test_a_smaller_last_batch_is_compiled_on_its_own(tmp_path):
     assert counters["stats"]["unique_graphs"] == 2
 
 
+@pytest.mark.integration
 def test_the_monitor_sees_what_it_sees_without(tmp_path):
     callback, monitor = compiled(), QuantizationMonitor(every_n_steps=4, dirpath=str(tmp_path / "a"))
     train(tmp_path, callback, monitor, one_stage=True)
@@ -110,6 +114,7 @@ def test_the_monitor_sees_what_it_sees_without(tmp_path):
     assert callback.calls == {"compiled": 2, "uncompiled": 4}
 
 
+@pytest.mark.integration
 def test_a_ramp_runs_uncompiled_and_is_compiled_once_when_it_is_down(tmp_path):
     callback = compiled()
     annealing = ThresholdAnnealing(end=0.5)
@@ -120,6 +125,7 @@ def test_a_ramp_runs_uncompiled_and_is_compiled_once_when_it_is_down(tmp_path):
     assert counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.integration
 def test_parts_are_compiled_by_pattern_and_evaluation_if_asked(tmp_path):
     model, _ = train(tmp_path, compiled(modules=["backbone.layer*"]), epochs=1)
     plain, _ = train(tmp_path, epochs=1)
@@ -142,6 +148,7 @@ def test_hooks_at_every_step_are_a_warning(tmp_path):
     assert not counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(shutil.which("c++") is None, reason="inductor needs a C++ compiler on the CPU")
 def test_inductor_trains_the_same_network(tmp_path):
     model, _ = train(tmp_path, TorchCompile(), epochs=1, one_stage=True)

@@ -41,6 +41,7 @@ def test_two_ranks_log_and_learn_what_one_does(tmp_path):
             assert float(got[name]) == pytest.approx(float(value), abs=1e-4), name
 
 
+@pytest.mark.integration
 def test_bit_widths_change_under_ddp_as_on_one_process(tmp_path):
     train(tmp_path / "one", 1, (4, 2))
     train(tmp_path / "two", 2, (4, 2))
@@ -50,6 +51,7 @@ def test_bit_widths_change_under_ddp_as_on_one_process(tmp_path):
     torch.testing.assert_close(torch.tensor(two["parameters"]), torch.tensor(one["parameters"]))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("bits", [None, (4, 2)])
 def test_penalty_annealing_and_bit_widths_work_with_compressed_gradients(tmp_path, bits):
     train(tmp_path / "one", 1, bits)
@@ -61,6 +63,7 @@ def test_penalty_annealing_and_bit_widths_work_with_compressed_gradients(tmp_pat
     assert 0 < difference < 0.05 * torch.tensor(one["parameters"]).norm()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ["ddp_fork", "nuqsgd"])
 def test_ranks_compile_what_is_free_of_hooks_and_ramps(tmp_path, kind):
     """Monitor, ramp and a change of width step in and out; only the order of DDP's buckets may differ."""

@@ -73,6 +73,7 @@ def test_older_files_without_a_digest_are_read(tmp_path):
     assert AtomicCheckpointIO().load_checkpoint(tmp_path / "old.ckpt").keys() == CONTENT.keys()
 
 
+@pytest.mark.integration
 def test_a_checkpoint_with_code_is_refused_and_the_code_never_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trace, path = tmp_path / "was-here", tmp_path / "evil.ckpt"

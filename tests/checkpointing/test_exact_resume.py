@@ -32,6 +32,7 @@ def check_rows(whole, resumed, marks):
         assert one == other
 
 
+@pytest.mark.integration
 def test_runs_interrupted_by_every_signal_end_like_an_uninterrupted_one(whole, tmp_path):
     """Mid-epoch, before a validation, at an epoch's first step; SIGKILL goes back to the last epoch."""
     runs.write_config(tmp_path)
@@ -115,6 +116,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_a_complete_run_stays_as_
     assert runs.rows(folder) == before[1]
 
 
+@pytest.mark.integration
 def test_a_finished_run_that_validated_within_epochs_stays_as_it_is(tmp_path):
     runs.write_config(tmp_path, val_check_interval=2, limit_train_batches=4, max_epochs=1)
     assert runs.fit(tmp_path).returncode == 0

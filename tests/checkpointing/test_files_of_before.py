@@ -55,6 +55,7 @@ def check_weights(path, name):
         assert [float(value.sum()), float(value.norm())] == pytest.approx(numbers, rel=1e-3, abs=1e-3), key
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["run", "converted"])
 def test_a_checkpoint_gives_the_loss_of_then(name, folder, capsys):
     if name == "converted":
@@ -76,6 +77,7 @@ def test_a_checkpoint_predicts_what_it_predicted(folder):
         assert found == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.integration
 def test_a_run_interrupted_in_an_epoch_ends_with_the_weights_of_then(folder):
     place, arguments = started("interrupted", "tiny")
     before = runs.rows(place)
@@ -91,6 +93,7 @@ def test_a_run_interrupted_in_an_epoch_ends_with_the_weights_of_then(folder):
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.integration
 def test_two_ranks_go_on_with_their_residuals(folder):
     place, arguments = started("two_ranks", "tiny+more")
     done = warm.n2uq(*arguments, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"})

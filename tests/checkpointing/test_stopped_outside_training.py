@@ -12,6 +12,7 @@ import runs
 CODES = {"SIGTERM": 143, "SIGINT": 130}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("command", "hook", "name"),
     [
@@ -32,6 +33,7 @@ def test_a_signal_outside_of_training_ends_with_its_code(tmp_path, command, hook
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.integration
 def test_a_signal_in_the_test_after_fit_ends_with_its_code(tmp_path):
     runs.write_config(tmp_path, max_epochs=1)
     done = runs.command("fit", tmp_path, "--test_after_fit", "true", STOP_IN="on_test_batch_end SIGTERM")

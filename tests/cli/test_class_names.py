@@ -48,10 +48,12 @@ def run(tmp_path_factory):
     return folder / "data", checkpoint
 
 
+@pytest.mark.integration
 def test_a_checkpoint_keeps_the_names(run):
     assert saved_class_names(read_file(str(run[1]))) == CLASSES
 
 
+@pytest.mark.integration
 def test_a_class_that_the_network_does_not_know_is_named(run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images(tmp_path / "other", "test", ["ant", "cat", "dog", "horse"], 2)
@@ -61,6 +63,7 @@ def test_a_class_that_the_network_does_not_know_is_named(run, tmp_path, capsys, 
 
 
 @pytest.mark.filterwarnings("ignore:root. the test split has no images of 'cat'")
+@pytest.mark.integration
 def test_a_test_set_that_lacks_a_class_is_scored_by_name(run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data, checkpoint = run
@@ -115,6 +118,7 @@ def test_ten_other_folders_are_no_test_set_of_cifar(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:root. the test split has no images of 'cat'")
+@pytest.mark.integration
 def test_an_export_is_not_verified_on_other_classes(run, tmp_path, capsys):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra 'export')")
     from lightning_n2uq.export import command as export

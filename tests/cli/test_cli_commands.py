@@ -96,6 +96,7 @@ def test_waiting_threads_give_their_core_away_unless_the_user_says_otherwise(own
     assert done.stdout.split()[-1] == policy
 
 
+@pytest.mark.integration
 def test_the_training_part_imports_no_logger_data_or_plot_library():
     heavy = ("wandb", "sklearn", "numba", "plotly", "triton")
     code = (

@@ -68,6 +68,7 @@ def test_a_mistake_gives_one_line_and_exit_code_2(case, capsys, in_empty_folder)
         assert not list(in_empty_folder.iterdir())
 
 
+@pytest.mark.integration
 def test_the_same_mistakes_in_yaml(capsys, in_empty_folder):
     config = in_empty_folder / "mine.yaml"
     text = "model:\n  class_path: {}\n  init_args:\n    {}\ndata:\n  class_path: DigitsDataModule\n"
@@ -100,6 +101,7 @@ class _Code:
         return (print, ("this must not run",))
 
 
+@pytest.mark.integration
 def test_a_checkpoint_that_carries_code_is_refused(capsys, in_empty_folder):
     torch.save({"state_dict": {}, "hyper_parameters": {}, "x": _Code()}, "evil.ckpt", pickle_module=pickle)
     for flag in ("--model.init_from", "--model.teacher", "--ckpt_path"):
@@ -133,6 +135,7 @@ def test_debug_keeps_the_traceback(in_empty_folder, monkeypatch):
         main([*BASE, "--model.weight_bits", "9"])
 
 
+@pytest.mark.integration
 def test_an_error_in_training_is_not_taken_for_a_mistake(in_empty_folder, monkeypatch):
     from lightning_n2uq.cli.failures import TrainingFailedError
     from lightning_n2uq.modules import QuantizedClassifier
@@ -149,6 +152,7 @@ def test_an_error_in_training_is_not_taken_for_a_mistake(in_empty_folder, monkey
         main(["fit", "--config", "digits/n2uq_w2a2", "--trainer.logger", "false", "--wandb", "disabled"])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "error",
     [

@@ -23,6 +23,7 @@ def test_a_broken_network_stops_the_run_with_one_line_by_default(in_empty_folder
     assert not list(in_empty_folder.rglob("*.ckpt"))  # no broken network is kept
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:.*")
 def test_the_switch_turns_it_off(in_empty_folder):
     assert main([*BROKEN, "--non_finite_guard", "false"]) == 0

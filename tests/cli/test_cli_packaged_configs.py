@@ -14,6 +14,7 @@ FOLDER = Path(lightning_n2uq.configs.__path__[0])
 WHOLE = sorted(FOLDER.glob("digits/*.yaml"))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.relative_to(FOLDER).as_posix())
 def test_every_config_trains_one_step(path, in_empty_folder, capsys):
     code = main(["fit", "--config", str(path), "--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu"])

@@ -32,6 +32,7 @@ def arguments(name):
     return yaml.safe_load(RECIPES[name].read_text())["model"]["init_args"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in RECIPES if n not in QUICK)]
 )

@@ -46,6 +46,7 @@ def test_a_run_leaves_config_metrics_and_checkpoints_in_one_folder(trained):
     assert f"files          runs/digits/n2uq_w2a2/{folder.name}\n" in out
 
 
+@pytest.mark.integration
 def test_the_saved_config_repeats_the_run(trained, in_empty_folder):
     folder, _ = trained
     text = (folder / "config.yaml").read_text()
@@ -89,6 +90,7 @@ def test_a_checkpoint_alone_is_enough_to_test_validate_and_predict(trained, in_e
     assert sum(float(rows[0][f"probability_{c}"]) for c in range(10)) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.integration
 def test_predictions_of_two_ranks_are_those_of_one(trained, in_empty_folder):
     ckpt = ["--ckpt_path", str(trained[0] / "last.ckpt"), "--data.batch_size", "50"]
     one = run("predict", *ckpt)
@@ -153,6 +155,7 @@ def test_a_checkpoint_of_another_network_is_refused_in_one_line(trained, in_empt
     assert not list(in_empty_folder.rglob("*.csv"))
 
 
+@pytest.mark.integration
 def test_test_after_fit_reports_the_best_checkpoint(in_empty_folder, capsys):
     run("fit", *SMALL, "--trainer.max_epochs", "1", "--test_after_fit", "true")
     out = capsys.readouterr().out
@@ -160,6 +163,7 @@ def test_test_after_fit_reports_the_best_checkpoint(in_empty_folder, capsys):
     assert "val/acc " in out
 
 
+@pytest.mark.integration
 def test_switches_of_the_trainer_turn_default_callbacks_off(in_empty_folder):
     off = ("logger", "enable_checkpointing", "enable_progress_bar")
     switches = [text for name in off for text in (f"--trainer.{name}", "false")]
@@ -167,6 +171,7 @@ def test_switches_of_the_trainer_turn_default_callbacks_off(in_empty_folder):
     assert [path.name for path in folder.iterdir()] == ["config.yaml"]
 
 
+@pytest.mark.integration
 def test_the_command_itself_with_wandb_offline_by_default(in_empty_folder):
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
     environment["OMP_NUM_THREADS"] = "1"  # two threads of a tiny network fight over a busy machine's cores
@@ -206,6 +211,7 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(trained, in_em
         assert torch.equal(left["exp_avg_sq"], right["exp_avg_sq"])
 
 
+@pytest.mark.integration
 def test_resume_auto_finds_checkpoints_in_a_folder_of_their_own(in_empty_folder, capsys):
     own = ["--checkpoint.dirpath", "elsewhere", *SMALL]
     first = run("fit", *own, "--trainer.max_epochs", "1", "--resume", "auto")
@@ -218,6 +224,7 @@ def test_resume_auto_finds_checkpoints_in_a_folder_of_their_own(in_empty_folder,
     assert (saved["epoch"], saved["global_step"]) == (1, 8)
 
 
+@pytest.mark.integration
 def test_another_seed_is_another_run_and_joins_none(in_empty_folder, capsys):
     short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
     first = run("fit", *SMALL, *short, "--resume", "auto")
@@ -240,6 +247,7 @@ def test_a_setting_that_a_resumed_run_would_not_follow_is_refused(trained, in_em
     assert not list(in_empty_folder.rglob("*.ckpt"))
 
 
+@pytest.mark.integration
 def test_resuming_never_starts_over_where_checkpoints_cannot_be_used(in_empty_folder, capsys):
     short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
     folder = run("fit", *SMALL, *short)
@@ -254,6 +262,7 @@ def test_resuming_never_starts_over_where_checkpoints_cannot_be_used(in_empty_fo
     assert [path for path in folder.parent.iterdir() if path.is_dir()] == [folder]
 
 
+@pytest.mark.integration
 def test_a_folder_in_which_another_process_trains_is_left_alone(in_empty_folder, capsys):
     short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
     folder = run("fit", *SMALL, *short)
@@ -285,6 +294,7 @@ def test_a_run_that_wrote_nothing_names_no_folder(in_empty_folder, capsys):
     assert not Path("runs").exists()
 
 
+@pytest.mark.integration
 def test_a_terminal_without_unicode_shows_a_run_to_its_end(in_empty_folder):
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "lightning_n2uq", "fit", *SMALL, "--trainer.fast_dev_run", "1"]

@@ -38,6 +38,7 @@ def refused(arguments, capsys):
     return line
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings(UNTRAINED)
 def test_its_policy_trains_a_classifier(in_empty_folder, capsys):
     out = Path("bits")
@@ -78,6 +79,7 @@ def test_its_policy_trains_a_classifier(in_empty_folder, capsys):
         assert layer.activation_quantizer.bits == rule.activation_bits
 
 
+@pytest.mark.integration
 def test_a_checkpoints_weights_are_scored(trained, in_empty_folder, capsys):
     best = trained[0] / "last.ckpt"
     assert main(["sensitivity", "--ckpt_path", str(best), *QUICK, "--bits", "2"]) == 0
@@ -87,6 +89,7 @@ def test_a_checkpoints_weights_are_scored(trained, in_empty_folder, capsys):
     assert not Path("sensitivity/policy.yaml").exists()
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings(UNTRAINED)
 def test_its_policy_trains_a_users_own_module(own, capsys):
     assert main(["sensitivity", "--config", "own.yaml", *QUICK, "--budget", "mean_bits=4"]) == 0
@@ -177,6 +180,7 @@ def test_modules_of_many_kinds_are_scored(own, capsys, name, measures):
     )
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings(UNTRAINED)
 def test_bad_input_is_one_line(in_empty_folder, capsys):
     command = ["sensitivity", *DIGITS]

@@ -75,6 +75,7 @@ def test_the_command_prints_the_configs_network(in_empty_folder, capsys):
     assert not list(in_empty_folder.iterdir())
 
 
+@pytest.mark.integration
 def test_sizes_replace_data_that_are_elsewhere(in_empty_folder, capsys):
     config = ["--config", "imagenet/n2uq_resnet18_w2a2"]
     with pytest.raises(ValueError, match="without the data, give --image_size N"):

@@ -31,6 +31,7 @@ def test_every_config_has_a_quick_form():
     assert sorted(SMALLER) == NAMES
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", NAMES)
 def test_every_task_trains_one_step_and_logs_its_metric(name, in_empty_folder, capsys):
     command = [
@@ -50,6 +51,7 @@ def test_every_task_trains_one_step_and_logs_its_metric(name, in_empty_folder, c
     assert not list(in_empty_folder.iterdir())
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["segmentation_timm_n2uq_w4a4", "sequence_classification_lsq_w4a4"])
 def test_a_trained_task_is_exported_from_its_run(name, in_empty_folder, capsys):
     """The number of classes comes from the data, batches hold labels, or names."""

@@ -39,10 +39,12 @@ def test_a_checkpoint_without_its_config_is_compared_by_its_own_arguments(alone,
     assert [text for text in named if text not in line] == []
 
 
+@pytest.mark.integration
 def test_a_checkpoint_without_its_config_is_resumed(alone, capsys):
     assert main(alone) == 0
 
 
+@pytest.mark.integration
 def test_another_optimizer_of_an_own_module_is_named_before_the_first_step(alone, capsys, monkeypatch):
     from lightning_n2uq.modules import classifier
 
@@ -80,6 +82,7 @@ def photos(in_empty_folder):
     return in_empty_folder / "photos"
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_an_image_that_breaks_after_the_first_step_is_named_in_one_line(photos, workers, capsys):
     for path in sorted((photos / "train").glob("*/*.png"))[-3:]:
@@ -102,6 +105,7 @@ def test_an_image_that_breaks_after_the_first_step_is_named_in_one_line(photos, 
     assert "Traceback" not in line
 
 
+@pytest.mark.integration
 def test_a_log_on_a_full_disk_is_one_line_that_names_the_folder(in_empty_folder, capsys, monkeypatch):
     def full(self, metrics, step=None):
         if step and step > 1:

@@ -4,6 +4,8 @@ import pytest
 
 from lightning_n2uq.cli import main
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
 def test_a_run_in_another_precision_trains_and_summarizes(precision, in_empty_folder, capsys):

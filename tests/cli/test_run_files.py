@@ -1,5 +1,6 @@
 import os
 
+import pytest
 from jsonargparse import Namespace
 from small_run import SMALL
 
@@ -28,6 +29,7 @@ def test_the_newest_run_of_wandb_in_a_folder_is_the_one_to_go_on_with(tmp_path):
     assert wandb_id(str(tmp_path)) == "my-own-id"
 
 
+@pytest.mark.integration
 def test_a_resumed_run_goes_on_in_its_run_of_wandb(in_empty_folder, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     epochs = ("--resume", "auto", "--trainer.max_epochs")

@@ -26,6 +26,7 @@ def refused(arguments, capsys):
     return line
 
 
+@pytest.mark.integration
 def test_it_is_quantized_trained_tested_and_resumed(own, capsys):
     assert main(["fit", "--config", "own.yaml"]) == 0
     out = capsys.readouterr()
@@ -57,6 +58,7 @@ def test_summary_shows_its_layers_as_quantized(own, capsys):
     assert [line.split()[1:3] for line in out.splitlines() if line.startswith("net.2 ")][-1] == ["n2uq", "2"]
 
 
+@pytest.mark.integration
 def test_links_reach_models_that_take_the_argument(own, capsys):
     short = ["--trainer.fast_dev_run", "true"]
     assert main(["fit", "--config", "own.yaml", "--model", "users_own.Sized", *short]) == 0

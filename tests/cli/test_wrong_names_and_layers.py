@@ -15,6 +15,7 @@ def error_line(capsys):
     return line
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
@@ -41,18 +42,21 @@ def test_a_metric_that_validation_does_not_log_is_named_before_training(
     assert named in error_line(capsys)
 
 
+@pytest.mark.integration
 def test_a_metric_that_nobody_logs_is_one_line_after_the_epoch(in_empty_folder, capsys):
     stop = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "train_lss"]
     assert main(["fit", *SMALL, *stop, "--trainer.max_epochs", "2"]) == 2
     assert "EarlyStopping.monitor" in error_line(capsys)
 
 
+@pytest.mark.integration
 def test_fewer_epochs_than_are_done_is_one_line(trained, in_empty_folder, capsys):
     shutil.copy(trained[0] / "last.ckpt", "alone.ckpt")
     assert main(["fit", *SMALL, "--ckpt_path", "alone.ckpt", "--trainer.max_epochs", "2"]) == 2
     assert "max_epochs=2" in error_line(capsys)
 
 
+@pytest.mark.integration
 def test_an_argument_that_a_class_lacks_is_named(in_empty_folder, capsys):
     assert main(["fit", *SMALL, "--trainer.callbacks", "GradientAccumulationScheduler"]) == 2
     assert "scheduling: missing, GradientAccumulationScheduler" in error_line(capsys)

@@ -162,6 +162,7 @@ def test_buffers_of_the_wrong_kind_are_refused():
         codec.decode(payload, -1)
 
 
+@pytest.mark.integration
 def test_import_is_cheap():
     code = (
         "import sys, lightning_n2uq.compression as c; c.NUQCodec();"

@@ -62,6 +62,7 @@ def test_unknown_timm_models_are_user_errors():
         build_converted("timm/nope")
 
 
+@pytest.mark.integration
 def test_a_network_is_built_where_no_trainer_was_ever_imported() -> None:
     code = "from lightning_n2uq.backbones import build; build('torchvision/squeezenet1_1', num_classes=2)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -225,6 +225,7 @@ class Tagger(nn.Module):
         return self.last(self.body(self.embed(x))[0])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("mode", "options"), [("LSTM", {"bidirectional": True, "num_layers": 2}), ("GRU", {})]
 )

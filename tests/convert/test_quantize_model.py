@@ -76,6 +76,7 @@ def tiny_network():
     )  # fmt: skip
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("name", "make"), NETWORKS)
 def test_networks_of_other_libraries_train_and_keep_their_keys(name, make, images):
     torch.manual_seed(0)
@@ -102,6 +103,7 @@ def test_networks_of_other_libraries_train_and_keep_their_keys(name, make, image
         assert torch.equal(model.eval()(images), again.eval()(images))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("name", "make"), COMPILED)
 def test_convolutional_networks_compile_as_one_graph(name, make, images):
     model = make()

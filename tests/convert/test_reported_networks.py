@@ -34,6 +34,7 @@ def test_features_and_stochastic_depth_of_timm_train(name, arguments):
     assert all(torch.isfinite(each).all() for each in maps)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("method", ["n2uq", "lsq"])
 def test_a_network_trains_after_it_was_validated(method, tmp_path):
     """Validation runs in inference mode, whose tensors autograd refuses: none of them may stay."""

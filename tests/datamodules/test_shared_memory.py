@@ -55,6 +55,7 @@ print(sum(len(images) for images, _ in data.train_dataloader()))
 """
 
 
+@pytest.mark.integration
 def test_a_shared_memory_of_64_kb_does_not_hang():
     """In a mount namespace of its own."""
     mount = f"mount -t tmpfs -o size=64k tmpfs {shared_memory.FOLDER}"

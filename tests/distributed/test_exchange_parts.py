@@ -275,6 +275,7 @@ def test_pipeline_holds_no_task_that_is_done_and_ends_its_threads():
     assert not any(thread.is_alive() for thread in pipeline._threads)
 
 
+@pytest.mark.integration
 def test_a_process_that_ends_lets_its_exchange_finish():
     """A thread that frees a tensor while the interpreter ends would abort the process."""
     code = """

@@ -98,6 +98,7 @@ def sources_of(words: list[str]) -> list[Path] | None:
     return None
 
 
+@pytest.mark.integration
 def test_flags_of_commands_exist() -> None:
     """Those of training commands are dotted keys, which `make docs-check` gives to the parser."""
     unknown = []
@@ -159,6 +160,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "snippet", docs_pages.snippets("python"), ids=lambda piece: f"{piece.page}-{piece.line}"
 )

@@ -64,6 +64,7 @@ def test_every_example_is_a_module_with_a_config():
         assert "n2uq" not in (EXAMPLES / f"{name}.py").read_text()
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore")  # exporters of torch and onnx tell of their own deprecations
 @pytest.mark.parametrize("name", CLASSES)
 def test_an_example_trains_resumes_exactly_and_is_exported(name, examples, capsys):
@@ -96,6 +97,7 @@ def test_an_example_trains_resumes_exactly_and_is_exported(name, examples, capsy
     torch.testing.assert_close(torch.from_numpy(answer), wanted, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "name", ["regression", *(pytest.param(n, marks=pytest.mark.slow) for n in CLASSES if n != "regression")]
 )

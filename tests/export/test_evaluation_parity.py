@@ -53,6 +53,7 @@ def test_no_code_of_evaluation_differs_from_any_engine(bits, method):
     assert_no_code_differs(model, noise())
 
 
+@pytest.mark.integration
 def test_no_code_of_evaluation_differs_from_the_slow_engines():
     pytest.importorskip("qonnx", reason="qonnx is not installed (extra 'export')")
     x = noise(1, 8, 2)
@@ -65,6 +66,7 @@ def test_no_code_of_a_mobilenet_differs():
     assert_no_code_differs(classifier(x, "mobilenet_v2", weight_bits=4, activation_bits=4), x)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("bits", [2, 4])
 def test_no_code_differs_on_photographs(bits):
     image_module = pytest.importorskip("PIL.Image", reason="pillow is not installed")

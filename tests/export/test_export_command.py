@@ -38,6 +38,7 @@ def export(checkpoint, tmp_path, *arguments, name="net.onnx"):
     return command.main(["--ckpt", checkpoint, "-o", str(tmp_path / name), *arguments])
 
 
+@pytest.mark.integration
 def test_onnx_is_written_and_verified_on_the_digits(checkpoint, tmp_path, capsys):
     arguments = ["--verify", "digits", "--sweep", "500", "--engines", "torch,numpy,onnxruntime"]
     assert export(checkpoint, tmp_path, *arguments) == 0
@@ -82,6 +83,7 @@ def test_other_formats_are_verified_from_their_own_files(checkpoint, tmp_path, c
         assert "MultiThreshold" in kinds
 
 
+@pytest.mark.integration
 def test_pixels_are_normalized_inside_the_network(checkpoint, tmp_path, capsys):
     arguments = ["--mean", "0.3053", "--std", "0.3760", "--pixel-scale", "16"]
     verify = ["--verify", "digits", "--engines", "torch,onnxruntime"]

@@ -13,6 +13,8 @@ from benchmarks import export_engines, export_speed
 from lightning_n2uq.export import describe
 from lightning_n2uq.export.formats.onnx_file import to_onnx
 
+pytestmark = pytest.mark.integration
+
 
 def test_networks_take_turns_and_their_tables_render(small_network, capsys):
     networks = {

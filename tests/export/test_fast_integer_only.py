@@ -52,6 +52,7 @@ def assert_same_bits(description, x):
     return fast
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "bits", "options"),
     [
@@ -86,6 +87,7 @@ def test_odd_pixels_have_the_bits_of_the_plain_engine(trained, value):
     assert_same_bits(describe(trained("resnet20"), (3, 32, 32)), x)
 
 
+@pytest.mark.integration
 def test_results_do_not_depend_on_batch_size_threads_or_memory_layout(trained):
     network = FastNetwork(describe(trained("resnet18", size=64), (3, 64, 64)))
     x = images(5, 64)
@@ -100,6 +102,7 @@ def test_results_do_not_depend_on_batch_size_threads_or_memory_layout(trained):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.integration
 def test_one_pass_lies_between_two_convolutions_and_nothing_runs_as_in_the_plain_engine(trained):
     description = describe(trained("resnet18"), (3, 32, 32))
     plan = FastNetwork(description).plan
@@ -119,6 +122,7 @@ def test_nothing_is_kept_that_nobody_asked_for(trained):
     assert {step.name for step in network.description.quantizers()} <= freed
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_every_quantizer_is_swept(trained, name):
     for step in describe(trained(name), (3, 32, 32)).quantizers()[:12]:

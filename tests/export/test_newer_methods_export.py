@@ -25,6 +25,7 @@ def network(perturb, weights, bits, activations="lsq", **options):
     return model.eval()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("weights", "activations"), [*((name, "lsq") for name in EVEN), ("statsq", "ewgs"), ("ewgs", "ewgs")]
 )

@@ -109,6 +109,7 @@ def test_a_staircase_that_falls_or_was_never_fitted_is_refused():
         staircase(turned, "layer")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_sums_are_exact_on_any_axes(axes, groups):
@@ -184,6 +185,7 @@ def test_a_trainer_with_its_data_is_not_copied():
     assert model._trainer is trainer
 
 
+@pytest.mark.integration
 def test_a_copy_is_deployed_and_the_model_left_alone(mixed):
     model, _, program = mixed
     assert isinstance(model.mlp[0], QuantLinear)
@@ -230,6 +232,7 @@ def test_a_layer_that_is_called_from_two_places_is_replaced_in_both():
     assert isinstance(deployed["a"], DeployedLinear)
 
 
+@pytest.mark.integration
 def test_what_stays_float_is_listed_and_has_its_quantized_value():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
@@ -245,6 +248,7 @@ def test_what_stays_float_is_listed_and_has_its_quantized_value():
     assert explain_file(program).ok
 
 
+@pytest.mark.integration
 def test_the_file_holds_standard_operators_and_integers(mixed):
     _, _, program = mixed
     assert {node.domain for node in program.model.graph.node} == {""}
@@ -285,6 +289,7 @@ class Several(nn.Module):
         return self.last(x).reshape(mask.shape[0], 2) * mask.reshape(x.shape[0], 1)
 
 
+@pytest.mark.integration
 def test_inputs_by_name_and_in_lists_keep_their_names_and_an_open_batch():
     torch.manual_seed(0)
     images, keywords = list(torch.rand(2, 2, 2)), {"mask": torch.rand(2, 1), "shift": torch.rand(2, 4)}
@@ -368,6 +373,7 @@ def test_what_cannot_be_exported_is_named_in_a_line():
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.integration
 def test_a_quantized_convolution_of_this_package_is_deployed_too():
     torch.manual_seed(0)
     layer = QuantConv2d(3, 4, 3, spec=QuantSpec(8, 2)).train()

@@ -41,6 +41,7 @@ def export(checkpoint, path, *arguments):
     return command.main(["--ckpt", checkpoint, "-o", str(path), *arguments])
 
 
+@pytest.mark.integration
 def test_a_transformer_is_written_by_torch_and_its_differences_are_explained(transformer, tmp_path, capsys):
     assert export(transformer, tmp_path / "net.onnx", "--verify", "random:20") == 0
     printed = capsys.readouterr().out
@@ -58,6 +59,7 @@ def test_a_transformer_is_written_by_torch_and_its_differences_are_explained(tra
     assert json.loads(properties["num_classes"]) == 5
 
 
+@pytest.mark.integration
 def test_what_differs_otherwise_is_a_mismatch(transformer, tmp_path, capsys, monkeypatch):
     def wrong(program, inputs):
         explanation = explain_file(program, inputs)
@@ -69,6 +71,7 @@ def test_what_differs_otherwise_is_a_mismatch(transformer, tmp_path, capsys, mon
     assert "parity over 4 examples: MISMATCH" in capsys.readouterr().out
 
 
+@pytest.mark.integration
 def test_a_network_with_steps_is_written_by_torch_only_if_asked(tmp_path, capsys):
     checkpoint = saved(
         tmp_path, "net.ckpt", in_channels=1, image_size=8, backbone_args={"width": 4}, weight_bits=2

@@ -41,6 +41,7 @@ def package(tmp_path_factory):
     return description, path
 
 
+@pytest.mark.integration
 def test_a_package_gives_the_same_bits_for_any_batch_and_carries_what_is_known(package):
     description, path = package
     network = load_pt2(path)

@@ -69,6 +69,7 @@ def test_strict_comparisons_become_the_next_number():
     assert at_least(np.array([[-3, 7]], np.int32)).tolist() == [[-2, 8]]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("bits", [2, 4])
 def test_a_million_values_per_quantizer_give_the_same_codes_in_every_swept_engine(bits):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra 'export')")

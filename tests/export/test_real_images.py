@@ -50,6 +50,7 @@ def assert_parity(name, bits, x, engines, perturb, batch):
     assert report.ok, report.table()
 
 
+@pytest.mark.integration
 def test_resnet20_on_cifar_images(perturb):
     x = photographs("cifar10-images.zip", 16, 32)
     assert_parity("resnet20", 2, x, ("torch", "numpy", "onnxruntime"), perturb, 16)

@@ -41,6 +41,7 @@ def image_run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "arguments",
     [["run"], ["images.zip"], ["images"], ["config.yaml", "--verify-root", "images.zip"]],

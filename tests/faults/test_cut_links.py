@@ -22,6 +22,7 @@ def messages(job, ranks):
     return [job.error(rank) for rank in ranks]
 
 
+@pytest.mark.integration
 def test_a_cut_link_ends_all_ranks_and_the_job_resumes(tmp_path, net):
     with Job(tmp_path, network=net, steps=1000, timeout=TIMEOUT) as job:
         job.wait_for(12)

@@ -29,6 +29,7 @@ def test_a_killed_rank_is_named_and_the_job_resumes(tmp_path):
     complete(tmp_path)
 
 
+@pytest.mark.integration
 def test_a_stopped_rank_is_named_after_the_timeout(tmp_path):
     with Job(tmp_path, steps=1000, timeout=TIMEOUT) as job:
         job.wait_for(6)
@@ -39,6 +40,7 @@ def test_a_stopped_rank_is_named_after_the_timeout(tmp_path):
             assert "gradient exchange of step" in message
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", [ValueError, RuntimeError])
 def test_the_others_hear_what_a_rank_raised(tmp_path, kind):
     own = {2: {"arguments": {"mishap": (7, kind("image 41 is\nbroken"))}}}
@@ -51,6 +53,7 @@ def test_the_others_hear_what_a_rank_raised(tmp_path, kind):
         assert "gradient exchange failed" not in job.output(2)
 
 
+@pytest.mark.integration
 def test_a_rank_killed_while_others_wait_in_validation(tmp_path):
     """The survivors wait in Lightning's own metric reduction, not in the exchange."""
     own = {2: {"arguments": {"pause": 0.05}}}

@@ -154,6 +154,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("sign", "error", "words"),
     [

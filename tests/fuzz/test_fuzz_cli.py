@@ -187,6 +187,7 @@ def fuzz(folder, known, examples):
     return codes
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:.*")
 def test_random_configs_end_in_a_step_or_in_one_line(folder, known):
     codes = fuzz(folder, known, 30)
@@ -211,6 +212,7 @@ FOUND = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:.*")
 @pytest.mark.parametrize("case", FOUND)
 def test_what_was_found_is_one_line(folder, case):

@@ -68,6 +68,7 @@ def fuzz(name, examples):
     return found
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", TARGETS)
 def test_damaged_files_are_refused_in_one_line(name):
     found = fuzz(name, 40)
@@ -81,6 +82,7 @@ def test_a_thousand_damaged_files_are_refused_in_one_line(name):
     assert len(fuzz(name, 1000)) >= 1000
 
 
+@pytest.mark.integration
 @settings(max_examples=60)
 @given(st.data())
 def test_a_list_of_steps_with_other_types_in_it(data):
@@ -139,6 +141,7 @@ def _odd(kind, tensor):
     return ODD_TENSORS[kind](tensor)
 
 
+@pytest.mark.integration
 def test_a_config_that_unfolds_to_a_billion_entries_is_refused():
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]

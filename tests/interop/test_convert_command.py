@@ -18,6 +18,7 @@ def source(published, tmp_path):
     return str(path)
 
 
+@pytest.mark.integration
 def test_published_checkpoints_become_ours_and_go_back_exactly(source, published, tmp_path, capsys):
     ours, back = str(tmp_path / "ours.ckpt"), str(tmp_path / "back.pth.tar")
     assert main([source, ours, "--arch", "resnet18", "--bits", "2"]) == 0
@@ -33,6 +34,7 @@ def test_published_checkpoints_become_ours_and_go_back_exactly(source, published
     assert all(torch.equal(content[f"module.{key}"], value) for key, value in published.state.items())
 
 
+@pytest.mark.integration
 def test_lightning_loads_what_it_writes(source, tmp_path):
     ours = tmp_path / "ours.ckpt"
     main([source, str(ours), "--arch", "resnet18", "--bits", "2"])

@@ -56,6 +56,7 @@ def test_few_classes_have_no_top_5():
     assert set(QuantizedClassifier(**SMALL, num_classes=5).metrics["val_scores"].keys()) == {"val/acc"}
 
 
+@pytest.mark.integration
 def test_checkpoint_holds_plain_values_and_reloads_outside_of_lightning(fitted):
     model, _, path = fitted
     checkpoint = torch.load(path, weights_only=True)

@@ -45,6 +45,7 @@ def test_the_command_refuses_a_finder_in_one_line(tmp_path, finder, capsys, monk
     assert f"trainer.callbacks: got {finder}, allowed is " in lines[0]
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore")
 def test_what_a_tuner_finds_is_what_is_trained(tmp_path):
     runner, model, data = parts(tmp_path)

@@ -252,6 +252,7 @@ def test_copies_and_pickles_evaluate_as_deployed():
     assert torch.equal(assert_deployed(model), expected)
 
 
+@pytest.mark.integration
 def test_compiled_calls_and_exported_programs_see_the_plain_modules():
     model = classifier()
     program = torch.export.export(model, (images(),))
@@ -273,6 +274,7 @@ def trainer(tmp_path, **options):
     )
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_the_accuracy_of_every_loop_is_the_deployed_networks(tmp_path, caplog, precision):
     model = classifier(lr=0.01)

@@ -33,6 +33,7 @@ def published_optimizer(parameters, third=False):
     )
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("arch", "bits", "steps"), [("resnet18", 2, 6), ("mobilenet_v2", 4, 1)])
 def test_training_runs_like_the_published_code(arch, bits, steps):
     published = PublishedNetwork(arch, bits)

@@ -73,6 +73,7 @@ CASES = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("case", CASES)
 def test_it_learns_quantized_and_its_checkpoint_is_a_module_anew(case, tmp_path):
     make, data, logged = CASES[case]
@@ -90,6 +91,7 @@ def test_it_learns_quantized_and_its_checkpoint_is_a_module_anew(case, tmp_path)
     }
 
 
+@pytest.mark.integration
 def test_a_detector_trains_quantized_and_logs_its_metric(tmp_path):
     small = {"min_size": 32, "max_size": 32}
     module = ObjectDetector(num_classes=4, image_size=32, network_args=small, metric="map")
@@ -214,6 +216,7 @@ def test_weights_of_transformers_are_loaded_from_a_folder(tmp_path):
     assert torch.equal(loaded.net.transformer.wte.weight, language.net.transformer.wte.weight)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("make", "message"),
     [

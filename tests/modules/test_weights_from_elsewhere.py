@@ -110,6 +110,7 @@ def compiled(model):
     return model
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("ours", [False, True])
 @pytest.mark.parametrize("theirs", [False, True])
 def test_a_checkpoint_of_a_compiled_network_loads_into_either(tmp_path, ours, theirs):

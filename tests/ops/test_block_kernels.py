@@ -100,6 +100,7 @@ def test_three_maps_are_kept_by_neither() -> None:
     assert maps == {x.data_ptr(), other.data_ptr()}
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # opcheck reads it
 def test_block_opcheck() -> None:
     x, other = torch.randn(2, 3, 6, 6, requires_grad=True), torch.randn(2, 3, 6, 6, requires_grad=True)

@@ -40,6 +40,7 @@ assert set(os.listdir("/proc/self/task")) == before
 """
 
 
+@pytest.mark.integration
 @needs_team
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs /proc")
 def test_no_thread_is_started_beside_torchs():
@@ -76,6 +77,7 @@ def test_overlapping_calls_cover_every_item_once():
     assert done == [[20] * 100] * 4
 
 
+@pytest.mark.integration
 @needs_team
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_does_not_wait_for_threads_it_lacks():

@@ -76,6 +76,7 @@ def test_a_weight_changed_before_backward_is_noticed() -> None:
         out.sum().backward()
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # opcheck reads it
 @pytest.mark.parametrize("known_scale", [False, True])
 def test_packed_conv_opcheck(known_scale: bool) -> None:

@@ -119,6 +119,7 @@ def arguments(norm: bool, uniform: bool, known: bool) -> tuple[object, ...]:
     return (x, *chain, *slots, *method, *own, bias, *map(list, GEOMETRY[:3]), 2, torch.float32, *backends)
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # opcheck reads it
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("norm", [False, True])

@@ -144,6 +144,7 @@ def test_chunks_stay_few_and_whole_for_any_size() -> None:
         assert (chunks - 1) * size < numel <= chunks * size
 
 
+@pytest.mark.integration
 def test_numba_is_imported_by_the_first_kernel_only() -> None:
     code = (
         "import sys, torch, lightning_n2uq.ops, lightning_n2uq.layers, lightning_n2uq.backbones;"

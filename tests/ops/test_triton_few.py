@@ -3,6 +3,8 @@
 import pytest
 from triton_interpreter import interpret
 
+pytestmark = pytest.mark.integration
+
 CHECKS = {
     "quantizers": "import triton_cases; triton_cases.check_few()",
     "chain": "import triton_chain_cases; triton_chain_cases.check_few('cpu')",

@@ -95,6 +95,7 @@ def test_a_question_fits_nothing(name: str) -> None:
     assert not quantizer.initialized
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("method", ["lsq", "lsq_plus"])
 @pytest.mark.parametrize("backbone", ["resnet20", "torchvision/resnet18"])
 def test_looks_at_a_classifier_leave_it_as_it_was(method: str, backbone: str) -> None:
@@ -115,6 +116,7 @@ def test_looks_at_a_classifier_leave_it_as_it_was(method: str, backbone: str) ->
     assert all(fitted(model))
 
 
+@pytest.mark.integration
 def test_training_after_a_look_is_training_without_one() -> None:
     def trained(look: bool) -> list[torch.Tensor]:
         torch.manual_seed(2)

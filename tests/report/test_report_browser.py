@@ -17,9 +17,12 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage")
 PATIENCE = 120_000  # milliseconds: a busy machine takes its time over plotly's 5 MB
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="needs Chromium: apt-get install chromium, or set CHROMIUM to its path"
-)
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="needs Chromium: apt-get install chromium, or set CHROMIUM to its path"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

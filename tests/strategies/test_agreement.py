@@ -18,6 +18,8 @@ from lightning_n2uq.distributed.collectives import require_agreement
 from lightning_n2uq.modules import QuantizedClassifier
 from lightning_n2uq.strategies import agreement
 
+pytestmark = pytest.mark.integration
+
 SCRIPT = Path(__file__).parents[1] / "support" / "ranks_apart.py"
 
 

@@ -15,6 +15,8 @@ from lightning_n2uq.callbacks.communication_monitor import verdict
 from lightning_n2uq.distributed.stats import StepStats
 from shared_job import run_once
 
+pytestmark = pytest.mark.integration
+
 MODES = ("automatic", "manual", "bf16-mixed", "accumulate", "arguments")
 SUMMARY = re.compile(
     r"Gradient compression (?P<outcome>paid off|did not pay off) on this network: (?P<sent>\S+) MB and "

@@ -73,6 +73,7 @@ def _foreign(sources):
     ]
 
 
+@pytest.mark.integration
 def test_private_names_of_other_packages_are_in_compat_only():
     assert _foreign({path: path.read_text() for path in FILES if path not in COMPAT}) == []
 
