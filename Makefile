@@ -24,11 +24,11 @@ demo: $(STAMP)
 test integration compiled soak docs-check: export PYTHONDONTWRITEBYTECODE :=
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Whole runs of commands, ranks, browsers, compilers and exporters: seconds to a minute each.
 integration: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "integration and not slow and not compiled"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "integration and not slow and not compiled"
 
 # The Triton kernels without a GPU: interpreted, or compiled for one and emulated.
 compiled: $(STAMP)

@@ -30,17 +30,8 @@ def _seeded() -> None:
 WAITING = {"faults", "distributed", "strategies", "checkpointing"}
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keeps tests that share a fixture in one worker, and begins with those that wait for processes.
-
-    Otherwise every worker runs the job that such a fixture starts, and the longest ones run last, alone.
-    """
-    for item in items:
-        definitions = [d for same_name in item._fixtureinfo.name2fixturedefs.values() for d in same_name]
-        shared = [d.baseid for d in definitions if d.baseid and d.scope != "function"]
-        if shared and config.pluginmanager.hasplugin("xdist"):
-            item.add_marker(pytest.mark.xdist_group(min(shared, key=len)))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with tests that wait for processes: the longest would otherwise run last, alone."""
     items.sort(key=lambda item: WAITING.isdisjoint(item.path.parts))
 
 

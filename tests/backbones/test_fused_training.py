@@ -131,6 +131,7 @@ def test_evaluation_is_plain(small: nn.Module, images: Tensor) -> None:
     assert torch.equal(small(images), expected)
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("arithmetic")
 def test_compiles_as_one_graph(images: Tensor) -> None:
     model = resnet8(width=8).train()

@@ -15,6 +15,7 @@ def messages(job, ranks=SURVIVORS):
     return [job.error(rank) for rank in ranks]
 
 
+@pytest.mark.integration
 def test_a_killed_rank_is_named_and_the_job_resumes(tmp_path):
     with Job(tmp_path, steps=1000, timeout=TIMEOUT) as job:
         job.wait_for(12)
