@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from lightning_n2uq.compression import NUQCodec
+from lightning_n2uq.compression import BIASED, METHODS, Codec, build_codec
 from lightning_n2uq.utils.validation import check, check_choice, check_integer
 
 SCHEMES = ("two_phase", "all_gather")
@@ -17,6 +17,8 @@ class ExchangeConfig:
     """Settings of a compressed gradient exchange; equal on every rank, checked by the handshake.
 
     Args:
+        method: How gradients are compressed: `nuqsgd` (with `levels`, `norm` and `rotation`, also QSGD and
+            EDEN), `alq`, `amq`, `terngrad`, `natural`, `signsgd` or `topk`.
         bits: The bits per coordinate, sign included: 2, 3, 4 or 8; with rotation 1 to 4.
         bucket_size: The number of coordinates that share one norm; with rotation a power of two.
         norm: The norm of a bucket, `l2` (NUQSGD, QSGD) or `linf`; not used with rotation.
@@ -26,6 +28,8 @@ class ExchangeConfig:
         coding: How codes are written, `packed`, or `huffman` for slow links.
         rotation: How buckets are rotated before they are quantized: `none`, or `hadamard` (at random).
         rounding: `stochastic` (unbiased), or with rotation `eden` (nearest level, the smallest error).
+        density: The share of coordinates that `topk` sends.
+        adapt_every: The number of steps after which `alq` and `amq` estimate their levels anew.
         scheme: `two_phase`, or `all_gather` (the paper's; bytes grow with the number of ranks).
         second_phase_bits: The bits of the averaged chunk in the second phase; `bits` if None.
         hierarchical: Whether to reduce in full precision inside a node and compress between nodes only.
@@ -42,6 +46,7 @@ class ExchangeConfig:
         ValueError: If a value is not allowed; the message names the argument.
     """
 
+    method: Literal["nuqsgd", "alq", "amq", "terngrad", "natural", "signsgd", "topk"] = "nuqsgd"
     bits: int = 4
     bucket_size: int = 1024
     norm: Literal["l2", "linf"] = "l2"
@@ -50,6 +55,8 @@ class ExchangeConfig:
     coding: Literal["packed", "huffman"] = "packed"
     rotation: Literal["none", "hadamard"] = "none"
     rounding: Literal["stochastic", "eden"] = "stochastic"
+    density: float = 0.01
+    adapt_every: int = 100
     scheme: Literal["two_phase", "all_gather"] = "two_phase"
     second_phase_bits: int | None = None
     hierarchical: bool = False
@@ -64,8 +71,12 @@ class ExchangeConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "skip_patterns", tuple(self.skip_patterns))
         check_choice("scheme", self.scheme, SCHEMES)
-        for name, minimum in (("warmup_steps", 0), ("min_numel", 0), ("seed", 0), ("unit_numel", 1)):
-            check_integer(name, getattr(self, name), minimum)
+        check_choice("method", self.method, METHODS)
+        self._refuse_unused()
+        for name in ("warmup_steps", "min_numel", "seed"):
+            check_integer(name, getattr(self, name), 0)
+        for name in ("unit_numel", "adapt_every"):
+            check_integer(name, getattr(self, name), 1)
         if self.ranks_per_node is not None:
             check_integer("ranks_per_node", self.ranks_per_node, 1)
         if self.second_phase_bits is not None:
@@ -75,7 +86,22 @@ class ExchangeConfig:
         if self.error_feedback:
             self._require_contraction(max(codecs, key=lambda codec: codec.variance_bound()))
 
-    def _require_contraction(self, codec: NUQCodec) -> None:
+    def _refuse_unused(self) -> None:
+        """Raises where the method does not use what a user has set, or needs what is missing."""
+        used = METHODS[self.method] | {"bucket_size"}  # chunks are cut at multiples of it in any case
+        if "bits" in used:
+            used |= {"second_phase_bits"}
+        if self.method in ("alq", "amq"):
+            used |= {"adapt_every"}
+        for name in sorted({"second_phase_bits", "adapt_every"}.union(*METHODS.values()) - used):
+            default = self.__dataclass_fields__[name].default
+            value = getattr(self, name)
+            check(value == default, name, value, f"is {default!r} with method={self.method!r}")
+        if self.method in BIASED:
+            why = f"is true with method={self.method!r}, whose messages are biased"
+            check(self.error_feedback, "error_feedback", self.error_feedback, why)
+
+    def _require_contraction(self, codec: Codec) -> None:
         """Residuals of an unbiased codec grow without bound unless its relative variance is below 1."""
         bound = codec.variance_bound()
         if bound >= 1.0:
@@ -84,20 +110,11 @@ class ExchangeConfig:
                 f"{codec.describe()}: raise bits or lower bucket_size"
             )
 
-    def codec(self) -> NUQCodec:
+    def codec(self) -> Codec:
         """Returns the codec of the first phase."""
-        return NUQCodec(
-            bits=self.bits,
-            bucket_size=self.bucket_size,
-            norm=self.norm,
-            levels=self.levels,
-            mantissa_bits=self.mantissa_bits,
-            coding=self.coding,
-            rotation=self.rotation,
-            rounding=self.rounding,
-        )
+        return build_codec(self.method, **{name: getattr(self, name) for name in METHODS[self.method]})
 
-    def second_codec(self) -> NUQCodec:
+    def second_codec(self) -> Codec:
         """Returns the codec of the second phase."""
         if self.second_phase_bits is None:
             return self.codec()

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from lightning_n2uq.compression import Codec, codec_at_step
+from lightning_n2uq.distributed.adaptation import LevelAdaptation
 from lightning_n2uq.distributed.config import ExchangeConfig
 from lightning_n2uq.distributed.exchange import BucketPlan, Exchange
 from lightning_n2uq.distributed.partition import place_parameters
@@ -63,6 +64,7 @@ class NUQSGDState:
 
     __slots__ = (
         "__weakref__",
+        "_adaptation",
         "_codecs",
         "_exchange",
         "_names",
@@ -92,12 +94,16 @@ class NUQSGDState:
         self.residuals = Residuals()  # those that no plan holds yet
         self._resume_layout: ResumeLayout | None = None
         self._codecs = (self.config.codec(), self.config.second_codec()) if codec is None else (codec, codec)
+        self._adaptation = self._make_adaptation()
         self._exchange: Exchange | None = None
         self._names: dict[int, str] = {}
         if module is not None:
             self.bind(module)
         elif self.config.skip_patterns:
             raise ValueError(f"skip_patterns: got {self.config.skip_patterns!r}, allowed with module only")
+
+    def _make_adaptation(self) -> LevelAdaptation:
+        return LevelAdaptation(self._codecs, self.config.adapt_every, self.config.warmup_steps)
 
     def bind(self, module: nn.Module) -> None:
         """Learns the parameters' names.
@@ -164,7 +170,14 @@ class NUQSGDState:
         buffer: Tensor,
         last: bool,
     ) -> torch.futures.Future[Tensor]:
-        return exchange.start(self._plan(exchange, step, index, parameters, buffer.dtype), buffer, step, last)
+        plan = self._plan(exchange, step, index, parameters, buffer.dtype)
+        due = self._adaptation.due(step)
+        if due:
+            self._adaptation.observe([buffer[p.span.slice] for p in plan.places if not p.exact])
+        future = exchange.start(plan, buffer, step, last)
+        if due:
+            self._adaptation.await_bucket(future, last, self.process_group)
+        return future
 
     def _plan(
         self, exchange: Exchange, step: int, index: int, parameters: Sequence[Tensor], dtype: torch.dtype
@@ -264,8 +277,13 @@ class NUQSGDState:
             self._exchange = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state: `step`, `seed` and, in `owed`, residuals and layout of the buckets."""
-        return {"step": self.step, "seed": self.config.seed, "owed": self._all_residuals().state_dict()}
+        """Returns the state: `step`, `seed`, adapted `levels`; in `owed` residuals and buckets' layout."""
+        return {
+            "step": self.step,
+            "seed": self.config.seed,
+            "levels": self._adaptation.state(),
+            "owed": self._all_residuals().state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from `state_dict` of this rank; call it before training goes on.
@@ -278,6 +296,7 @@ class NUQSGDState:
         if self._exchange is not None:
             self._exchange.plans.clear()  # with the residuals that are replaced here
         self.step = int(state["step"])
+        self._adaptation.restore(state.get("levels", []))  # earlier revisions saved none
         self.residuals = Residuals.restore(state["owed"])
         self._resume_layout = ResumeLayout() if self.residuals.layout else None
 
@@ -294,6 +313,7 @@ class NUQSGDState:
         """Restores; the default process group is used, and `bind` gives parameters their names again."""
         self.config, self.timeout, self._codecs = saved["config"], saved["timeout"], saved["codecs"]
         self.process_group, self._exchange, self._names = None, None, {}
+        self._adaptation = self._make_adaptation()
         self.load_state_dict(saved["state"])
 
 

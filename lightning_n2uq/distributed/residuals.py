@@ -169,6 +169,7 @@ def gather_state(own: Mapping[str, Any], device: torch.device) -> dict[str, Any]
     return {
         "step": own["step"],
         "seed": own["seed"],
+        "levels": own["levels"],
         "layout": owed["layout"],
         "geometry": owed["geometry"],
         "averaged": owed["averaged"],
@@ -243,7 +244,8 @@ def state_for_rank(saved: Mapping[str, Any], rank: int, world_size: int) -> dict
                 f"residuals of {len(gradient)} ranks are averaged for {world_size} ranks", stacklevel=2
             )
         owed = Residuals(_by_name(mean, names, numels)).state_dict()
-    return {"step": saved["step"], "seed": saved["seed"], "owed": owed}
+    levels = saved.get("levels", [])
+    return {"step": saved["step"], "seed": saved["seed"], "levels": levels, "owed": owed}
 
 
 def _mean_over_ranks(

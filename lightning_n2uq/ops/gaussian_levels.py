@@ -107,6 +107,8 @@ def descend(
         moved = 0.0
         for index in range(1, len(levels) - 1):
             a, c = levels[index - 1], levels[index + 1]
+            if c <= a:
+                continue
             wanted = (c * share(c) - a * share(a) - (moment(c) - moment(a))) / (c - a)
             level = min(max(quantile(wanted), a), c)
             moved = max(moved, abs(level - levels[index]))

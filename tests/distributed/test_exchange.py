@@ -100,7 +100,15 @@ def test_state_survives_pickling_and_new_buckets(exchange_job):
 
 @pytest.mark.parametrize(
     "name",
-    ["without feedback", "two_phase", "all_gather", "hierarchical", "saved one step after a resume"],
+    [
+        "without feedback",
+        "two_phase",
+        "all_gather",
+        "hierarchical",
+        "adapted levels",
+        "rotated",
+        "saved one step after a resume",
+    ],
 )
 def test_a_resumed_run_exchanges_the_same_bits(exchange_job, name):
     for found in on_all(exchange_job, "resumed"):

@@ -93,9 +93,18 @@ def test_registered_variants(name):
     strategy = StrategyRegistry.get(name)
     assert isinstance(strategy, NUQSGDStrategy)
     assert strategy.config.bits == {"nuqsgd_2bit": 2, "nuqsgd_3bit": 3, "nuqsgd_8bit": 8}.get(name, 4)
-    few = name in ("nuqsgd_2bit", "nuqsgd_3bit")
+    few = name == "nuqsgd_3bit"
     assert strategy.config.norm == ("linf" if few or name == "qsgd_inf" else "l2")
     assert strategy.config.bucket_size == (256 if few else 1024)
+    assert strategy.config.rotation == ("hadamard" if name == "nuqsgd_2bit" else "none")
+
+
+@pytest.mark.parametrize("name", ["alq", "amq", "terngrad", "natural", "signsgd", "topk"])
+def test_registered_baselines(name):
+    config = StrategyRegistry.get(name).config
+    assert config.method == name
+    assert config.error_feedback == (name in ("signsgd", "topk"))
+    assert config.codec().describe().startswith({"signsgd": "sign("}.get(name, name))
 
 
 @pytest.mark.parametrize(("name", "bits"), [("", 4), ("_2bit", 2), ("_1bit", 1)])

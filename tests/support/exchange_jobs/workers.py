@@ -163,6 +163,8 @@ def resumed(rank):
         "two_phase": feedback,
         "all_gather": feedback | {"scheme": "all_gather"},
         "hierarchical": feedback | {"hierarchical": True, "ranks_per_node": 2},
+        "adapted levels": {"method": "alq", "adapt_every": 2, "warmup_steps": 1},
+        "rotated": feedback | {"bits": 2, "levels": None, "rotation": "hadamard", "rounding": "eden"},
     }.items():
         whole = train_with(net=make_net(), bucket_cap_mb=TINY_BUCKETS, **settings)
         net = make_net()
