@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import codec, evaluation, export_speed, layouts, plots, quantizers, scaling, steps
+from benchmarks import codec, evaluation, export_speed, layouts, plots, quantizers, scaling, sharded, steps
 from benchmarks.machine import description
 
 ROOT = Path(__file__).resolve().parent
@@ -30,6 +30,7 @@ TOPICS: dict[str, Callable[..., dict[str, object]]] = {
     "codec": codec.run,
     "export": export_speed.run,
     "evaluation": evaluation.run,
+    "sharded": sharded.run,
 }
 QUICK: dict[str, dict[str, object]] = {
     "quantizers": {"shape": (4, 16, 14, 14)},
@@ -39,6 +40,7 @@ QUICK: dict[str, dict[str, object]] = {
     "codec": {"numel": 100_000},
     "export": {"size": 64, "threads": (1,), "batches": (1,), "bits": (2,), "rounds": 3},
     "evaluation": {"batch": 1, "size": 64},
+    "sharded": {"width": 32, "depth": 1, "tokens": 64},
 }
 
 

@@ -1,4 +1,4 @@
-"""Private names of other packages are used in `utils/compat.py` and `compat_lightning.py` only."""
+"""Private names of other packages are used in `utils/compat.py` and its two neighbours only."""
 
 import ast
 from pathlib import Path
@@ -9,7 +9,9 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted(
     path for part in ("lightning_n2uq", "callbacks", "datamodules") for path in (ROOT / part).rglob("*.py")
 )
-COMPAT = [ROOT / "lightning_n2uq" / "utils" / name for name in ("compat.py", "compat_lightning.py")]
+COMPAT = [
+    ROOT / "lightning_n2uq" / "utils" / f"{name}.py" for name in ("compat", "compat_lightning", "compat_fsdp")
+]
 PUBLIC = {"_replace", "_asdict", "_fields", "_exit"}  # of named tuples, and of os
 # Methods that a subclass overrides to take part, which their own documentation asks for.
 OVERRIDDEN = {"_load_from_state_dict", "_save_to_state_dict"}
@@ -98,6 +100,7 @@ def test_overridden_methods_are_those_of_the_base_class():
     from torch import nn
 
     import lightning_n2uq.cli.training
-    import lightning_n2uq.strategies.base  # noqa: F401  # each asks for the names that it overrides
+    import lightning_n2uq.strategies.base
+    import lightning_n2uq.strategies.sharded  # noqa: F401  # each asks for the names that it overrides
 
     assert all(hasattr(nn.Module, name) for name in OVERRIDDEN)
