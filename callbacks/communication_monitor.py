@@ -15,8 +15,10 @@ from lightning_n2uq.distributed.collectives import time_all_reduce
 from lightning_n2uq.distributed.stats import ExchangeStats, StepStats
 from lightning_n2uq.scaling.recorder import Recorder
 from lightning_n2uq.strategies.nuqsgd import NUQSGDStrategy
+from lightning_n2uq.strategies.sharded import ShardedNUQSGDStrategy
 from lightning_n2uq.utils.validation import check_integer
 
+_COUNTING = (NUQSGDStrategy, ShardedNUQSGDStrategy)
 _TOTALS = ("coordinates", "sent_bytes", "full_bytes", "sync_s", "nonfinite")
 
 
@@ -27,7 +29,9 @@ class CommunicationMonitor(pl.Callback):
     `ratio` (an fp32 all-reduce's bytes over ours), `encode_s`, `exchange_s`, `decode_s`,
     `sync_s`, `relative_error` (squared, of what rank 0 sent) and `nonfinite_buckets`.
     After the fit one line says whether compression paid off on this network, which it finds out by
-    timing one fp32 all-reduce of the gradient's size. With `nuqsgd_local` the figures are those of a round.
+    timing one fp32 all-reduce that sends as many bytes as full precision does. With `nuqsgd_local` the
+    figures are those of a round; with `nuqsgd_fsdp` bytes are those of all collectives, gathered parameters
+    included, and `ratio` compares them with FSDP2's.
 
     For `n2uq advise` it measures, with plain `ddp` too, the time of a step, the speed of the link and what
     each codec would lose of the gradients of a logged step (on rank 0, on 131,072 coordinates).
@@ -54,7 +58,7 @@ class CommunicationMonitor(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuses strategies that count nothing."""
-        if stage == "fit" and not isinstance(trainer.strategy, DDPStrategy):
+        if stage == "fit" and not isinstance(trainer.strategy, DDPStrategy | ShardedNUQSGDStrategy):
             name = type(trainer.strategy).__name__
             raise MisconfigurationException(
                 f"CommunicationMonitor needs a nuqsgd strategy or ddp, got {name}"
@@ -136,7 +140,9 @@ class CommunicationMonitor(pl.Callback):
         """Times one fp32 all-reduce (all ranks take part) and print the line on rank 0."""
         self._collect(trainer)  # a round that the end of training has ended
         if self._steps:
-            coordinates = self._total.coordinates // self._steps
+            ranks = max(2, trainer.world_size)
+            # The all-reduce that sends as many bytes: of the gradient, with FSDP also of gathered parameters.
+            coordinates = round(self._total.full_bytes / self._steps * ranks / (8 * (ranks - 1)))
             full_seconds = time_all_reduce(coordinates, trainer.strategy.root_device)
             self.summary = verdict(self._total, self._steps, full_seconds, _period(trainer))
             rank_zero_info(f"{self.summary}; `n2uq advise RUN` says what other methods would cost here")
@@ -154,9 +160,7 @@ class CommunicationMonitor(pl.Callback):
 
 def _stats(trainer: pl.Trainer) -> ExchangeStats | None:
     strategy = trainer.strategy
-    return (
-        strategy.state.stats if isinstance(strategy, NUQSGDStrategy) and strategy.state is not None else None
-    )
+    return strategy.state.stats if isinstance(strategy, _COUNTING) and strategy.state is not None else None
 
 
 def _own_norm_sq(trainer: pl.Trainer) -> float:

@@ -19,7 +19,7 @@ from lightning_n2uq.convert.first_batches import FirstBatches
 from lightning_n2uq.convert.loading import convert_when_loading
 from lightning_n2uq.convert.policy import Policy
 from lightning_n2uq.convert.record import KEY, Record, quantize, record_of, restore
-from lightning_n2uq.utils.compat_lightning import checkpoint_to_come, hands_weights_back
+from lightning_n2uq.utils.compat_lightning import checkpoint_file, checkpoint_to_come, hands_weights_back
 from lightning_n2uq.utils.validation import check, check_integer, check_number
 
 convert_when_loading()
@@ -189,10 +189,10 @@ def _saved_record(trainer: Trainer, needed: bool) -> Record | None:
     that is an error only where the record is `needed`.
     """
     path = checkpoint_to_come(trainer)
-    if path is None or not Path(path).is_file():
+    if path is None or not Path(checkpoint_file(path)).is_file():
         return None
     try:
-        checkpoint = read_file(path, "ckpt_path", mmap=True)
+        checkpoint = read_file(checkpoint_file(path), "ckpt_path", mmap=True)
     except RefusedCheckpointError:
         if needed:
             raise

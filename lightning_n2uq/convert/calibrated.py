@@ -24,7 +24,11 @@ from lightning_n2uq.quantizers import (
     NuLSQ,
     Quantizer,
 )
-from lightning_n2uq.quantizers.base import DataInitializedQuantizer, one_value_at_least
+from lightning_n2uq.quantizers.base import (
+    DataInitializedQuantizer,
+    one_value_at_least,
+    write_parameter,
+)
 from lightning_n2uq.quantizers.positions import level_position
 
 _METHODS = ("LearnableThresholdQuantizer", "PACT", "APoT", "DoReFa", "LSQ", "NuLSQ", "LCQ", "EWGS")
@@ -254,13 +258,5 @@ def _fill(inner: nn.Module, name: str, value: Tensor) -> None:
 
 @torch.no_grad()
 def set_parameter(parameter: Tensor, value: Tensor) -> None:
-    """Sets a parameter, whether it is whole or, as a `DTensor`, a shard; one number fills all of it."""
-    if not hasattr(parameter, "device_mesh"):
-        parameter.copy_(value.to(parameter.device).expand_as(parameter))
-    elif value.numel() == 1:
-        parameter.fill_(float(value))
-    else:
-        from torch.distributed.tensor import distribute_tensor
-
-        whole = value.to(parameter.dtype).expand(parameter.shape)
-        parameter.copy_(distribute_tensor(whole, parameter.device_mesh, parameter.placements))  # type: ignore[attr-defined]
+    """Sets a parameter for good: whole, gathered, or a shard; one number fills all of it."""
+    write_parameter(parameter, value)

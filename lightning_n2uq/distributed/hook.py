@@ -28,7 +28,7 @@ from lightning_n2uq.distributed.resume_layout import ResumeLayout
 from lightning_n2uq.distributed.stats import ExchangeStats
 from lightning_n2uq.utils.compat import GradBucket
 
-_ADVICE = "use DistributedDataParallel (`nuqsgd` strategies) or drop the hook"
+_ADVICE = "use the strategy nuqsgd_fsdp (in plain PyTorch ShardedState), or DistributedDataParallel"
 
 
 class NUQSGDState:
@@ -111,7 +111,7 @@ class NUQSGDState:
         Raises:
             ValueError: If the module is sharded or a pattern matches nothing.
         """
-        _refuse_sharded(module)
+        refuse_sharded(module)
         self._names = {id(parameter): plain_name(name) for name, parameter in module.named_parameters()}
         for pattern in self.config.skip_patterns:
             if not any(fnmatchcase(name, pattern) for name in self._names.values()):
@@ -345,7 +345,7 @@ def nuqsgd_hook(state: NUQSGDState, bucket: GradBucket) -> torch.futures.Future[
     return state.synchronize(bucket)
 
 
-def _refuse_sharded(module: nn.Module) -> None:
+def refuse_sharded(module: nn.Module) -> None:
     """Raises if gradients of the module are sharded or exchanged by somebody else (DeepSpeed)."""
     kind = type(module).__name__
     if any(isinstance(part, FullyShardedDataParallel) for part in module.modules()):

@@ -31,6 +31,7 @@ from lightning_n2uq.modules.published import (
 )
 from lightning_n2uq.modules.same_network import check_same_network
 from lightning_n2uq.modules.schedules import SCHEDULES, schedule_factor
+from lightning_n2uq.modules.sharding import ShardedByStrategy
 from lightning_n2uq.modules.void_choices import void_choices
 from lightning_n2uq.quantizers.looks import looking
 from lightning_n2uq.utils.state_dicts import named_like
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 Stage = Literal["train", "val", "test"]
 
 
-class QuantizedClassifier(ModuleWithExampleInput):
+class QuantizedClassifier(ShardedByStrategy, ModuleWithExampleInput):
     """Image classifier with a quantized backbone, trained on labels or on a teacher's soft labels.
 
     Every argument is a plain value, so that a YAML file or the command line can set it and a checkpoint that
@@ -105,6 +106,8 @@ class QuantizedClassifier(ModuleWithExampleInput):
     Raises:
         ValueError: A value is impossible; the message names the argument, the value and what is allowed.
     """
+
+    sharded = "backbone"
 
     def __init__(
         self,

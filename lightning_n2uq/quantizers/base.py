@@ -14,6 +14,7 @@ from lightning_n2uq.ops.ste import floor_ste
 from lightning_n2uq.ops.tables import QuantizerParameters
 from lightning_n2uq.ops.uniform import UniformParameters
 from lightning_n2uq.quantizers.looks import is_look, is_traced, looking
+from lightning_n2uq.utils.compat_fsdp import sharded_twin
 from lightning_n2uq.utils.validation import check, check_integer
 
 MIN_BITS, MAX_BITS = 2, 8
@@ -169,7 +170,7 @@ class DataInitializedQuantizer(Quantizer):
         """Sets the parameters and notes that they are fitted."""
         for name, value in values.items():
             parameter = getattr(self, name)
-            parameter.copy_(value.reshape(parameter.shape))
+            write_parameter(parameter, value.reshape(parameter.shape))
         self._note_fitted()
 
     def _note_fitted(self) -> None:
@@ -236,6 +237,27 @@ class DataInitializedQuantizer(Quantizer):
         super()._load_from_state_dict(*args, **kwargs)  # type: ignore[arg-type]
         self._read = None
         _ = self.fitted
+
+
+def write_parameter(parameter: Tensor, value: Tensor) -> None:
+    """Writes a value into a parameter for good, also where FSDP2 has gathered or sharded it.
+
+    Args:
+        parameter: The parameter: whole, gathered for a forward pass, or a shard (`DTensor`).
+        value: The whole value, in a shape that the parameter's can take; the same on all ranks.
+    """
+    for target in (parameter, sharded_twin(parameter)):
+        if target is not None:
+            mesh = getattr(target, "device_mesh", None)
+            target.copy_(value if mesh is None else _shard_of(value, target))
+
+
+def _shard_of(value: Tensor, target: Tensor) -> Tensor:
+    """Returns this rank's shard of a value that all ranks have."""
+    from torch.distributed.tensor import distribute_tensor
+
+    whole = value.to(target.dtype).expand(target.shape).contiguous()
+    return distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)  # type: ignore[attr-defined]
 
 
 def _has_spread(x: Tensor) -> bool:

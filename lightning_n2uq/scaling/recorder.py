@@ -9,6 +9,7 @@ from statistics import median
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lightning_n2uq.compression import CODECS, Codec, make_codec
 from lightning_n2uq.scaling.measured import ERRORS, PREFIX
@@ -85,7 +86,8 @@ class Recorder:
             parameters: Those whose averaged gradients are looked at.
             norm_sq: The squared norm of this rank's own gradient, 0 if unknown.
         """
-        gradients = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
+        found = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
+        gradients = [g.to_local() if isinstance(g, DTensor) else g for g in found]  # this rank's shards
         total = sum(float(gradient.float().square().sum()) for gradient in gradients)
         if norm_sq > 0 and total > 0:
             self._figures["spread"] = norm_sq / total

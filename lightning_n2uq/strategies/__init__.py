@@ -10,6 +10,7 @@ from lightning_n2uq.compression import CODECS
 from lightning_n2uq.distributed import ExchangeConfig, LocalRounds, NUQSGDState, nuqsgd_hook
 from lightning_n2uq.strategies.local import LocalNUQSGDStrategy
 from lightning_n2uq.strategies.nuqsgd import NUQSGDStrategy
+from lightning_n2uq.strategies.sharded import ShardedNUQSGDStrategy
 from lightning_n2uq.strategies.torch_hooks import HOOKS, TorchHookStrategy
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "LocalRounds",
     "NUQSGDState",
     "NUQSGDStrategy",
+    "ShardedNUQSGDStrategy",
     "TorchHookStrategy",
     "nuqsgd_hook",
     "register_strategies",
@@ -33,6 +35,9 @@ def register_strategies() -> None:
     if "nuqsgd_local" not in StrategyRegistry:
         description = "Ranks that train alone and exchange the change of their weights every 10 steps"
         StrategyRegistry.register("nuqsgd_local", LocalNUQSGDStrategy, description=description)
+    if "nuqsgd_fsdp" not in StrategyRegistry:
+        description = "FSDP2 with quantized gradients"
+        StrategyRegistry.register("nuqsgd_fsdp", ShardedNUQSGDStrategy, description=description)
     for hook in HOOKS:
         if f"ddp_{hook}" not in StrategyRegistry:
             description = f"DDP with torch's {hook} hook"

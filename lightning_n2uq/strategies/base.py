@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from lightning_n2uq.distributed.collectives import require_equal
+from lightning_n2uq.distributed.hook import refuse_sharded
 from lightning_n2uq.strategies import agreement
 from lightning_n2uq.utils import compat, compat_lightning
 from lightning_n2uq.utils.compat import PrefixStore, Store, TCPStore
@@ -92,7 +93,9 @@ class HookedDDPStrategy(DDPStrategy):
 
     @override
     def setup(self, trainer: Trainer) -> None:
-        """Compares the ranks' settings before a fit, while nothing was exchanged yet."""
+        """Compares the ranks' settings before a fit, while nothing was exchanged yet; refuses shards."""
+        if self.lightning_module is not None:
+            refuse_sharded(self.lightning_module)
         self._compared = trainer.state.fn != TrainerFn.FITTING or self.world_size == 1
         if not self._compared and self.lightning_module is not None:
             name = type(self).__name__

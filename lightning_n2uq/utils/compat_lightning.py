@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -157,6 +158,12 @@ def last_is_saved(callback: Any, trainer: Any) -> None:  # noqa: ANN401
     ):
         private(callback, name)
         setattr(callback, name, value)
+
+
+def checkpoint_file(path: str) -> str:
+    """Returns the file of a checkpoint that holds its plain values: of a folder of shards, one inside."""
+    inside = os.path.join(path, private("lightning.fabric.utilities.load", "_METADATA_FILENAME"))
+    return inside if os.path.isfile(inside) else path
 
 
 # Lightning: modules and finders

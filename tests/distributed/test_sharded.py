@@ -48,6 +48,7 @@ def test_8_bit_parameters_are_unbiased_and_the_same_everywhere(job):
         assert found["calls"] == {2}
         assert found["forward and backward"]
         assert found["ranks"]
+        assert found["evaluation"]  # in full precision
         assert abs(found["bias"]) < 4.0
         assert 1e-6 < found["error"] < 3e-4
 
@@ -167,6 +168,12 @@ def test_mesh_of_two_nodes_with_four_ranks(options, shape):
 def test_a_mesh_that_cannot_hold_the_ranks_is_one_line(options, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         ShardingOptions(**options).mesh_shape(8, 4)
+
+
+def test_a_lost_rank_is_named():
+    for message, seconds in launch(sharded.lose_a_rank_of_shards, 3, expected=(0, 1)):
+        assert "rank 2 is gone" in message
+        assert seconds < 30.0
 
 
 @pytest.mark.slow

@@ -223,3 +223,15 @@ def test_a_module_tells_its_trainer(tmp_path):  # lightning 2.5.5, 2.6.6
     assert compat_lightning.attached_trainer(nn.Linear(1, 1)) is None
     trainer.fit(module, StatefulLoader(), StatefulLoader())
     assert compat_lightning.attached_trainer(module) is trainer
+
+
+def test_the_file_of_plain_values_in_a_folder_of_shards(tmp_path):  # lightning 2.6
+    from lightning.fabric.strategies.model_parallel import _is_sharded_checkpoint
+
+    file, folder = tmp_path / "file.ckpt", tmp_path / "folder.ckpt"
+    folder.mkdir()
+    assert compat_lightning.checkpoint_file(str(file)) == str(file)
+    assert not _is_sharded_checkpoint(folder)
+    (folder / "meta.pt").touch()
+    assert _is_sharded_checkpoint(folder)
+    assert compat_lightning.checkpoint_file(str(folder)) == str(folder / "meta.pt")

@@ -173,7 +173,8 @@ class CompressedAllGather(_Comm):
     """Gathers parameters in few bits; for `FSDPModule.set_custom_all_gather`.
 
     Every rank computes with the same weights, whose mean over the steps' random numbers are those of the
-    optimizer. Tensors that are not floating-point (of extensions such as float8) travel as they are.
+    optimizer. Modules in evaluation mode get theirs in full precision. Tensors
+    that are not floating-point (of extensions such as float8) travel as they are.
 
     Args:
         state: The settings, the step and the counters.
@@ -194,7 +195,8 @@ class CompressedAllGather(_Comm):
         """
         with self.state.collective(input_tensor.device):
             layout = self.state.layout(input_tensor.numel())
-            ranks, codec = dist.get_world_size(group), self.state.parameter_codec()
+            ranks = dist.get_world_size(group)
+            codec = self.state.parameter_codec() if layout.training else None
             full = input_tensor.numel() * input_tensor.element_size() * (ranks - 1)
             if codec is None or not input_tensor.is_floating_point():
                 began = time.perf_counter()

@@ -24,7 +24,7 @@ class FlatLayout:
     Attributes:
         span: Its coordinates, with the ranges that travel in full precision.
         name: A name for the tensor, equal on all ranks and unlike that of any other tensor of a step.
-        training: Whether its module is in training mode.
+        training: Whether any of its modules is in training mode.
     """
 
     span: Span
@@ -59,7 +59,7 @@ def flat_layout(
         name = name_of(module, own_name)
         places.append(Place(name, Span(start, size), exact(name, parameter)))
         start += size
-    return FlatLayout(bucket_span(places), places[0].name, parameters[0].module.training)
+    return FlatLayout(bucket_span(places), places[0].name, any(p.module.training for p in parameters))
 
 
 def stable_number(*parts: object) -> int:

@@ -77,6 +77,7 @@ class ShardedState:
         self._names: dict[nn.Module, str] = {}
         self._replicas = 1
         self._report: FailureReport | None = None
+        self._closed = False
         self._collectives: dict[dist.ProcessGroup, Collectives] = {}
         self._backward = -1
 
@@ -102,8 +103,8 @@ class ShardedState:
         check_settings(self.config, self.param_bits, replicas is not None)
         self.bind(module)
         self._replicas = 1 if replicas is None else len(replicas)
-        device = next(module.parameters()).device
-        self.connect(device)
+        self._closed = False
+        self.connect(next(module.parameters()).device)
         hook = None if replicas is None else CompressedAllReduce(self, replicas)
         scatter, gather = CompressedReduceScatter(self, compress=hook is None), CompressedAllGather(self)
         install(parts, scatter, gather, hook, needs_gather=self.param_bits is not None)
@@ -128,7 +129,7 @@ class ShardedState:
         Raises:
             ValueError: On every rank, if two ranks disagree on a setting.
         """
-        if self._report is None and dist.get_world_size() > 1:
+        if self._report is None and not self._closed and dist.get_world_size() > 1:
             ranks = range(dist.get_world_size())
             name = shake_hands(self._record(), None, device)
             self._report = FailureReport(name, ranks, dist.get_rank(), compat.default_store())
@@ -228,7 +229,8 @@ class ShardedState:
         return "" if self._report is None else self._report.report(error)
 
     def close(self) -> None:
-        """Ends the thread that answers other ranks' questions."""
+        """Ends the thread that answers other ranks' questions; a later failure names no rank."""
+        self._closed = True
         if self._report is not None:
             self._report.close()
             self._report = None

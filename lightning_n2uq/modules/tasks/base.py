@@ -13,13 +13,14 @@ from torchmetrics import MetricCollection
 from lightning_n2uq.modules.example_input import ModuleWithExampleInput
 from lightning_n2uq.modules.optimizers import OPTIMIZERS, build_optimizer
 from lightning_n2uq.modules.schedules import SCHEDULES, schedule_factor
+from lightning_n2uq.modules.sharding import ShardedByStrategy
 from lightning_n2uq.quantizers import quantizer_parameters
 from lightning_n2uq.utils.validation import check_choice, check_integer, check_number
 
 Stage = Literal["val", "test"]
 
 
-class TaskModule(ModuleWithExampleInput):
+class TaskModule(ShardedByStrategy, ModuleWithExampleInput):
     """Base of the tasks: a float network `net`, a loss for training, predictions and metrics for the rest.
 
     Nothing here knows of quantization. Logged: `train/loss`, and under `val/` and `test/` the metrics of
@@ -38,6 +39,7 @@ class TaskModule(ModuleWithExampleInput):
     """
 
     net: nn.Module
+    sharded = "net"
 
     def __init__(
         self, optimizer: str, lr: float, weight_decay: float, schedule: str, warmup_steps: int

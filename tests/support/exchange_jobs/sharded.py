@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import time
 
 import torch
@@ -13,6 +14,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from exchange_jobs.sharded_training import (
     NETWORKS,
+    SETTINGS,
     exchange,
     loss_of,
     make_transformer,
@@ -145,6 +147,10 @@ def gathered(rank, steps=16):
         net[0].set_custom_all_gather(recorder)
         for _ in range(steps):
             net(torch.randn(4, 40)).square().sum().backward()
+        net.eval()
+        with torch.no_grad():
+            net(torch.randn(4, 40))
+    evaluated = recorder.seen.pop()[1].view(4, -1)[:, : 16 * 40].reshape(64, 40)
     by_step = [[t for step, t in recorder.seen if step == wanted] for wanted in range(steps)]
     weights = [pair[0].view(4, -1)[:, : 16 * 40].reshape(64, 40) for pair in by_step]
     everywhere = weights[0].clone()
@@ -152,6 +158,7 @@ def gathered(rank, steps=16):
     return {
         "calls": {len(pair) for pair in by_step},
         "forward and backward": all(torch.equal(*pair) for pair in by_step),
+        "evaluation": torch.equal(evaluated, exact),
         "ranks": torch.equal(everywhere, weights[0]),
         "bias": bias(torch.stack(weights), exact),
         "error": close_to(weights[0], exact) ** 2,
@@ -366,6 +373,22 @@ def all_sharded_checks(rank, world_size, folder):
     dist.barrier()
     dist.destroy_process_group()
     return found | {"seconds": taken}
+
+
+def lose_a_rank_of_shards(rank, world_size, folder):
+    """Rank 2 dies without a word while the others wait for it."""
+    join(rank, world_size, folder, seconds=60)
+    state = ShardedState(**SETTINGS)
+    net = sharded("transformer", state)
+    loss_of(net, "transformer", 0).backward()
+    if rank == 2:
+        os._exit(0)
+    began = time.perf_counter()
+    try:
+        loss_of(net, "transformer", 1).backward()
+    except RuntimeError as error:
+        return str(error), time.perf_counter() - began
+    return "no error", time.perf_counter() - began
 
 
 def long_runs(rank, world_size, folder, steps=200):
