@@ -42,6 +42,12 @@ def test_4_bit_gradients_are_unbiased(job, name):
         assert found["1-D"] < 1e-5  # in full precision
 
 
+def test_rotated_gradients(job):
+    """Four messages in 2 bits are averaged, each with a relative squared error of 0.13."""
+    for rank in job:
+        assert 0.01 < rank["unbiased"]["rotated"] < 0.15
+
+
 def test_8_bit_parameters_are_unbiased_and_the_same_everywhere(job):
     for rank in job:
         found = rank["gathered"]

@@ -18,6 +18,7 @@ from lightning_n2uq.compression import Codec, IdentityCodec, NUQCodec, codec_at_
 from lightning_n2uq.distributed.collectives import Collectives, ProcessGroups, shake_hands
 from lightning_n2uq.distributed.config import ExchangeConfig
 from lightning_n2uq.distributed.failure_report import FailureReport
+from lightning_n2uq.distributed.hook import plain_name
 from lightning_n2uq.distributed.sharded.attach import copy_to_replicas, install, require_shards
 from lightning_n2uq.distributed.sharded.comm import (
     CompressedAllGather,
@@ -245,7 +246,5 @@ class ShardedState:
 
 
 def _plain(name: str) -> str:
-    """Returns a parameter's name without the prefixes of wrappers."""
-    for wrapper in ("_orig_mod.", "_checkpoint_wrapped_module."):
-        name = name.replace(wrapper, "")
-    return name
+    """Returns a parameter's name without the prefixes of wrappers, gradient checkpointing's included."""
+    return plain_name(name).replace("_checkpoint_wrapped_module.", "")

@@ -111,7 +111,18 @@ def unbiased(rank, draws=50):
             "error": float((draws_of - exact).square().sum() / draws / exact.square().sum()),
             "1-D": max(close_to(flat(one, small), flat(expected, small)) for one in seen),
         }
+    found["rotated"] = rotated_error()
     return found
+
+
+def rotated_error():
+    """The relative squared error of gradients in 2 bits behind a random rotation, 1-D ones left out."""
+    with exchange(codec=IdentityCodec()) as state:
+        expected = gradient(sharded("transformer", state), "transformer")
+    with exchange(rotation="hadamard", rounding="eden", bits=2) as state:
+        seen = gradient(sharded("transformer", state), "transformer")
+    wide = sorted(key for key in expected if expected[key].dim() > 1)
+    return close_to(flat(seen, wide), flat(expected, wide)) ** 2
 
 
 def flat(gradients, keys):
