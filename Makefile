@@ -6,14 +6,18 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 FUZZ_SECONDS ?= 60
 SOAK ?= tests
+# pip's own progress bar on a terminal, a line per package elsewhere.
+PROGRESS := $(shell [ -t 1 ] && echo on || echo off)
 
-.PHONY: demo test integration compiled soak mutants docs-check fuzz chaos audit lint types bench gpu clean
+.PHONY: demo test integration compiled soak mutants docs docs-serve notebooks docs-check dist fuzz chaos \
+	audit lint types bench gpu clean
 
 # torch and torchvision are resolved together (one command), since only releases of the same day fit.
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@echo "Installing torch and what else is needed: some gigabytes with CUDA, minutes."
+	$(BIN)/python -m pip install --progress-bar $(PROGRESS) --editable '.[test]'
 	touch $(STAMP)
 
 # One thread: the network is too small to share, and idle threads spin.
@@ -41,6 +45,21 @@ soak: $(STAMP)
 mutants: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable '.[mutants]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants
+
+# The documentation as a site in build/site, with warnings as errors and links checked.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The same at http://127.0.0.1:8000, built again whenever a page changes.
+docs-serve: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+# The tutorials as notebooks with their output, executed now (examples/notebooks).
+notebooks: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[docs,export]'
+	$(BIN)/python docs/_site/notebooks.py
 
 # README and docs: links, paths, flags, snippets, and the commands that take less than a minute.
 docs-check: $(STAMP)
@@ -70,6 +89,12 @@ types: $(STAMP)
 	$(PYTHON) -m venv $(VENV)-types
 	$(VENV)-types/bin/python -m pip install --quiet '.[dev,figures,dashboards,export]'
 	cd $(VENV)-types && bin/mypy --config-file ../pyproject.toml -p lightning_n2uq
+
+# Wheel and source distribution in dist/, checked.
+dist: $(STAMP)
+	$(BIN)/python -m pip install --quiet build twine
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from lightning_n2uq._version import __version__
+from lightning_n2uq.utils import extras
 
 _NEEDED = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy")
 _OPTIONAL = {
@@ -61,11 +62,25 @@ def _sections(missing: list[str]) -> dict[str, list[str]]:
     sections = {header: versions + present}
     if "torch" not in missing:
         sections |= {"devices and threads": _devices(), "kernels": _kernels()}
+    sections["extras"] = _extras()
     if missing:
         sections["missing, and needed"] = missing
     if absent:
         sections["missing, and optional"] = absent
     return sections
+
+
+def _extras() -> list[str]:
+    """Returns a line for every extra: complete, or what installs the rest."""
+    names = extras.extras()
+    if not names:
+        return ["unknown: the package is not installed (pip install --editable . in its checkout)"]
+    lines = []
+    for name in names:
+        lacking = extras.missing(name)
+        told = f"{len(lacking)} missing: {extras.how_to_install(name)}" if lacking else "complete"
+        lines.append(f"{name:<14} {told}")
+    return lines
 
 
 def _version(name: str) -> str | None:

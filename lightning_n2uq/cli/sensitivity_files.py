@@ -12,6 +12,7 @@ import yaml
 
 from lightning_n2uq.convert import Allocation, Policy, Rule, Sensitivity
 from lightning_n2uq.modules import QuantizedClassifier
+from lightning_n2uq.utils.extras import how_to_install
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +78,7 @@ def _text(values: Any) -> str:  # noqa: ANN401
 def write_picture(path: Path, scores: Sensitivity, by: str | None, chosen: Allocation | None) -> str:
     """Draws the scores as a map of layers and widths; returns what to say."""
     if importlib.util.find_spec("matplotlib") is None:
-        return "picture: none, matplotlib is not installed (pip install 'lightning_n2uq[figures]')"
+        return f"picture: none, matplotlib is not installed ({how_to_install('figures')})"
     draw(scores, by or scores.measures[0], chosen).savefig(path)
     return f"picture: {path}"
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_n2uq.convert.policy import Policy
 from lightning_n2uq.convert.quantize import quantize_model
+from lightning_n2uq.utils.extras import how_to_install
 from lightning_n2uq.utils.torchvision_models import TIMM, TORCHVISION, build_torchvision, downloading
 from lightning_n2uq.utils.validation import check
 
@@ -115,11 +116,9 @@ def _torchvision(
 
 def _timm(name: str, num_classes: int, in_channels: int, pretrained: bool, args: dict[str, Any]) -> nn.Module:
     try:
-        import timm  # an extra: pip install lightning_n2uq[timm]
+        import timm
     except ImportError as error:
-        raise ValueError(
-            f"backbone: got {name!r}, which needs timm: pip install 'lightning_n2uq[timm]'"
-        ) from error
+        raise ValueError(f"backbone: got {name!r}, which needs timm: {how_to_install('timm')}") from error
     own_name = name.removeprefix(TIMM)
     if not timm.is_model(own_name):
         raise ValueError(f"backbone: got {name!r}, timm has no model {own_name!r}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_n2uq.dashboard.panels import SECTIONS, PanelSpec, SectionSpec
 from lightning_n2uq.utils.compat import workspace_model
+from lightning_n2uq.utils.extras import how_to_install
 from lightning_n2uq.utils.validation import check
 
 if TYPE_CHECKING:
@@ -28,8 +29,7 @@ def build_workspace(entity: str, project: str, name: str) -> Workspace:
         import wandb_workspaces.workspaces as ws
     except ImportError as error:
         raise ValueError(
-            "dashboard: wandb-workspaces is not installed, "
-            "install it with pip install 'lightning_n2uq[dashboards]'"
+            f"dashboard: wandb-workspaces is not installed, install it with {how_to_install('dashboards')}"
         ) from error
     sections = [
         ws.Section(name=spec.title, panels=_panels(spec), is_open=i < _OPEN_SECTIONS)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_n2uq.utils.class_names import KEY
+from lightning_n2uq.utils.extras import how_to_install
 from lightning_n2uq.utils.preprocessing import KEY as PREPROCESSING
 from lightning_n2uq.utils.preprocessing import preprocessing_from
 
@@ -171,7 +172,7 @@ def _check(arguments: argparse.Namespace) -> None:
         compiler()
     missing = sorted(package for package in needed if find_spec(package) is None)
     if missing:
-        raise ValueError(f"format: {', '.join(missing)} missing; pip install 'lightning_n2uq[export]'")
+        raise ValueError(f"format: {', '.join(missing)} missing; {how_to_install('export')}")
     if arguments.verify is None and arguments.verify_root is not None:
         raise ValueError(f"verify_root: got {arguments.verify_root!r} without verify, give both or neither")
     if arguments.exporter == "torch" and arguments.format != "onnx":

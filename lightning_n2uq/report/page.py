@@ -22,6 +22,7 @@ from lightning_n2uq.report.layer_plots import layer_plots
 from lightning_n2uq.report.network_plots import confusion_matrices, entropy_maps
 from lightning_n2uq.report.plot_html import plot, runs_legend
 from lightning_n2uq.report.run_data import Run
+from lightning_n2uq.utils.extras import how_to_install
 
 _NOTHING = Markup("")
 _NO_SNAPSHOTS = Markup(
@@ -142,7 +143,7 @@ def _plotly() -> str:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
         raise ValueError(
-            "report: plotly is not installed, install it with pip install 'lightning_n2uq[report]'"
+            f"report: plotly is not installed, install it with {how_to_install('report')}"
         ) from error
     text: str = get_plotlyjs()
     return text

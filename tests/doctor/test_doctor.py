@@ -1,5 +1,8 @@
 """`n2uq doctor` names versions, devices, kernels with their reasons, and what is missing."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +10,9 @@ from torch import Tensor
 from lightning_n2uq import doctor, operator_check
 from lightning_n2uq.ops import dispatch
 from lightning_n2uq.ops.dispatch import force
-from lightning_n2uq.utils import processor
+from lightning_n2uq.utils import extras, processor
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_report(capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,6 +54,30 @@ def test_what_is_missing_is_named(
     text = capsys.readouterr().out
     assert "missing, and needed\n  jsonargparse" in text
     assert "numba          CPU kernels" in text
+
+
+def test_every_extra_is_listed_with_what_installs_the_rest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(extras, "_is_installed", lambda name: name != "onnx")
+    doctor.main([])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "timm           complete" in lines
+    (export,) = (line for line in lines if line.startswith("export "))
+    assert re.fullmatch(r"export +1 missing: pip install 'onnx>=[\d.]+'", export)
+    assert {line.split()[0] for line in lines} >= set(extras.extras())
+
+
+def test_no_message_names_this_package_on_an_index() -> None:
+    folders = ("lightning_n2uq", "callbacks", "datamodules")
+    sources = {path: path.read_text() for name in folders for path in (ROOT / name).rglob("*.py")}
+    assert [path for path, text in sources.items() if re.search(r"pip install '?lightning_n2uq", text)] == []
+    assert extras.how_to_install("timm").startswith("pip install 'timm>=")
+
+
+def test_without_metadata_the_checkout_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "extras", lambda: {})
+    assert extras.how_to_install("export") == "pip install '.[export]' in a checkout of this package"
 
 
 def test_check_compares_every_operator_with_the_reference(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from torchmetrics.detection import IntersectionOverUnion, MeanAveragePrecision
 
 from lightning_n2uq.modules.tasks.base import TaskModule
 from lightning_n2uq.modules.tasks.networks import build_torchvision
+from lightning_n2uq.utils.extras import how_to_install
 from lightning_n2uq.utils.validation import check, check_choice, check_integer, check_number
 
 Boxes = list[dict[str, Tensor]]
@@ -97,7 +98,7 @@ class ObjectDetector(TaskModule):
             metrics["map"] = _AveragePrecision()
         except ModuleNotFoundError as error:
             raise ValueError(
-                "metric: got 'map', which needs pycocotools: pip install 'lightning_n2uq[detection]'; "
+                f"metric: got 'map', which needs pycocotools: {how_to_install('detection')}; "
                 "'iou' runs without"
             ) from error
         return MetricCollection(metrics)

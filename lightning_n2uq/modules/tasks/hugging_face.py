@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from lightning_n2uq.utils.extras import how_to_install
+
 
 def build_transformer(
     kind: str, model_type: str | None, config: Mapping[str, Any], pretrained: str | None
@@ -28,11 +30,11 @@ def build_transformer(
             f"model_type: got {model_type!r} with pretrained {pretrained!r}, allowed is exactly one of both"
         )
     try:
-        import transformers  # an extra: pip install lightning_n2uq[transformers]
+        import transformers
     except ImportError as error:
         raise ValueError(
             f"model_type: got {model_type or pretrained!r}, which needs transformers: "
-            "pip install 'lightning_n2uq[transformers]'"
+            f"{how_to_install('transformers')}"
         ) from error
     factory = getattr(transformers, kind)
     if pretrained is not None:

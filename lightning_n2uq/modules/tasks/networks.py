@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_n2uq.utils.extras import how_to_install
 from lightning_n2uq.utils.torchvision_models import TIMM, TORCHVISION, downloading
 from lightning_n2uq.utils.validation import check
 
@@ -72,11 +73,9 @@ def build_timm_segmenter(
         ValueError: There is no such encoder, an argument is unknown, or weights cannot be had.
     """
     try:
-        import timm  # an extra: pip install lightning_n2uq[timm]
+        import timm
     except ImportError as error:
-        raise ValueError(
-            f"network: got {network!r}, which needs timm: pip install 'lightning_n2uq[timm]'"
-        ) from error
+        raise ValueError(f"network: got {network!r}, which needs timm: {how_to_install('timm')}") from error
     name, arguments = network.removeprefix(TIMM), dict(network_args)
     if not timm.is_model(name):
         raise ValueError(f"network: got {network!r}, timm has no model {name!r}")
