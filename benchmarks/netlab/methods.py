@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from lightning_n2uq.compression import CODECS
 from lightning_n2uq.strategies import NUQSGDState, nuqsgd_hook
 from lightning_n2uq.strategies.torch_hooks import half_hook, ordered_hook, powersgd_state
 
@@ -42,11 +43,13 @@ METHODS: dict[str, Register] = {
     "nuqsgd_huffman": _nuqsgd(bits=4, coding="huffman"),
     "nuqsgd_2bit_huffman": _nuqsgd(bits=2, coding="huffman"),
     "nuqsgd_all_gather": _nuqsgd(bits=4, scheme="all_gather"),
+    **{name: _nuqsgd(**CODECS[name]) for name in CODECS if "rotated" in name},
+    **{name: _nuqsgd(**CODECS[name]) for name in ("alq", "terngrad", "natural", "signsgd", "topk")},
 }
 """By name; the names of strategies where there is one.
 
 All have buckets of 1024 and, where not said otherwise, the l2 norm, so that only bits and codings differ. The
-strategies `nuqsgd_2bit` and `nuqsgd_3bit` have buckets of 256, 5 % and 3 % more bytes.
+strategy `nuqsgd_3bit` has buckets of 256, 3 % more bytes; `nuqsgd_2bit` is `nuqsgd_rotated_2bit` here.
 """
 
 LOCAL: dict[str, dict[str, object]] = {
@@ -59,6 +62,8 @@ NAMES = [*METHODS, *LOCAL]
 """All methods."""
 
 BITS = {
-    name: next((bits for bits in (2, 3, 8) if f"{bits}bit" in name), 4) for name in METHODS if "qsgd" in name
+    name: next((bits for bits in (1, 2, 3, 8) if f"{bits}bit" in name), 4)
+    for name in METHODS
+    if "qsgd" in name
 }
 """Bits per coordinate of the packed and coded methods."""

@@ -23,11 +23,12 @@ from lightning_n2uq.utils import compat
 class NUQSGDStrategy(HookedDDPStrategy):
     """DDP whose ranks exchange quantized gradients (NUQSGD; QSGD by other arguments).
 
-    Ramezani-Kebrya et al., JMLR 22(114), 2021, arXiv 1908.06077. Registered as `nuqsgd` and, with
-    other defaults, `nuqsgd_2bit` and `nuqsgd_3bit` (`linf`, buckets of 256: few levels need
-    them), `nuqsgd_8bit`, `qsgd` and `qsgd_inf`. Step counter and residuals are saved in and restored from
-    checkpoints; on another number of ranks, every rank starts with the mean of the saved residuals, so that
-    nothing is lost. Validation, testing and prediction are not affected.
+    Ramezani-Kebrya et al., JMLR 22(114), 2021, arXiv 1908.06077. Registered as `nuqsgd` and, with other
+    defaults, `nuqsgd_2bit` (rotated buckets), `nuqsgd_3bit` (`linf`, buckets of 256: few levels need them),
+    `nuqsgd_8bit`, `nuqsgd_rotated` and its variants, `qsgd`, `qsgd_inf` and the other methods. Step counter
+    and residuals are saved in and restored from checkpoints; on another number of ranks, every rank starts
+    with the mean of the saved residuals, so that nothing is lost. Validation, testing and prediction are not
+    affected.
 
     Args:
         **arguments: The fields of `ExchangeConfig` and the arguments of `HookedDDPStrategy`.
