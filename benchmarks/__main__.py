@@ -5,7 +5,9 @@
     python -m benchmarks --quick                  # small inputs, a check that everything runs
 
 Every figure is a ratio within one process: candidates take turns. Spread is given as quartiles. Results
-are merged into the JSON file by topic, each with the machine's description.
+are merged into the JSON file by topic, each with the machine's description. The tracked figures
+(benchmarks/results/kernels.json, docs/figures) are written with `--keep` alone; otherwise results go to the
+folder build/benchmarks. `--quick` never keeps.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from benchmarks import codec, evaluation, export_speed, layouts, plots, quantize
 from benchmarks.machine import description
 
 ROOT = Path(__file__).resolve().parent
+KEPT, FIGURES = ROOT / "results" / "kernels.json", ROOT.parent / "docs" / "figures"
+SCRATCH = ROOT.parent / "build" / "benchmarks" / "kernels.json"
 TOPICS: dict[str, Callable[..., dict[str, object]]] = {
     "quantizers": quantizers.run,
     "scaling": scaling.run,
@@ -52,11 +56,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20.0, help="time for every comparison")
     parser.add_argument("--threads", type=int, default=2, help="threads on CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "kernels.json")
-    parser.add_argument(
-        "--plots", type=Path, default=ROOT.parent / "docs" / "figures", help="folder of the plots"
-    )
+    parser.add_argument("--keep", action="store_true", help="replace the tracked figures of these topics")
+    parser.add_argument("--output", type=Path, help="the file (default: build/benchmarks/kernels.json)")
+    parser.add_argument("--plots", type=Path, help="folder of the plots (default: that of the file)")
     chosen = parser.parse_args(argv)
+    if chosen.keep and (chosen.quick or chosen.output or chosen.plots):
+        parser.error("keep: got --keep with --quick, --output or --plots, allowed is one or the other")
+    chosen.output = chosen.output or (KEPT if chosen.keep else SCRATCH)
+    chosen.plots = chosen.plots or (FIGURES if chosen.keep else chosen.output.parent)
     unknown = sorted(set(chosen.topics) - set(TOPICS))
     if unknown:
         parser.error(f"topics: got {', '.join(unknown)}, allowed are {', '.join(TOPICS)}")

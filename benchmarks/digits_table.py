@@ -1,12 +1,14 @@
 """Accuracy of every method on the handwritten digits: every config in configs/digits, several seeds.
 
-    python benchmarks/digits_table.py                 # about a minute per run on one quiet core
-    python benchmarks/digits_table.py --jobs 2 --seeds 0 1 2
+    python benchmarks/digits_table.py                             # shows the stored results; trains nothing
+    python benchmarks/digits_table.py --rerun --jobs 2            # trains anew: one to three minutes per run
+    python benchmarks/digits_table.py --add --seeds 0 1 2 3 4     # trains what is not stored yet
 
 Runs go through the ``n2uq`` command with the shipped configs. A seed sets the initial weights and the order
 and shifts of the training images; all seeds share one split. The figure is the test accuracy of the
-checkpoint with the best validation accuracy. Finished runs are kept in the JSON file and not repeated while
-their config's text stays the same; the table is printed as Markdown.
+checkpoint with the best validation accuracy. Runs are kept in the JSON file with the machine that made them,
+as long as their config's text stays the same; the table is printed as Markdown. Single seeds differ between
+machines, since a rounding difference in the last bit changes where a run ends: compare means.
 """
 
 import argparse
@@ -75,9 +77,16 @@ def _machine() -> dict:
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "machine": platform.machine(),
+        "processor": _processor(),
         "cpus": os.cpu_count(),
     }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def table(runs: list[dict]) -> str:
@@ -87,19 +96,21 @@ def table(runs: list[dict]) -> str:
         by_config.setdefault(entry["config"], []).append(100 * entry["test_acc"])
     names = [name for name in ORDER if name in by_config] + sorted(set(by_config) - set(ORDER))
     lines = [
-        "| config | test accuracy, mean of seeds [%] | standard deviation | per seed |",
-        "|---|---|---|---|",
+        "| config | seeds | test accuracy, mean [%] | standard error | lowest to highest |",
+        "|---|---|---|---|---|",
     ]
     for name in names:
         values = by_config[name]
-        spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
-        each = ", ".join(f"{value:.2f}" for value in values)
-        lines.append(f"| `digits/{name}` | {statistics.mean(values):.2f} | {spread} | {each} |")
+        error = f"{statistics.stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else "-"
+        ends = f"{min(values):.2f} to {max(values):.2f}" if len(values) > 1 else "-"
+        lines.append(
+            f"| `digits/{name}` | {len(values)} | {statistics.mean(values):.2f} | {error} | {ends} |"
+        )
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Run what is missing, then print the table."""
+def main(argv: list[str] | None = None) -> None:
+    """Runs what is asked for, then prints the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -107,7 +118,10 @@ def main() -> None:
     parser.add_argument("--configs", nargs="+", help="names in configs/digits (default: all)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, each on one thread")
     parser.add_argument("--output", type=Path, default=OUTPUT)
-    options = parser.parse_args()
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--rerun", action="store_true", help="train the chosen configs and seeds anew")
+    how.add_argument("--add", action="store_true", help="train what is not stored of them")
+    options = parser.parse_args(argv)
 
     paths = {path.stem: str(path) for path in sorted((ROOT / "configs" / "digits").glob("*.yaml"))}
     chosen = {name: paths[name] for name in options.configs or paths}
@@ -117,7 +131,12 @@ def main() -> None:
         for entry in kept
         if paths.get(entry["config"]) and entry["config_sha256"] == _digest(paths[entry["config"]])
     ]
-    done = {(entry["config"], entry["seed"]) for entry in kept}
+    shown = [entry for entry in kept if entry["config"] in chosen]
+    if not (options.rerun or options.add):
+        print(f"stored results of {options.output}; --rerun trains anew, --add what is missing")
+        print(table(shown))
+        return
+    done = set() if options.rerun else {(entry["config"], entry["seed"]) for entry in kept}
     missing = [
         (name, path, seed)
         for seed in options.seeds
@@ -129,11 +148,12 @@ def main() -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with concurrent.futures.ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
         for future in concurrent.futures.as_completed([pool.submit(run, *work) for work in missing]):
-            kept.append(future.result())
+            new = {**future.result(), **_machine()}
+            kept = [e for e in kept if (e["config"], e["seed"]) != (new["config"], new["seed"])] + [new]
             print({key: kept[-1][key] for key in ("config", "seed", "test_acc", "seconds")}, flush=True)
             kept.sort(key=lambda entry: (entry["config"], entry["seed"]))
-            options.output.write_text(json.dumps({"machine": _machine(), "runs": kept}, indent=1) + "\n")
-    print(table(kept))
+            options.output.write_text(json.dumps({"runs": kept}, indent=1) + "\n")
+    print(table([entry for entry in kept if entry["config"] in chosen]))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ digits = load_digits(n_class=len(NAMES))
 for i, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
     folder = Path("images", "val" if i % 5 == 0 else "train", NAMES[label])
     folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((pixels * 15.9).astype("uint8")).resize((32, 32)).save(folder / f"{i}.png")
+    Image.fromarray((pixels * 15.9).astype("uint8")).save(folder / f"{i}.png")
 print({path.name: len(list(path.iterdir())) for path in sorted(Path("images/train").iterdir())})
 
 # %% [markdown]
@@ -21,13 +21,13 @@ print({path.name: len(list(path.iterdir())) for path in sorted(Path("images/trai
 
 # %%
 Path("own.yaml").write_text("""
-trainer: {accelerator: cpu, max_epochs: 3, enable_progress_bar: false, enable_model_summary: false}
+trainer: {accelerator: cpu, max_epochs: 2, enable_progress_bar: false, enable_model_summary: false}
 model:
   class_path: QuantizedClassifier
-  init_args: {backbone: resnet20, weight_bits: 2, activation_bits: 2, lr: 5.0e-3}
+  init_args: {backbone: resnet20, backbone_args: {width: 8}, weight_bits: 2, activation_bits: 2, lr: 5.0e-3}
 data:
   class_path: ImageFolderDataModule
-  init_args: {root: images, image_size: 32, in_channels: 1, batch_size: 32, num_workers: 0, min_scale: 0.7}
+  init_args: {root: images, image_size: 8, in_channels: 1, batch_size: 32, num_workers: 0, min_scale: 0.7}
 """)
 
 # %%

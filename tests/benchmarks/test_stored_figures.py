@@ -1,0 +1,71 @@
+"""Tables have one source; nothing replaces tracked figures unless it is told to."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as bench
+from benchmarks import digits_table
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_table_of_the_digits_is_the_stored_one(capsys, monkeypatch):
+    monkeypatch.setattr(digits_table, "run", lambda *_: pytest.fail("nothing is trained"))
+    digits_table.main([])
+    shown = capsys.readouterr().out
+    assert "stored results of" in shown
+    rows = re.findall(r"^\| `digits/.*\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 10
+    assert [row for row in rows if row not in shown] == []
+
+
+def test_a_run_added_keeps_its_machine_and_the_others(tmp_path, monkeypatch):
+    kept = json.loads(digits_table.OUTPUT.read_text())
+    path = tmp_path / "digits.json"
+    path.write_text(json.dumps(kept))
+
+    class Pool:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def submit(self, _, name, config, seed):
+            future = digits_table.concurrent.futures.Future()
+            digest = digits_table._digest(config)
+            values = {"test_acc": 0.5, "best_val_acc": 0.5, "last_val_acc": 0.5, "seconds": 1.0}
+            future.set_result({"config": name, "seed": seed, "config_sha256": digest, **values})
+            return future
+
+    monkeypatch.setattr(digits_table.concurrent.futures, "ProcessPoolExecutor", Pool)
+    options = ["--output", str(path), "--configs", "float", "--seeds", "0", "99"]
+    digits_table.main([*options, "--add"])
+    runs = json.loads(path.read_text())["runs"]
+    assert len(runs) == len(kept["runs"]) + 1
+    assert [r["processor"] for r in runs if r["seed"] == 99]
+    digits_table.main([*options, "--rerun"])
+    runs = json.loads(path.read_text())["runs"]
+    assert [r["test_acc"] for r in runs if r["config"] == "float" and r["seed"] in (0, 99)] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("argv", [[], ["--quick"], ["codec"], ["--quick", "steps", "codec"]])
+def test_tracked_figures_are_replaced_by_keep_alone(argv):
+    chosen = bench.arguments(argv)
+    assert chosen.output != bench.KEPT
+    assert chosen.plots != bench.FIGURES
+    assert "build" in chosen.output.relative_to(ROOT).parts
+    assert bench.arguments(["codec", "--keep"]).output == bench.KEPT
+
+
+@pytest.mark.parametrize("more", [["--quick"], ["--output", "x.json"], ["--plots", "x"]])
+def test_keep_and_another_place_exclude_each_other(more, capsys):
+    with pytest.raises(SystemExit):
+        bench.arguments(["--keep", *more])
+    assert "keep: got --keep with" in capsys.readouterr().err
