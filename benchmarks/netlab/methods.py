@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from lightning_n2uq import strategies
 from lightning_n2uq.compression import CODECS
 from lightning_n2uq.strategies import NUQSGDState, nuqsgd_hook
 from lightning_n2uq.strategies.torch_hooks import half_hook, ordered_hook, powersgd_state
@@ -53,8 +54,7 @@ strategy `nuqsgd_3bit` has buckets of 256, 3 % more bytes; `nuqsgd_2bit` is `nuq
 """
 
 LOCAL: dict[str, dict[str, object]] = {
-    "nuqsgd_local": {"period": 10, "bits": 4},
-    "nuqsgd_local_2bit": {"period": 10, "bits": 2, "norm": "linf", "bucket_size": 256},
+    name: {"period": 10, **arguments} for name, arguments in strategies.local.LOCAL.items()
 }
 """Settings of `LocalRounds`: the methods that exchange the change of the weights once in a period."""
 

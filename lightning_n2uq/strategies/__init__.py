@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from lightning_n2uq.compression import CODECS
 from lightning_n2uq.distributed import ExchangeConfig, LocalRounds, NUQSGDState, nuqsgd_hook
-from lightning_n2uq.strategies.local import LocalNUQSGDStrategy
+from lightning_n2uq.strategies.local import LOCAL, LocalNUQSGDStrategy
 from lightning_n2uq.strategies.nuqsgd import NUQSGDStrategy
 from lightning_n2uq.strategies.sharded import ShardedNUQSGDStrategy
 from lightning_n2uq.strategies.torch_hooks import HOOKS, TorchHookStrategy
@@ -32,9 +32,10 @@ def register_strategies() -> None:
         if name not in StrategyRegistry:
             description = f"DDP with quantized gradients: {dict(arguments)}"
             StrategyRegistry.register(name, NUQSGDStrategy, description=description, **arguments)
-    if "nuqsgd_local" not in StrategyRegistry:
-        description = "Ranks that train alone and exchange the change of their weights every 10 steps"
-        StrategyRegistry.register("nuqsgd_local", LocalNUQSGDStrategy, description=description)
+    for name, arguments in LOCAL.items():
+        if name not in StrategyRegistry:
+            description = f"Ranks that train alone, an exchange every 10 steps: {dict(arguments)}"
+            StrategyRegistry.register(name, LocalNUQSGDStrategy, description=description, **arguments)
     if "nuqsgd_fsdp" not in StrategyRegistry:
         description = "FSDP2 with quantized gradients"
         StrategyRegistry.register("nuqsgd_fsdp", ShardedNUQSGDStrategy, description=description)

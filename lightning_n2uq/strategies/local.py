@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,6 +15,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_n2uq.compression import CODECS
 from lightning_n2uq.distributed.agreed_weights import LocalConfig
 from lightning_n2uq.distributed.config import ExchangeConfig
 from lightning_n2uq.distributed.local_rounds import LocalRounds, refuse_sync_batch_norm
@@ -26,15 +28,25 @@ from lightning_n2uq.utils.validation import check
 
 _OF_DDP = ("find_unused_parameters", "static_graph", "gradient_as_bucket_view", "bucket_cap_mb")
 
+LOCAL: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "nuqsgd_local": {},
+        "nuqsgd_local_2bit": CODECS["nuqsgd_rotated_2bit"],
+        "nuqsgd_local_1bit": CODECS["nuqsgd_rotated_1bit"],
+    }
+)
+"""The arguments of `LocalNUQSGDStrategy` by registered name."""
+
 
 class LocalNUQSGDStrategy(NUQSGDStrategy):
     """Ranks that train alone for `period` steps, and then exchange the quantized change of their weights.
 
-    Registered as `nuqsgd_local`; `lightning_n2uq.distributed.local_rounds` tells a round step by step. A
-    round also ends before every validation and with the last step of training, so that validation, testing
-    and final checkpoints see weights which all ranks agreed on. Checkpoints in the middle of a round hold
-    those of the last one as the model's weights, and every rank's own beside them. There is no wrapper of
-    DDP, so parameters without gradient need no argument.
+    Registered as `nuqsgd_local` (4 bits) and, rotated, `nuqsgd_local_2bit` and `nuqsgd_local_1bit`.
+    `lightning_n2uq.distributed.local_rounds` tells a round step by step. A round also ends before every
+    validation and with the last step of training, so that validation, testing and final checkpoints see
+    weights which all ranks agreed on. Checkpoints in the middle of a round hold those of the last one as the
+    model's weights, and every rank's own beside them. There is no wrapper of DDP, so parameters without
+    gradient need no argument.
 
     Args:
         **arguments: The fields of `LocalConfig` and `ExchangeConfig`, whose steps are rounds here, and

@@ -154,7 +154,10 @@ def test_bad_values_are_refused_in_one_line():
 
 
 def test_the_strategy_is_registered_under_its_name():
-    assert isinstance(StrategyRegistry.get("nuqsgd_local"), LocalNUQSGDStrategy)
+    for name, bits in (("nuqsgd_local", 4), ("nuqsgd_local_2bit", 2), ("nuqsgd_local_1bit", 1)):
+        strategy = StrategyRegistry.get(name)
+        assert isinstance(strategy, LocalNUQSGDStrategy)
+        assert (strategy.local.period, strategy.config.bits) == (10, bits)
 
 
 class Waits(WithNorm):

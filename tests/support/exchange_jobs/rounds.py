@@ -38,6 +38,7 @@ BY_HAND = {
 LOSSY = {
     "4 bits": {},
     "DiLoCo": DILOCO | {"scheme": "all_gather"},
+    "2 bits, rotated": {"bits": 2, "rotation": "hadamard", "rounding": "eden"},
     "two nodes, feedback": {"hierarchical": True, "ranks_per_node": 2, "error_feedback": True, "bits": 8},
 }
 
