@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_n2uq.compression import CODECS, make_codec
+from lightning_n2uq.compression.registry import BIASED
 from lightning_n2uq.scaling.cluster import Cluster, Link, Speeds
 from lightning_n2uq.scaling.measured import Measured
 from lightning_n2uq.scaling.methods import ddp_s, exchange_s, fp16_s, powersgd_s
@@ -140,7 +141,7 @@ class Advisor:
             inside = all_reduce_bytes(4 * m.coordinates, local)
             seconds += cluster.intra.seconds(inside) + 4e-9 * m.coordinates / self._speeds.reduce
         bits = 8 * codec.nbytes(1 << 20) / (1 << 20)
-        error = m.errors.get(name)
+        error = None if name in BIASED else m.errors.get(name)
         mean = None if error is None else error_of_mean(error, m.spread or 1.0, ranks)
         return self._prediction(name + NODES * hierarchical, bits, sum(volume[:2]), seconds, mean)
 
