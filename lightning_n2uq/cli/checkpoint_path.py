@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+SHARDED = "meta.pt"
+"""What a checkpoint has that is a folder, with a shard for every rank."""
+
 FILES = ("best.ckpt", "last.ckpt", "interrupted.ckpt")
 
 
 def checkpoint_file(path: str, argument: str) -> str:
-    """Returns `path` if it is a file.
+    """Returns `path` if it is a checkpoint: a file, or a folder of shards.
 
     Args:
         path: What the user gave.
@@ -18,7 +21,7 @@ def checkpoint_file(path: str, argument: str) -> str:
         ValueError: Nothing is there, or a folder; the message names the checkpoints that lie there.
     """
     place = Path(path).expanduser()
-    if place.is_file():
+    if place.is_file() or (place / SHARDED).is_file():
         return str(place)
     if not place.is_dir():
         near = _in_folder(place.parent) if place.name else []

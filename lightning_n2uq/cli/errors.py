@@ -16,6 +16,8 @@ import re
 import traceback
 from typing import Any
 
+from lightning_n2uq.cli.origin import without_worker_traceback
+
 _MAX_LENGTH = 600
 # Where classes that a config can name live; the command line's own are left out.
 _NAMED_FROM = (
@@ -65,7 +67,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def one_line(error: BaseException) -> str:
     """Returns the message to show for an error of the user's."""
-    text = error.message if isinstance(error, argparse.ArgumentError) else str(error)
+    text = error.message if isinstance(error, argparse.ArgumentError) else without_worker_traceback(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         text = f"{error.filename}: {error.strerror}"
     if isinstance(error, pickle.UnpicklingError):

@@ -129,3 +129,16 @@ def test_a_lost_worker_of_the_loader_is_one_line(in_empty_folder, capsys, monkey
     assert main(["fit", *SMALL, *QUIET]) == 2
     (line,) = error_lines(capsys)
     assert "data.num_workers: a worker process of the loader is lost" in line
+
+
+def test_a_broken_image_in_a_worker_is_named_outside_of_training_too(photos):
+    from lightning_n2uq.cli.errors import one_line
+    from lightning_n2uq.datamodules import ImageFolderDataModule
+
+    broken = photos / "val" / "cat" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    data = ImageFolderDataModule(str(photos), image_size=32, num_workers=1, batch_size=4)
+    data.setup("validate")
+    with pytest.raises(ValueError, match="Caught BrokenImageError in DataLoader worker") as caught:
+        list(data.val_dataloader())
+    assert one_line(caught.value).startswith(f"broken image file {broken}: ")

@@ -129,6 +129,9 @@ def test_a_folder_or_a_near_name_in_place_of_a_checkpoint_is_named(tmp_path):
     for name in ("last.ckpt", "best.ckpt"):
         (run / name).write_bytes(b"")
     assert checkpoint_file(str(run / "best.ckpt"), "ckpt_path") == str(run / "best.ckpt")
+    (tmp_path / "shards.ckpt").mkdir()
+    (tmp_path / "shards.ckpt" / "meta.pt").write_bytes(b"")
+    assert checkpoint_file(str(tmp_path / "shards.ckpt"), "ckpt_path") == str(tmp_path / "shards.ckpt")
     for folder in (run, run.parent, tmp_path / "runs"):
         with pytest.raises(ValueError, match=r"did you mean .*20260101-000000/best\.ckpt\?"):
             checkpoint_file(str(folder), "ckpt_path")

@@ -5,7 +5,7 @@ from jsonargparse import Namespace
 from small_run import SMALL
 
 from lightning_n2uq.cli import main
-from lightning_n2uq.cli.run_files import ROOT, place_files, wandb_id
+from lightning_n2uq.cli.run_files import ROOT, place_files, summarize_best, wandb_id
 
 
 def test_the_folder_of_wandb_does_not_depend_on_where_its_service_runs(tmp_path, monkeypatch):
@@ -41,3 +41,22 @@ def test_a_resumed_run_goes_on_in_its_run_of_wandb(in_empty_folder, monkeypatch)
     assert main(["fit", *SMALL, "--trainer.max_epochs", "1"]) == 0
     folders = [path.name for path in in_empty_folder.glob("runs/digits/*/*/wandb/offline-run-*")]
     assert len({name.rpartition("-")[2] for name in folders}) == 2
+
+
+class WandbLogger:
+    """Stands for Lightning's, which is known by its name: importing it takes a second."""
+
+    def __init__(self):
+        self.experiment = Namespace(summary={"val/acc": 0.5})
+
+
+def test_the_best_score_is_in_wandbs_summary_beside_the_last():
+    logger = WandbLogger()
+    trainer = Namespace(is_global_zero=True, loggers=[logger, Namespace()])
+    summarize_best(trainer, Namespace(best_model_score=0.75, monitor="val/acc"))
+    assert logger.experiment.summary == {"val/acc": 0.5, "best/val/acc": 0.75}
+    for nothing in (None, Namespace(best_model_score=None, monitor="val/acc")):
+        summarize_best(trainer, nothing)
+    trainer.is_global_zero = False
+    summarize_best(trainer, Namespace(best_model_score=1.0, monitor="val/acc"))
+    assert logger.experiment.summary["best/val/acc"] == 0.75

@@ -235,3 +235,14 @@ def test_the_file_of_plain_values_in_a_folder_of_shards(tmp_path):  # lightning 
     (folder / "meta.pt").touch()
     assert _is_sharded_checkpoint(folder)
     assert compat_lightning.checkpoint_file(str(folder)) == str(folder / "meta.pt")
+
+
+def test_what_wandb_removed_is_not_handed_to_it(tmp_path) -> None:
+    from lightning.pytorch.loggers import WandbLogger
+
+    logger = WandbLogger(save_dir=str(tmp_path), offline=True)
+    compat_lightning.without_void_settings(logger)
+    assert "anonymous" not in logger._wandb_init
+    chosen = WandbLogger(save_dir=str(tmp_path), offline=True, anonymous=True)
+    compat_lightning.without_void_settings(chosen)
+    assert chosen._wandb_init["anonymous"] == "allow"
