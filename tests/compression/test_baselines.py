@@ -18,6 +18,7 @@ from lightning_n2uq.compression import (
 )
 from lightning_n2uq.compression.magnitudes import BINS, Magnitudes, magnitude_histogram
 from lightning_n2uq.distributed import ExchangeConfig
+from lightning_n2uq.distributed.sharded.settings import check_settings
 
 NAMES = ("alq", "amq", "terngrad", "natural", "signsgd", "topk")
 NUMEL = 5003
@@ -176,3 +177,8 @@ def test_settings_that_would_be_ignored_are_refused_in_one_line(settings, name):
     with pytest.raises(ValueError, match=name) as found:
         ExchangeConfig(**settings)
     assert "\n" not in str(found.value)
+
+
+def test_adaptive_levels_are_refused_in_sharded_training():
+    with pytest.raises(ValueError, match="method: got 'alq', allowed in sharded training"):
+        check_settings(ExchangeConfig(method="alq"), None)

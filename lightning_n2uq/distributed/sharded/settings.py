@@ -29,6 +29,8 @@ def check_settings(config: ExchangeConfig, param_bits: int | None, replicas: boo
     for name, allowed in _OF_DDP.items():
         value = getattr(config, name)
         check(value == _DEFAULTS[name], name, value, f"in sharded training is {allowed}")
+    fixed = config.method not in ("alq", "amq")
+    check(fixed, "method", config.method, "in sharded training are those whose levels do not adapt")
     check(param_bits in (None, 8), "param_bits", param_bits, "is 8, or null for full precision")
     if replicas is False:
         for name in _OF_REPLICAS:
