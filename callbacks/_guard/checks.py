@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from lightning_n2uq.ops.tables import WIDTH_FLOOR
@@ -45,20 +46,27 @@ def batch_flags(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 def broken_flag(tensors: Sequence[Tensor]) -> Tensor:
     """Returns whether any of the tensors (at least one) holds NaN or inf, as a 0-d bool tensor."""
-    full = [tensor.detach() for tensor in tensors if tensor.numel()]  # an empty one has no largest value
+    own = [own_part(tensor.detach()) for tensor in tensors]
+    full = [tensor for tensor in own if tensor.numel()]  # an empty one has no largest value
     return ~torch.isfinite(get_total_norm(full, norm_type=float("inf")))
 
 
 def suspect_flag(tensors: Sequence[Tensor]) -> Tensor:
     """Returns `broken_flag` in a third of the time, but also True where the sum of squares overflows."""
     with torch.no_grad():
-        return ~torch.isfinite(get_total_norm(tensors, norm_type=2.0))
+        return ~torch.isfinite(get_total_norm([own_part(tensor) for tensor in tensors], norm_type=2.0))
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Returns this rank's shard of a tensor that FSDP2 has sharded, else the tensor; ranks agree later."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
     """Returns gradients that are not empty, by parameter name."""
     found = ((name, parameter.grad) for name, parameter in module.named_parameters())
-    return {name: grad.detach() for name, grad in found if grad is not None and grad.numel()}
+    own = ((name, own_part(grad.detach())) for name, grad in found if grad is not None)
+    return {name: grad for name, grad in own if grad.numel()}
 
 
 def norm_statistics(module: nn.Module) -> list[Tensor]:
@@ -69,7 +77,8 @@ def norm_statistics(module: nn.Module) -> list[Tensor]:
 
 def parameters(module: nn.Module) -> dict[str, Tensor]:
     """Returns parameters that are not empty, by name."""
-    return {n: p.detach() for n, p in module.named_parameters() if p.is_floating_point() and p.numel()}
+    own = ((n, own_part(p.detach())) for n, p in module.named_parameters() if p.is_floating_point())
+    return {name: parameter for name, parameter in own if parameter.numel()}
 
 
 def state_tensors(module: nn.Module) -> dict[str, Tensor]:
