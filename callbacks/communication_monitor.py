@@ -87,8 +87,9 @@ class CommunicationMonitor(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Looks at the gradients of a step that is logged."""
-        if trainer.global_step % self.every_n_steps == 0 and trainer.is_global_zero:
+        """Looks at the gradients of a step that is logged; no rank has whole ones where they are sharded."""
+        looks = trainer.is_global_zero and isinstance(trainer.strategy, DDPStrategy)
+        if looks and trainer.global_step % self.every_n_steps == 0:
             self._recorder.look_at(pl_module.parameters(), _own_norm_sq(trainer))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
