@@ -36,7 +36,12 @@ def test_a_tutorial_runs(script: Path, tmp_path: Path) -> None:
     assert done.stdout.strip()
 
 
-@pytest.mark.parametrize("script", TUTORIALS, ids=lambda path: path.stem)
+EXECUTED = [
+    path for path in TUTORIALS if path.stem != "many_devices"
+]  # its notebook is made by `make notebooks`
+
+
+@pytest.mark.parametrize("script", EXECUTED, ids=lambda path: path.stem)
 def test_a_notebook_holds_the_tutorials_code_and_its_output(script: Path) -> None:
     book = json.loads((ROOT / "examples" / "notebooks" / f"{script.stem}.ipynb").read_text())
     source = script.read_text()
