@@ -16,6 +16,7 @@ RECIPES = {
     for folder in CLASSES
     for path in sorted((FOLDER / folder).glob("*.yaml"))
 }
+TRANSFORMERS = {name for name in RECIPES if name.startswith(("imagenet/deit_tiny", "imagenet/swin_tiny"))}
 METHODS = ("n2uq", "n2uq_fixed", "lsq", "lsq_plus", "pact", "dorefa", "apot")
 QUICK = (
     "cifar10/float",
@@ -34,7 +35,11 @@ def arguments(name):
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    "name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in RECIPES if n not in QUICK)]
+    "name",
+    [
+        *QUICK,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in RECIPES if n not in {*QUICK, *TRANSFORMERS}),
+    ],
 )
 def test_every_recipe_trains_one_step_on_made_up_images(name, in_empty_folder, capsys):
     command = ["fit", "--config", name, "--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu"]
@@ -42,6 +47,41 @@ def test_every_recipe_trains_one_step_on_made_up_images(name, in_empty_folder, c
     command += ["--data", "SyntheticDataModule", "--data.num_classes", str(CLASSES[name.split("/")[0]])]
     command += ["--data.batch_size", "4", "--model.init_from", "null", "--model.teacher", "null"]
     assert main(command) == 0, capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(TRANSFORMERS))
+def test_every_transformer_trains_one_step_from_random_weights(name, in_empty_folder, capsys):
+    config = yaml.safe_load(RECIPES[name].read_text())
+    config["model"]["init_args"]["backbone_args"].pop("pretrained", None)  # would be downloaded
+    sizes = {"num_classes": 1000, "image_size": 224, "batch_size": 2, "num_train": 4, "num_val": 4}
+    config["data"] = {"class_path": "SyntheticDataModule", "init_args": sizes}
+    config["model"]["init_args"] |= {"init_from": None, "teacher": None}
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    command = [
+        "fit",
+        "--config",
+        "config.yaml",
+        "--trainer.fast_dev_run",
+        "1",
+        "--trainer.accelerator",
+        "cpu",
+    ]
+    assert main(command) == 0, capsys.readouterr().err
+
+
+def test_transformers_have_recipes_with_their_attention_at_the_same_bits():
+    nets = ("deit_tiny", "swin_tiny")
+    assert {f"imagenet/{net}_w{bits}a{bits}" for net in nets for bits in (2, 4)} == TRANSFORMERS
+    for name in TRANSFORMERS:
+        values = arguments(name)
+        net, bits = re.fullmatch(r"imagenet/(\w+)_w(\d)a\d", name).groups()
+        assert net in values["backbone"]
+        asked = values["backbone_args"]["policy"]["attention_bits"]
+        assert values["weight_bits"] == values["activation_bits"] == asked == int(bits)
+        before = f"runs/imagenet/{net}_w4a4/best.ckpt"
+        assert values.get("init_from") == (before if bits == "2" else None)
+        assert values["backbone_args"].get("pretrained", False) == (bits == "4")
 
 
 @pytest.mark.parametrize("folder", ["cifar10", "cifar100"])
@@ -68,7 +108,7 @@ def test_every_row_of_the_papers_table_has_a_recipe():
         for suffix in ("", "_float_downsample")
     }
     rows.add("imagenet/n2uq_mobilenet_v2_w4a4")
-    assert {name for name in RECIPES if name.startswith("imagenet/")} == rows
+    assert {name for name in RECIPES if name.startswith("imagenet/")} == rows | TRANSFORMERS
     for name in rows:
         values = arguments(name)
         assert values["backbone"] in name
