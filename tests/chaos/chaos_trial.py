@@ -170,7 +170,7 @@ class _Attempts:
             raise LostError(f"{event}: processes {left} are left over")
         if code not in CODES:
             raise LostError(f"{event}: exit code {code}: {_last_line(run)}")
-        if "Traceback" in errors and "lightning_n2uq" not in errors.partition("Traceback")[2]:
+        if "Traceback" in errors and not _reaches_the_command(errors):
             return  # struck before the interpreter had begun with the command
         if "Traceback" in errors:
             raise LostError(f"{event}: a traceback, exit code {code}: {_last_line(run)}")
@@ -180,6 +180,12 @@ class _Attempts:
             broken = [file for file in self.folder.glob("runs/job/*/*.ckpt") if is_intact(file) is False]
             if broken:
                 raise LostError(f"{event}: broken checkpoints {[file.name for file in broken]}")
+
+
+def _reaches_the_command(errors: str) -> bool:
+    """Returns whether a traceback has a line of ours; the finder of an editable installation is none."""
+    lines = errors.partition("Traceback")[2].splitlines()
+    return any("lightning_n2uq" in line and "__editable__" not in line for line in lines)
 
 
 def _last_line(run: Run) -> str:

@@ -126,3 +126,28 @@ def test_a_finished_run_that_validated_within_epochs_stays_as_it_is(tmp_path):
     assert runs.run_folders(tmp_path) == [folder]
     assert (folder / "last.ckpt").read_bytes() == before
     assert runs.rows(folder) == rows
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("interval", [1.0, 2], ids=["at the end of the epoch", "within it"])
+def test_a_run_killed_in_a_validation_repeats_it_though_every_step_is_saved(tmp_path, interval):
+    arguments = ("--checkpoint.every_n_train_steps", "1", "--checkpoint.monitor", "null")
+    folders = {}
+    for name, hook in (("killed", "on_validation_start SIGKILL"), ("whole", None)):
+        place = tmp_path / name
+        place.mkdir()
+        runs.write_config(place, num_sanity_val_steps=0, max_epochs=2, val_check_interval=interval)
+        if hook:
+            assert runs.command("fit", place, *arguments, STOP_IN=hook).returncode == -9
+        done = runs.fit(place, *arguments, "--resume", "auto")
+        assert done.returncode == 0, done.stderr
+        again = runs.fit(place, *arguments, "--resume", "auto")
+        assert again.returncode == 0, again.stderr
+        (folders[name],) = runs.run_folders(place)
+    assert runs.differing(runs.state(folders["killed"]), runs.state(folders["whole"])) == []
+    rows = [
+        [row for row in runs.rows(folder) if "resume/batch" not in row and "train/acc" not in row]
+        for folder in folders.values()
+    ]
+    assert rows[0] == rows[1]
+    assert sum("val/acc" in row for row in rows[1]) == (2 if interval == 1.0 else 4)
