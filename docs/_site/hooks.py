@@ -28,11 +28,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     shutil.copytree(ROOT / "lightning_n2uq", package, ignore=unread)
     for name in MAPPED:
         shutil.copytree(ROOT / name, package / name, ignore=unread)
-    for section in list(config.nav or []):
-        if isinstance(section, dict) and not all(
-            (ROOT / "docs" / p).exists() for p in section.values() if isinstance(p, str)
-        ):
-            config.nav.remove(section)
+    for section in config.nav or []:
         for entry in section.get("Reference", []) if isinstance(section, dict) else []:
             if isinstance(entry, dict) and "Python" in entry:
                 entry["Python"] = [f"reference/{name}.md" for name in reference.PACKAGES]

@@ -25,15 +25,19 @@ _MASK64 = 0xFFFFFFFFFFFFFFFF
 class MessageSeed(int):
     """The seed of one message, and what all ranks' messages about the same coordinates have in common.
 
-    Args:
-        value: The message's own seed.
+    Attributes:
         shared: A seed that is equal on all ranks and another one in every step.
     """
 
     shared: int
 
     def __new__(cls, value: int, shared: int) -> "MessageSeed":
-        """Makes the integer, with what is shared as an attribute."""
+        """Makes the integer, with what is shared as an attribute.
+
+        Args:
+            value: The message's own seed.
+            shared: A seed that is equal on all ranks and another one in every step.
+        """
         seed = super().__new__(cls, value)
         seed.shared = shared
         return seed
