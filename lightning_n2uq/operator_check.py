@@ -12,6 +12,7 @@ from lightning_n2uq.compression import NUQCodec
 from lightning_n2uq.ops import integer_conv2d, integer_linear, quantize_weight, threshold_quantize
 from lightning_n2uq.ops.dispatch import force
 from lightning_n2uq.ops.formats.fused_activation import NormParameters, PReLUParameters, Window
+from lightning_n2uq.ops.formats.rotated_codec import Rounding
 from lightning_n2uq.ops.fused_activation import packed_activation
 from lightning_n2uq.ops.residual import residual_activation
 from lightning_n2uq.ops.stem import norm_relu_pool
@@ -68,7 +69,8 @@ def _nuq(values: _Values) -> list[Tensor]:
 
 def _rotated(values: _Values) -> list[Tensor]:
     gradient, results = values.normal(5000).detach(), []
-    for bits, rounding in ((4, "stochastic"), (2, "eden")):
+    forms: tuple[tuple[int, Rounding], ...] = ((4, "stochastic"), (2, "eden"))
+    for bits, rounding in forms:
         codec = NUQCodec(bits=bits, rotation="hadamard", rounding=rounding)
         payload = codec.encode(gradient, seed=1)
         results += [payload.float(), codec.decode(payload, gradient.numel())]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from lightning_n2uq.datamodules._data.image_files import SUFFIXES, FolderSource,
 from lightning_n2uq.utils.preprocessing import Preprocessing
 
 
-class Prepared(NamedTuple):
+@dataclass(frozen=True)
+class Prepared:
     """One image as the network takes it.
 
     Attributes:

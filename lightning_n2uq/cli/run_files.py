@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
@@ -65,7 +65,7 @@ def summarize_best(trainer: Trainer, checkpoint: Any) -> None:  # noqa: ANN401  
         return
     for logger in trainer.loggers:
         if type(logger).__name__ == "WandbLogger":
-            logger.experiment.summary.update({f"best/{checkpoint.monitor}": float(score)})
+            cast(Any, logger).experiment.summary.update({f"best/{checkpoint.monitor}": float(score)})
 
 
 def wandb_id(folder: str) -> str | None:

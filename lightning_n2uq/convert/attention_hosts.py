@@ -72,7 +72,7 @@ def products_obstacle(module: nn.Module) -> str | None:
         return "they are quantized already"
     if "forward" in vars(module):
         return "its forward was replaced on this one module"
-    if not _CALLS.search(_forward_source(type(module))):
+    if not _CALLS.search(_forward_source(_class_of(module))):
         return f"{type(module).__name__} writes them out, allowed is scaled_dot_product_attention"
     chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
     if chosen not in (None, "sdpa"):
@@ -117,7 +117,11 @@ def quantize_products(module: nn.Module, spec: ProductsSpec) -> None:
         return
     if hasattr(module, _FUSED):
         setattr(module, _FUSED, True)
-    module.__class__ = _redirected(type(module))
+    module.__class__ = _redirected(_class_of(module))
+
+
+def _class_of(module: nn.Module) -> Any:  # noqa: ANN401 -- `functools.cache` takes no class of modules
+    return type(module)
 
 
 @functools.cache
@@ -141,7 +145,8 @@ def _redirected(kind: Any) -> type:  # noqa: ANN401 -- a class of modules
         return _new, (kind,), *object.__reduce_ex__(self, protocol)[2:]
 
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-    return type(kind.__name__, (kind,), {**names, "forward": forward, "__reduce_ex__": reduce})
+    made: type = type(kind.__name__, (kind,), {**names, "forward": forward, "__reduce_ex__": reduce})
+    return made
 
 
 def _new(kind: type) -> nn.Module:
@@ -156,7 +161,7 @@ def _is_host(module: nn.Module) -> bool:
         return True
     if type(module).__module__.startswith("lightning_n2uq"):
         return False
-    source = _forward_source(type(module))
+    source = _forward_source(_class_of(module))
     if _CALLS.search(source):
         return True
     return re.search("atten|attn", type(module).__name__, re.IGNORECASE) is not None and (
@@ -165,7 +170,7 @@ def _is_host(module: nn.Module) -> bool:
 
 
 @functools.cache
-def _forward_source(kind: type[nn.Module]) -> str:
+def _forward_source(kind: Any) -> str:  # noqa: ANN401 -- a class of modules
     """Returns the source of a class's `forward`."""
     try:
         return inspect.getsource(kind.forward)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -68,7 +66,7 @@ class HeadInput(RangedInput):
     @property
     def inner(self) -> Quantizer:
         """The method's quantizer."""
-        return cast(Quantizer, self.levels.activation_quantizer)
+        return self.levels.activation_quantizer
 
     @property  # type: ignore[override]  # a schedule may change the width of the wrapped one
     def bits(self) -> int:

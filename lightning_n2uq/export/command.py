@@ -86,8 +86,10 @@ def _interface(description: Description) -> str:
         steps = preprocessing_from(json.loads(description.metadata[PREPROCESSING]), "ckpt")
         inside = " (the last inside the network)" if first.dtype == "uint8" else ""
         lines.append(f"prepared by: {steps}{inside}")
+    from lightning_n2uq.export.ir.description import with_output_named
+
     names = f": {', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}" if classes else ""
-    return "\n".join([*lines, f"output {description.output}{names}"])
+    return "\n".join([*lines, f"output {with_output_named(description).output}{names}"])
 
 
 def _description(

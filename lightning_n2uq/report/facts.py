@@ -56,8 +56,8 @@ def _bits(run: Run, record: dict[str, Any], settings: dict[str, Any]) -> str | N
     """Returns the bits of the layers, as counted in the network, or those that the config asks for."""
     kinds = record.get("layers") or []
     if not kinds:
-        sides = [settings.get(f"{_MODEL}{side}_bits") for side in ("weight", "activation")]
-        return _short(*sides) if all(sides) else None
+        weights, activations = (settings.get(f"{_MODEL}{side}_bits") for side in ("weight", "activation"))
+        return _short(weights, activations) if weights and activations else None
     counts: Counter[str] = Counter()
     for kind in kinds:
         counts[_short(kind["weight_bits"], kind["activation_bits"])] += kind["count"]

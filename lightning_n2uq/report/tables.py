@@ -55,7 +55,8 @@ def classes_table(runs: Sequence[Run]) -> Markup:
 
 
 def _judged(run: Run) -> list[tuple[str, list[list[float]]]]:
-    return [(stage, run.confusion[stage]) for stage in ("test", "val") if stage in run.confusion][:1]
+    stages: tuple[str, ...] = ("test", "val")
+    return [(stage, run.confusion[stage]) for stage in stages if stage in run.confusion][:1]
 
 
 def _class_accuracy(number: int, row: Sequence[float]) -> str:

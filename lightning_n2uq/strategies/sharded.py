@@ -97,7 +97,7 @@ class ShardedNUQSGDStrategy(ModelParallelStrategy):
             agreement.require_same(facts, self.options.timeout)
         self._shape = shape = self.options.mesh_shape(self.world_size, self.num_processes)
         self._data_parallel_size, self._tensor_parallel_size = shape.replicas * shape.shards, shape.tensor
-        names = (_REPLICAS, _SHARDS, _TENSOR)
+        names: tuple[str, ...] = (_REPLICAS, _SHARDS, _TENSOR)
         keep = slice(0 if shape.replicas > 1 else 1, None)
         mesh = dist.device_mesh.init_device_mesh(
             self.root_device.type, tuple(shape)[keep], mesh_dim_names=names[keep]

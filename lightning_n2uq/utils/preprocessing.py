@@ -65,8 +65,8 @@ def preprocessing_from(values: Mapping[str, object], argument: str) -> Preproces
             channels=int(values["channels"]),  # type: ignore[call-overload]
             resize=None if values["resize"] is None else int(values["resize"]),  # type: ignore[call-overload]
             crop=int(values["crop"]),  # type: ignore[call-overload]
-            mean=tuple(map(float, values["mean"])),  # type: ignore[arg-type]
-            std=tuple(map(float, values["std"])),  # type: ignore[arg-type]
+            mean=tuple(map(float, values["mean"])),  # type: ignore[call-overload]
+            std=tuple(map(float, values["std"])),  # type: ignore[call-overload]
             pixel_scale=float(values["pixel_scale"]),  # type: ignore[arg-type]
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -40,7 +40,7 @@ def test_its_arguments_are_set_from_the_command_line(in_empty_folder, capsys):
 
 
 def test_help_shows_them(capsys):
-    assert main(["fit", "--help"]) == 0
+    assert main(["fit", "--help", "all"]) == 0
     text = capsys.readouterr().out
     for name in ("non_finite_guard", "guard.loss", "guard.gradient", "guard.floor", "guard.max_skips"):
         assert f"--{name}" in text

@@ -29,8 +29,8 @@ def test_names_that_mean_the_same():
 
 def test_a_named_strategy_takes_arguments():
     flag = "--trainer.strategy"
-    assert spelled_out([flag, "nuqsgd_2bit", f"{flag}.bits", "3"], []) == [
-        flag, "NUQSGDStrategy", f"{flag}.norm", "linf", f"{flag}.bucket_size", "256", f"{flag}.bits", "3",
+    assert spelled_out([flag, "nuqsgd_3bit", f"{flag}.bits", "4"], []) == [
+        flag, "NUQSGDStrategy", f"{flag}.norm", "linf", f"{flag}.bucket_size", "256", f"{flag}.bits", "4",
     ]  # fmt: skip
     assert spelled_out([f"{flag}=ddp_powersgd", f"{flag}.init_args.x=1"], [])[:4] == [
         flag, "TorchHookStrategy", f"{flag}.hook", "powersgd",

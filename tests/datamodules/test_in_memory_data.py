@@ -192,5 +192,7 @@ def test_modules_import_nothing_heavy(file, monkeypatch):
     for name in ("sklearn", "torchvision", "PIL"):
         monkeypatch.setitem(sys.modules, name, None)  # an import of it fails now
     spec = importlib.util.spec_from_file_location("fresh_copy", file)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "fresh_copy", module)  # where dataclasses look up annotations
 
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(module)

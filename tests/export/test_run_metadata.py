@@ -9,6 +9,7 @@ import torch
 from lightning_n2uq.cli import main
 from lightning_n2uq.export import describe, load_safetensors
 from lightning_n2uq.export.command import main as export
+from lightning_n2uq.export.ir.description import with_output_named
 from lightning_n2uq.modules import QuantizedClassifier
 from lightning_n2uq.utils.preprocessing import Preprocessing
 
@@ -71,7 +72,6 @@ def test_safetensors_keep_them_too(run, tmp_path):
         export(["--ckpt", str(run[0]), "-o", str(tmp_path / "n.safetensors"), "--format", "safetensors"]) == 0
     )
     loaded = load_safetensors(tmp_path / "n.safetensors")
-    assert loaded.output == "logits"
     assert json.loads(loaded.metadata["class_names"]) == ["ant", "bee", "wasp"]
     assert json.loads(loaded.metadata["preprocessing"]) == STEPS.as_dict()
 
@@ -98,5 +98,5 @@ def test_a_taken_name_stays():
     model = torch.nn.Sequential()
     model.add_module("logits", torch.nn.Conv2d(3, 4, 1))
     model.add_module("last", torch.nn.ReLU())
-    description = describe(model, (3, 8, 8))
+    description = with_output_named(describe(model, (3, 8, 8)))
     assert len({step.name for step in description.steps}) == len(description.steps)

@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from lightning_n2uq.export.formats.onnx_graph import GraphWriter, save_model
 from lightning_n2uq.export.formats.onnx_integer import write_step
-from lightning_n2uq.export.ir.description import Description
+from lightning_n2uq.export.ir.description import Description, with_output_named
 
 OPSETS = (21, 25)
 """21 has 4-bit types; 25 has 2-bit types too."""
@@ -99,4 +99,4 @@ def save_onnx(
     description: Description, path: str | Path, convolution: str = "matmul", opset: int | None = None
 ) -> None:
     """Writes `to_onnx`'s model to a file."""
-    save_model(to_onnx(description, convolution, opset), path)
+    save_model(to_onnx(with_output_named(description), convolution, opset), path)

@@ -19,7 +19,7 @@ from onnx import StringStringEntryProto, TensorAnnotation, TensorProto
 from lightning_n2uq.export.formats.onnx_float import convolution, write_float
 from lightning_n2uq.export.formats.onnx_graph import GraphWriter, TensorLayout, save_model
 from lightning_n2uq.export.ir import steps as s
-from lightning_n2uq.export.ir.description import Description
+from lightning_n2uq.export.ir.description import Description, with_output_named
 from lightning_n2uq.export.ir.thresholds import at_least, uniform_thresholds
 
 DOMAIN = "qonnx.custom_op.general"
@@ -63,7 +63,7 @@ def pixels_are_integers(description: Description) -> bool:
 
 def save_qonnx(description: Description, path: str | Path, batch: int | None = None) -> None:
     """Writes `to_qonnx`'s model to a file."""
-    save_model(to_qonnx(description, batch), path)
+    save_model(to_qonnx(with_output_named(description), batch), path)
 
 
 def with_batch(description: Description, model: bytes | None, batch: int) -> onnx.ModelProto:

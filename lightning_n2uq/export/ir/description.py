@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lightning_n2uq.export.ir.integer_steps import IntAdd, SumPool
 from lightning_n2uq.export.ir.steps import (
@@ -17,6 +17,9 @@ from lightning_n2uq.export.ir.steps import (
     Step,
     UniformCodes,
 )
+
+OUTPUT = "logits"
+"""The output's name in files that others run."""
 
 _INTEGER = (Codes, UniformCodes, IntConv, IntAdd, SumPool)
 """Kinds of steps whose values are integers."""
@@ -123,3 +126,15 @@ class Description:
             lines.append("integer-only: every tensor between input and logits is an integer")
         lines.append(f"sums beyond 2^24 (float64 in PyTorch): {', '.join(self.wide_layers()) or 'none'}")
         return "\n".join(lines)
+
+
+def with_output_named(description: Description) -> Description:
+    """Returns the network with `logits` as the name of its output, as in the files that others run.
+
+    Weights in files of tensors keep the layer's own name. So does a quantizer that comes last, by which its
+    codes are compared, and a network that has another step of that name.
+    """
+    last, taken = description.steps[-1], {step.name for step in description.steps}
+    if OUTPUT in taken or isinstance(last, Codes | UniformCodes | Input):
+        return description
+    return replace(description, steps=(*description.steps[:-1], replace(last, name=OUTPUT)))

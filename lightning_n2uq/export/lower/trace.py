@@ -7,21 +7,18 @@ export with its name and kind.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 import lightning_n2uq.export.lower.backbones  # noqa: F401 -- registers this package's networks
 from lightning_n2uq.export.ir.description import Description
-from lightning_n2uq.export.ir.steps import Codes, Input, Step, UniformCodes
+from lightning_n2uq.export.ir.steps import Input
 from lightning_n2uq.export.lower import layers
 from lightning_n2uq.export.lower.builder import Builder
 from lightning_n2uq.export.lower.fx import trace_with_fx
 from lightning_n2uq.export.lower.sign_folding import fold_signs
-
-OUTPUT = "logits"
 
 
 @torch.no_grad()
@@ -49,15 +46,4 @@ def describe(
     else:
         logits = trace_with_fx(model, builder, images)
     builder.value(logits)
-    return Description(_named_output(fold_signs(builder.steps)), dict(metadata or {}), tuple(builder.folds))
-
-
-def _named_output(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """Returns the steps with `logits` as the name of the last one, which every file calls its output by.
-
-    A quantizer that comes last keeps its name, by which its codes are compared.
-    """
-    last, taken = steps[-1], {step.name for step in steps}
-    if OUTPUT in taken or isinstance(last, Codes | UniformCodes | Input):
-        return tuple(steps)
-    return (*steps[:-1], replace(last, name=OUTPUT))
+    return Description(fold_signs(builder.steps), dict(metadata or {}), tuple(builder.folds))

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from lightning_n2uq.checkpointing.reading import read_file
+from lightning_n2uq.export.ir.description import OUTPUT
 from lightning_n2uq.export.lower.checkpoint import run_metadata
-from lightning_n2uq.export.lower.trace import OUTPUT
 from lightning_n2uq.export.program.explain import explain_file, explain_modules
 from lightning_n2uq.export.program.modules import load_run, run_batches
 from lightning_n2uq.export.program.onnx_program import ExportedProgram, Inputs, export_program

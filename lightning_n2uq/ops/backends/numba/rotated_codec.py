@@ -222,7 +222,7 @@ def _encode_range(x, first, last, size, rest, bits, family, key, rotation, scale
             groups[:] = np.uint8(0)
             target[:] = np.uint8(0)
             continue
-        exponent = 127 - max(np.int64(largest >> 23), 1)
+        exponent = 127 - max(np.int64(largest >> 23), 1)  # type: ignore[operator]
         sign_words(bucket, rotation, padded, words)
         rotated = u[:padded]
         _rotate(part, exponent, words, rotated)
@@ -244,7 +244,7 @@ def _scaling(scales, bucket):
     top = np.int32(0)
     for message in range(scales.shape[0]):
         top = max(top, bits_of(_finite(scales[message, bucket])))
-    return 127 - min(max(np.int64(top >> 23), 1), 254)
+    return 127 - min(max(np.int64(top >> 23), 1), 254)  # type: ignore[operator]
 
 
 def _scaled(levels, scale):
