@@ -150,7 +150,7 @@ def _redirected(kind: Any) -> type:  # noqa: ANN401 -- a class of modules
 
 
 def _new(kind: type) -> nn.Module:
-    redirected = _redirected(kind)
+    redirected: Any = _redirected(kind)
     new: nn.Module = redirected.__new__(redirected)
     return new
 

@@ -9,4 +9,4 @@ from shared_job import run_once
 @pytest.fixture(scope="session")
 def exchange_job(tmp_path_factory):
     """What every rank of one job of four returned, by check."""
-    return run_once(tmp_path_factory, "exchange", lambda: launch(workers.all_checks, 4, limit=300.0))
+    return run_once(tmp_path_factory, "exchange", lambda: launch(workers.all_checks, 4, limit=900.0))

@@ -30,7 +30,7 @@ def test_replicas_are_bit_identical_after_40_steps(exchange_job, name):
 
 @pytest.mark.slow
 def test_replicas_are_bit_identical_after_200_steps():
-    ranks = launch(workers.long_replicas, 4, limit=300.0)
+    ranks = launch(workers.long_replicas, 4, limit=900.0)
     for name in RUNS:
         assert [found[name]["steps"] for found in ranks] == [200] * len(ranks)
         assert_same_bits([found[name]["parameters"] for found in ranks])

@@ -8,6 +8,8 @@ from lightning_n2uq.distributed.sharded import ShardedState
 from lightning_n2uq.distributed.sharded.options import MeshShape, ShardingOptions
 from shared_job import run_once
 
+pytestmark = pytest.mark.integration
+
 NETWORKS = list(sharded.NETWORKS)
 
 

@@ -20,6 +20,8 @@ from lightning_n2uq.distributed.stats import StepStats
 from lightning_n2uq.strategies import LocalNUQSGDStrategy, rank_states
 from shared_job import run_once
 
+pytestmark = pytest.mark.integration
+
 
 def same_bits(values, expected):
     assert_close(values, expected, rtol=0.0, atol=0.0)

@@ -15,6 +15,8 @@ from lightning_n2uq.callbacks import CommunicationMonitor
 from lightning_n2uq.strategies import ShardedNUQSGDStrategy
 from shared_job import run_once
 
+pytestmark = pytest.mark.integration
+
 MODES = ("plain", "accumulate", "bf16-mixed")
 
 

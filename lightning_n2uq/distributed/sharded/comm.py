@@ -20,9 +20,10 @@ arXiv 2302.02390.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -62,7 +63,7 @@ class _Comm:
             into = result if is_last else torch.empty(phase.output_numel, device=source.device)
             began = time.perf_counter()
             sent = phase.collectives.sent
-            phase.encode(wide, lambda message, index=index: self._seed(layout, index, message))
+            phase.encode(wide, functools.partial(self._seed, layout, index))
             encoded = time.perf_counter()
             work = phase.transmit()
             if work is not None:
@@ -253,7 +254,7 @@ class CompressedAllReduce(_GradientComm):
             self._watch(reduce_output)
 
 
-def is_sum(op: dist.ReduceOp) -> bool:
+def is_sum(op: Any) -> bool:  # noqa: ANN401 -- torch types its constants as another class
     """Returns whether the ranks' values are added, and not averaged.
 
     Raises:
