@@ -31,8 +31,11 @@ WAITING = {"faults", "distributed", "strategies", "checkpointing"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with tests that wait for processes: the longest would otherwise run last, alone."""
-    items.sort(key=lambda item: WAITING.isdisjoint(item.path.parts))
+    """Begins with tests that fork the worker itself: torch's autograd must not have threads there yet.
+
+    Those that wait for processes come next, since the longest would otherwise run last, alone.
+    """
+    items.sort(key=lambda item: ("ranks" not in item.path.stem, WAITING.isdisjoint(item.path.parts)))
 
 
 # Why a test may be skipped where STRICT_SKIPS is set: what no installation can bring to the machine.

@@ -35,6 +35,9 @@ METHOD = (
 )  # fmt: skip
 """Take effect likewise, but make another experiment: followed only where a checkpoint is named."""
 
+ONCE_WRITTEN = {"trainer.strategy.init_args.levels": "exponential"}
+"""What configs of earlier releases hold where a default is left open now."""
+
 WATCHERS = (
     "QuantizationMonitor", "CommunicationMonitor", "LearningRateMonitor", "DeviceStatsMonitor",
     "ModelSummary", "RichModelSummary", "Timer", "TQDMProgressBar", "RichProgressBar", "EarlyStopping",
@@ -71,8 +74,8 @@ class Changes(NamedTuple):
 def compare(saved: Mapping[str, Any], given: Mapping[str, Any]) -> Changes:
     """Compares the config that a run has saved with that of a command.
 
-    An argument of a model or a data module that only one of them has is of another release and not compared;
-    without a saved config nothing is.
+    An argument of a model, a data module or a strategy that only one of them has is of another release and
+    not compared; without a saved config nothing is.
     """
     if not saved:
         return Changes([], [], [])
@@ -101,7 +104,10 @@ def _class_name(callback: object) -> str:
 
 
 def _of_another_release(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    return key.count(".") == 2 and ".init_args." in key and not (key in before and key in after)
+    if key in ONCE_WRITTEN and {before.get(key), after.get(key)} == {None, ONCE_WRITTEN[key]}:
+        return True
+    of_class = key.count(".") == 2 + key.startswith("trainer.strategy.") and ".init_args." in key
+    return of_class and not (key in before and key in after)
 
 
 def _matches(key: str, patterns: tuple[str, ...]) -> bool:

@@ -48,8 +48,11 @@ def check(command: str, arguments: list[str]) -> None:
         given += _in_config(config) if isinstance(config, dict) else []
     given += _on_command_line(resolved)
     classes = _named_classes(given)
-    for key, value in given:
-        _check_key(key, value, classes)
+    for index, (key, value) in enumerate(given):
+        later = (other for other, _ in given[index + 1 :])
+        section = key.partition(".")[0]
+        if not any(other in (section, f"{section}.class_path") for other in later):
+            _check_key(key, value, classes)
 
 
 def _check_checkpoint(command: str, arguments: list[str]) -> None:

@@ -20,6 +20,7 @@ from lightning_n2uq.convert.policy import Layer
 from lightning_n2uq.convert.products_spec import ProductsSpec
 from lightning_n2uq.convert.replace import obstacle, quantized
 from lightning_n2uq.layers import QuantSpec
+from lightning_n2uq.utils import compat
 
 PRODUCTS = "products"
 """The name of the submodule that computes a host's products."""
@@ -74,7 +75,7 @@ def products_obstacle(module: nn.Module) -> str | None:
         return "its forward was replaced on this one module"
     if not _CALLS.search(_forward_source(_class_of(module))):
         return f"{type(module).__name__} writes them out, allowed is scaled_dot_product_attention"
-    chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    chosen = compat.attention_implementation(module)
     if chosen not in (None, "sdpa"):
         return f"attn_implementation is {chosen!r}, allowed is 'sdpa'"
     return None if head_numbers(module) else f"{type(module).__name__} does not tell its number of heads"

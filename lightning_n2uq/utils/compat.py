@@ -303,3 +303,9 @@ def set_kernel_cache(function: Any, cache: object) -> None:  # noqa: ANN401
 def workspace_model(workspace: Any) -> Any:  # noqa: ANN401
     """Returns what a workspace would send; the package has no public way to see it without sending it."""
     return private(workspace, "_to_model")()
+
+
+def attention_implementation(module: nn.Module) -> str | None:
+    """Returns which attention a module of Hugging Face's `transformers` runs, such as `sdpa`; else None."""
+    chosen: str | None = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    return chosen

@@ -242,3 +242,14 @@ def test_trees_of_tensors_are_mapped_and_listed():  # torch 2.14
     tree = {"a": [1, (2, 3)], "b": None}
     assert compat.tree_map(lambda x: x and x + 1, tree) == {"a": [2, (3, 4)], "b": None}
     assert compat.tree_leaves(tree) == [1, 2, 3, None]
+
+
+def test_the_attention_of_hugging_face_networks_is_known():
+    """Seen in transformers 5.24."""
+    transformers = pytest.importorskip("transformers", reason="the extra `transformers` is not installed")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = transformers.BertConfig(vocab_size=9, **sizes)
+    for name in ("sdpa", "eager"):
+        model = transformers.BertModel._from_config(config, attn_implementation=name)
+        assert compat.attention_implementation(model.encoder.layer[0].attention.self) == name
+    assert compat.attention_implementation(nn.Linear(2, 2)) is None
