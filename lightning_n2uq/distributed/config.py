@@ -131,5 +131,5 @@ class ExchangeConfig:
         """Returns what the handshake compares, under the names users set."""
         names = self.__dataclass_fields__
         return {name: getattr(self, name) for name in names if name != "levels"} | {
-            "levels": str(self.levels or ("gaussian" if self.rotation else "exponential"))
+            "levels": str(self.levels or ("gaussian" if self.rotation == "hadamard" else "exponential"))
         }
