@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -20,6 +21,7 @@ SOURCES = ROOT / "build" / "site-sources"
 MAPPED = ("callbacks", "datamodules", "configs")  # folders at the top that are installed inside the package
 
 
+@event_priority(100)  # mkdocstrings forgets search paths that do not exist when its turn comes
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Lays the package out as it is installed, and names the pages of the reference."""
     package = SOURCES / "lightning_n2uq"
