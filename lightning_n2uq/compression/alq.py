@@ -5,10 +5,11 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from lightning_n2uq.compression.base import Codec, check_gradient
+from lightning_n2uq.compression.base import check_gradient
 from lightning_n2uq.compression.magnitudes import BINS, Magnitudes, magnitude_histogram
 from lightning_n2uq.compression.nuq import NUQCodec
-from lightning_n2uq.ops.formats.gradient_codec import Norm
+from lightning_n2uq.compression.on_nuq import CodecOnNUQ
+from lightning_n2uq.ops.formats.gradient_codec import Norm, NUQFormat
 from lightning_n2uq.ops.gaussian_levels import descend
 from lightning_n2uq.utils.validation import check, check_choice
 
@@ -17,7 +18,7 @@ Family = Literal["alq", "amq"]
 _NEAREST = 1e-4  # levels do not come closer, relative to the higher one
 
 
-class AdaptiveCodec(Codec):
+class AdaptiveCodec(CodecOnNUQ):
     """NUQSGD with levels that are re-estimated from the gradients so that the expected variance is least.
 
     Implements Faghri et al., "Adaptive gradient quantization for data-parallel SGD", NeurIPS 2020 (arXiv
@@ -42,30 +43,29 @@ class AdaptiveCodec(Codec):
         self, bits: int = 4, bucket_size: int = 1024, norm: Norm = "l2", family: Family = "alq"
     ) -> None:
         check_choice("family", family, get_args(Family))
-        self.family: Family = family
-        self._inner = NUQCodec(bits, bucket_size, norm)
         check(bits in (3, 4), "bits", bits, f"are 3, 4 with method={family!r}; 2 bits have no level to move")
-        self._inner = NUQCodec(bits, bucket_size, norm, self._inner.form.levels)
+        self.family: Family = family
+        self._form = NUQFormat(bits, bucket_size, norm)
+        self.levels = self._form.levels
 
     @property
     def bits(self) -> int:
         """Returns the bits per coordinate."""
-        return self._inner.bits
+        return self._form.bits
 
     @property
     def levels(self) -> tuple[float, ...]:
         """The levels, ascending from 0 to 1."""
-        return self._inner.form.levels
+        return self._levels
 
     @levels.setter
     def levels(self, levels: Sequence[float]) -> None:
-        form = self._inner.form
-        self._inner = NUQCodec(form.bits, form.bucket_size, form.norm, tuple(levels))  # type: ignore[union-attr]
+        self._levels = tuple(levels)
+        self.inner = NUQCodec(self.bits, self._form.bucket_size, self._form.norm, self._levels)
 
     def observe(self, x: Tensor) -> Tensor:
         """Returns the weighted histogram of a gradient's magnitudes, fp64 `[BINS]`."""
-        form = self._inner.form
-        return magnitude_histogram(check_gradient(x), form.bucket_size, form.norm)  # type: ignore[union-attr]
+        return magnitude_histogram(check_gradient(x), self._form.bucket_size, self._form.norm)
 
     def adapt(self, histogram: Tensor) -> None:
         """Moves the levels to where a histogram's expected variance is least; leaves them if it is empty.
@@ -78,43 +78,14 @@ class AdaptiveCodec(Codec):
             return
         seen = Magnitudes(histogram / total)
         if self.family == "amq":
-            self.levels = _multiples(seen.best_multiplier(self._steps()), self._steps())
+            self.levels = seen.best_multiples(len(self.levels) - 2)
         else:
             found = descend(list(self.levels), seen.share, seen.moment, seen.quantile)
             self.levels = _apart(found)
 
-    def _steps(self) -> int:
-        return len(self.levels) - 2
-
-    def nbytes(self, numel: int) -> int:
-        """Returns the bytes of a message, the same whatever the levels."""
-        return self._inner.nbytes(numel)
-
-    def encode(self, x: Tensor, seed: int, out: Tensor | None = None) -> Tensor:
-        """Quantizes and packs; see `Codec.encode`."""
-        return self._inner.encode(x, seed, out)
-
-    def decode(self, payload: Tensor, numel: int, out: Tensor | None = None) -> Tensor:
-        """Unpacks and scales, by the present levels; see `Codec.decode`."""
-        return self._inner.decode(payload, numel, out)
-
-    def decode_mean(
-        self, payloads: Sequence[Tensor] | Tensor, numel: int, out: Tensor | None = None
-    ) -> Tensor:
-        """Decodes and averages in one pass; see `Codec.decode_mean`."""
-        return self._inner.decode_mean(payloads, numel, out)
-
-    def variance_bound(self) -> float:
-        """Returns the bound for the present levels."""
-        return self._inner.variance_bound()
-
     def describe(self) -> str:
         """Returns the family and the present levels."""
-        return f"{self.family}({self._inner.describe()})"
-
-
-def _multiples(p: float, steps: int) -> list[float]:
-    return [0.0, *(p ** (steps - index) for index in range(steps)), 1.0]
+        return f"{self.family}({self.inner.describe()})"
 
 
 def _apart(levels: Sequence[float]) -> list[float]:

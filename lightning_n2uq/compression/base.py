@@ -81,6 +81,12 @@ class Codec(abc.ABC):
             total += self.decode(payload, numel, scratch)
         return total.div_(len(payloads))
 
+    def check_message(self, payload: Tensor, numel: int) -> Tensor:
+        """Returns `payload` contiguous, or raises ValueError unless it can be a message of a fixed size."""
+        payload = check_payload(payload, numel)
+        check_size(payload, self.nbytes(numel), numel)
+        return payload
+
     @abc.abstractmethod
     def variance_bound(self) -> float:
         """Returns an upper bound `e` of `E||decode(encode(v)) - v||^2 <= e ||v||^2`."""
@@ -107,6 +113,12 @@ def check_payload(payload: Tensor, numel: int) -> Tensor:
     if not _is_dense(payload) or payload.dtype != torch.uint8 or payload.dim() != 1:
         raise ValueError(f"payload must be a dense 1-D uint8 tensor, got {_what(payload)}.")
     return payload.contiguous()
+
+
+def check_size(payload: Tensor, nbytes: int, numel: int) -> None:
+    """Raises ValueError unless a message of `numel` coordinates has `nbytes` bytes."""
+    if payload.numel() != nbytes:
+        raise ValueError(f"payload must have {nbytes} bytes for {numel} coordinates, got {payload.numel()}.")
 
 
 def message_buffer(out: Tensor | None, nbytes: int, device: torch.device) -> Tensor:

@@ -3,13 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_n2uq.compression.base import (
-    Codec,
-    check_gradient,
-    check_payload,
-    gradient_buffer,
-    message_buffer,
-)
+from lightning_n2uq.compression.base import Codec, check_gradient, gradient_buffer, message_buffer
 
 
 class IdentityCodec(Codec):
@@ -27,12 +21,7 @@ class IdentityCodec(Codec):
 
     def decode(self, payload: Tensor, numel: int, out: Tensor | None = None) -> Tensor:
         """Copies the bytes back; see `Codec.decode`."""
-        payload = check_payload(payload, numel)
-        if payload.numel() != self.nbytes(numel):
-            raise ValueError(
-                f"payload must have {self.nbytes(numel)} bytes for {numel} coordinates, "
-                f"got {payload.numel()}."
-            )
+        payload = self.check_message(payload, numel)
         result = gradient_buffer(out, numel, payload.device)
         result.view(torch.uint8).copy_(payload)
         return result

@@ -16,6 +16,7 @@ BINS = _PER_OCTAVE * _OCTAVES + 1
 _SHIFT = 19  # leaves four bits of a float's mantissa: sixteen bins per octave
 _LOWEST = (127 - _OCTAVES) << (23 - _SHIFT)
 _SAMPLE = 1 << 20
+_GOLDEN = (1 + math.sqrt(5)) / 2
 
 
 def magnitude_histogram(x: Tensor, bucket_size: int, norm: Norm) -> Tensor:
@@ -86,17 +87,17 @@ class Magnitudes:
             total += (a + c) * first - second - a * c * mass
         return total
 
-    def best_multiplier(self, steps: int) -> float:
-        """Returns the `p` whose levels `0, p**steps, .., p, 1` have the least variance."""
+    def best_multiples(self, steps: int) -> list[float]:
+        """Returns the levels `0, p**steps, .., p, 1` of the `p` that gives the least variance."""
         low, high = 0.02, 0.98
         for _ in range(60):  # a golden-section search
             first, second = high - (high - low) / _GOLDEN, low + (high - low) / _GOLDEN
-            levels = [[0.0, *(p ** (steps - k) for k in range(steps)), 1.0] for p in (first, second)]
-            if self.variance(levels[0]) < self.variance(levels[1]):
+            if self.variance(_multiples(first, steps)) < self.variance(_multiples(second, steps)):
                 high = second
             else:
                 low = first
-        return (low + high) / 2
+        return _multiples((low + high) / 2, steps)
 
 
-_GOLDEN = (1 + math.sqrt(5)) / 2
+def _multiples(p: float, steps: int) -> list[float]:
+    return [0.0, *(p ** (steps - index) for index in range(steps)), 1.0]

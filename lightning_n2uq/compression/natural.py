@@ -3,13 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_n2uq.compression.base import (
-    Codec,
-    check_gradient,
-    check_payload,
-    gradient_buffer,
-    message_buffer,
-)
+from lightning_n2uq.compression.base import Codec, check_gradient, gradient_buffer, message_buffer
 from lightning_n2uq.compression.sign_bits import join_bits, split_bits
 
 _MANTISSA = 23
@@ -48,12 +42,7 @@ class NaturalCodec(Codec):
 
     def decode(self, payload: Tensor, numel: int, out: Tensor | None = None) -> Tensor:
         """Puts exponents and signs together; see `Codec.decode`."""
-        payload = check_payload(payload, numel)
-        if payload.numel() != self.nbytes(numel):
-            raise ValueError(
-                f"payload must have {self.nbytes(numel)} bytes for {numel} coordinates, "
-                f"got {payload.numel()}."
-            )
+        payload = self.check_message(payload, numel)
         result = gradient_buffer(out, numel, payload.device)
         exponent = payload[:numel].int()
         magnitude = (exponent << _MANTISSA) | (exponent == _ALL_ONES).int()  # infinity to NaN

@@ -10,6 +10,7 @@ from lightning_n2uq.compression.base import (
     Codec,
     check_gradient,
     check_payload,
+    check_size,
     gradient_buffer,
     message_buffer,
 )
@@ -164,11 +165,7 @@ class NUQCodec(Codec):
         return messages[0].unsqueeze(0) if len(messages) == 1 else torch.stack(messages)
 
     def _check_packed(self, message: Tensor, numel: int) -> None:
-        expected = self.form.nbytes(numel)
-        if message.numel() != expected:
-            raise ValueError(
-                f"payload must have {expected} bytes for {numel} coordinates, got {message.numel()}."
-            )
+        check_size(message, self.form.nbytes(numel), numel)
         if message.device.type == "cpu":  # elsewhere the check would wait for the device
             _check_contents(message, self.form, numel)
 

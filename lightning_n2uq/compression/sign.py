@@ -3,13 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_n2uq.compression.base import (
-    Codec,
-    check_gradient,
-    check_payload,
-    gradient_buffer,
-    message_buffer,
-)
+from lightning_n2uq.compression.base import Codec, check_gradient, gradient_buffer, message_buffer
 from lightning_n2uq.compression.sign_bits import join_bits, split_bits
 from lightning_n2uq.utils.validation import check_integer
 
@@ -54,12 +48,7 @@ class SignCodec(Codec):
 
     def decode(self, payload: Tensor, numel: int, out: Tensor | None = None) -> Tensor:
         """Gives every sign its bucket's scale; see `Codec.decode`."""
-        payload = check_payload(payload, numel)
-        if payload.numel() != self.nbytes(numel):
-            raise ValueError(
-                f"payload must have {self.nbytes(numel)} bytes for {numel} coordinates, "
-                f"got {payload.numel()}."
-            )
+        payload = self.check_message(payload, numel)
         result = gradient_buffer(out, numel, payload.device)
         start = 4 * -(-numel // self.bucket_size)
         scale = payload[:start].clone().view(torch.float32).repeat_interleave(self.bucket_size)[:numel]

@@ -5,13 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_n2uq.compression.base import (
-    Codec,
-    check_gradient,
-    check_payload,
-    gradient_buffer,
-    message_buffer,
-)
+from lightning_n2uq.compression.base import Codec, check_gradient, gradient_buffer, message_buffer
 from lightning_n2uq.utils.validation import check_number
 
 _ENTRY = 8  # bytes of a place and a value
@@ -56,12 +50,7 @@ class TopKCodec(Codec):
 
     def decode(self, payload: Tensor, numel: int, out: Tensor | None = None) -> Tensor:
         """Puts the values in their places, zeros elsewhere; see `Codec.decode`."""
-        payload = check_payload(payload, numel)
-        if payload.numel() != self.nbytes(numel):
-            raise ValueError(
-                f"payload must have {self.nbytes(numel)} bytes for {numel} coordinates, "
-                f"got {payload.numel()}."
-            )
+        payload = self.check_message(payload, numel)
         count = self._count(numel)
         places = payload[: 4 * count].clone().view(torch.int32).long()
         if payload.device.type == "cpu" and count and not 0 <= int(places.min()) <= int(places.max()) < numel:
