@@ -255,7 +255,7 @@ def test_two_ranks_on_one_machine_listen_on_loopback_only(tmp_path):
 def test_a_port_that_is_taken_leaves_the_store_to_torch():
     from lightning.fabric.plugins.environments import LightningEnvironment
 
-    from lightning_n2uq.strategies.base import meeting_store
+    from lightning_n2uq.strategies.meeting import meeting_store
 
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.MonkeyPatch.context() as patch:
         patch.setenv("MASTER_ADDR", "127.0.0.1")
@@ -270,7 +270,7 @@ def test_a_port_that_is_taken_leaves_the_store_to_torch():
 def test_ranks_on_several_machines_meet_as_torch_has_them_meet():
     from lightning.fabric.plugins.environments import LightningEnvironment
 
-    from lightning_n2uq.strategies.base import meeting_store
+    from lightning_n2uq.strategies.meeting import meeting_store
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MASTER_ADDR", "10.1.2.3")

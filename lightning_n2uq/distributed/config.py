@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
 from typing import Any, Literal
+
+from torch import Tensor
 
 from lightning_n2uq.compression import BIASED, METHODS, Codec, build_codec
 from lightning_n2uq.utils.validation import check, check_choice, check_integer
@@ -122,6 +125,18 @@ class ExchangeConfig:
             self, bits=self.second_phase_bits, second_phase_bits=None, error_feedback=False
         ).codec()
 
+    def travels_exactly(self, name: str, parameter: Tensor) -> bool:
+        """Returns whether a parameter travels in full precision."""
+        small = parameter.dim() <= 1 or parameter.numel() < self.min_numel
+        return small or any(fnmatchcase(name, pattern) for pattern in self.skip_patterns)
+
+    def check_patterns(self, names: Iterable[str]) -> None:
+        """Raises ValueError where one of `skip_patterns` matches none of a module's parameters."""
+        known = list(names)
+        for pattern in self.skip_patterns:
+            if not any(fnmatchcase(name, pattern) for name in known):
+                raise ValueError(f"skip_patterns: got {pattern!r}, which matches no parameter of the module")
+
     def geometry(self) -> dict[str, Any]:
         """Returns what decides which rank handles which coordinates of a bucket."""
         names = ("bucket_size", "scheme", "hierarchical", "ranks_per_node", "unit_numel")
@@ -133,3 +148,13 @@ class ExchangeConfig:
         return {name: getattr(self, name) for name in names if name != "levels"} | {
             "levels": str(self.levels or ("gaussian" if self.rotation == "hadamard" else "exponential"))
         }
+
+
+def take_fields(config: type, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Takes the fields of a dataclass out of keyword arguments; what is left is somebody else's.
+
+    Args:
+        config: The dataclass.
+        arguments: All keyword arguments; those that are returned are removed.
+    """
+    return {one.name: arguments.pop(one.name) for one in fields(config) if one.name in arguments}

@@ -9,7 +9,6 @@ Use: `ddp.register_comm_hook(NUQSGDState(...), nuqsgd_hook)`. What happens to a 
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -113,9 +112,7 @@ class NUQSGDState:
         """
         refuse_sharded(module)
         self._names = {id(parameter): plain_name(name) for name, parameter in module.named_parameters()}
-        for pattern in self.config.skip_patterns:
-            if not any(fnmatchcase(name, pattern) for name in self._names.values()):
-                raise ValueError(f"skip_patterns: got {pattern!r}, which matches no parameter of the module")
+        self.config.check_patterns(self._names.values())
 
     @property
     def world_size(self) -> int:
@@ -245,9 +242,7 @@ class NUQSGDState:
         return self._names.setdefault(id(parameter), f"parameter{len(self._names)}")
 
     def _travels_exactly(self, parameter: Tensor) -> bool:
-        name = self._name(parameter)
-        small = parameter.dim() <= 1 or parameter.numel() < self.config.min_numel
-        return small or any(fnmatchcase(name, pattern) for pattern in self.config.skip_patterns)
+        return self.config.travels_exactly(self._name(parameter), parameter)
 
     @property
     def status(self) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from lightning_n2uq.compression import Codec
 from lightning_n2uq.distributed.agreed_buffers import AgreedBuffers, copy_from_first
 from lightning_n2uq.distributed.agreed_weights import AgreedWeights, LocalConfig
+from lightning_n2uq.distributed.config import take_fields
 from lightning_n2uq.distributed.hook import NUQSGDState, plain_name
 from lightning_n2uq.utils.validation import check
 
@@ -147,9 +148,7 @@ class LocalRounds:
         local: LocalConfig | None = None,
         **settings: Any,  # noqa: ANN401  # typed by the two configs, which refuse unknown names
     ) -> None:
-        own = {
-            field.name: settings.pop(field.name) for field in fields(LocalConfig) if field.name in settings
-        }
+        own = take_fields(LocalConfig, settings)
         self.local = local or LocalConfig(**own)
         refuse_sync_batch_norm(module)
         self.module, self.steps = module, 0

@@ -1,39 +1,28 @@
-"""What both kinds of strategies share: DDP's arguments, hooks on every device type, where the ranks meet."""
+"""What strategies on DDP share: its arguments, and hooks on every device type."""
 
 from __future__ import annotations
 
 import inspect
-import os
-import socket
 from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
-import torch.distributed as dist
-from lightning.fabric.plugins import ClusterEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch.distributed.constants import default_pg_timeout
-from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
-from lightning_n2uq.distributed.collectives import require_equal
 from lightning_n2uq.distributed.hook import refuse_sharded
-from lightning_n2uq.strategies import agreement
-from lightning_n2uq.utils import compat, compat_lightning
-from lightning_n2uq.utils.compat import PrefixStore, Store, TCPStore
-
-_LOOPBACK_INTERFACES = ("lo", "lo0")
+from lightning_n2uq.strategies.ranks import RanksThatAgree
+from lightning_n2uq.utils import compat
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
 compat.require(DDPStrategy, "_register_ddp_hooks")
 
 
-class HookedDDPStrategy(DDPStrategy):
+class HookedDDPStrategy(RanksThatAgree, DDPStrategy):
     """DDP with a communication hook, which Lightning itself registers on CUDA only.
 
     Every argument is named, so that a misspelt one in a config file fails. Cluster environments,
@@ -60,7 +49,6 @@ class HookedDDPStrategy(DDPStrategy):
         start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
     ) -> None:
         self.timeout = timeout
-        self._compared = False
         buckets: dict[str, Any] = {} if bucket_cap_mb is None else {"bucket_cap_mb": bucket_cap_mb}
         super().__init__(
             find_unused_parameters=find_unused_parameters,
@@ -79,16 +67,7 @@ class HookedDDPStrategy(DDPStrategy):
     @override
     def setup_distributed(self) -> None:
         """Joins the process group: on one machine over loopback only, also after a restart by torchrun."""
-        environment = self.cluster_environment
-        if environment is not None:
-            self.set_world_ranks()
-            store = meeting_store(environment, self.timeout)
-            if store is not None:
-                agreement.require_presence(
-                    store, environment.global_rank(), environment.world_size(), self.timeout
-                )
-                backend = compat_lightning.process_group_backend(self)
-                compat_lightning.init_process_group(environment, backend, store, self.timeout)
+        self.meet()
         super().setup_distributed()
 
     @override
@@ -96,19 +75,8 @@ class HookedDDPStrategy(DDPStrategy):
         """Compares the ranks' settings before a fit, while nothing was exchanged yet; refuses shards."""
         if self.lightning_module is not None:
             refuse_sharded(self.lightning_module)
-        self._compared = trainer.state.fn != TrainerFn.FITTING or self.world_size == 1
-        if not self._compared and self.lightning_module is not None:
-            name = type(self).__name__
-            agreement.require_same(agreement.settings(trainer, self.lightning_module, name), self.timeout)
+        self.compare_settings(trainer)
         super().setup(trainer)
-
-    @override
-    def training_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        """Compares what the ranks train with before the first step."""
-        if not self._compared and self.lightning_module is not None:
-            self._compared = True
-            require_equal(agreement.training(self.lightning_module.trainer), self.root_device)
-        return super().training_step(*args, **kwargs)
 
     @override
     def _register_ddp_hooks(self) -> None:
@@ -142,72 +110,3 @@ def keywords_of(*owners: type, without: Collection[str] = ()) -> Callable[[Init]
         return init
 
     return decorate
-
-
-# Where the ranks meet
-
-
-def meeting_store(environment: ClusterEnvironment, timeout: timedelta | None = None) -> Store | None:
-    """Returns the store at which this process group meets; None where torch's own choice is right.
-
-    After a restart by torchrun it has keys of its own; where all ranks meet at a loopback address it
-    listens there alone, while torch's own listens on every address. Gloo, too, is then kept on the
-    loopback interface (it follows the machine's name), unless `GLOO_SOCKET_IFNAME` says otherwise.
-
-    Args:
-        environment: Knows the ranks, the address and the port.
-        timeout: How long to wait for the other ranks; torch's default if None.
-    """
-    if dist.is_initialized():
-        return None
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        if os.environ.get("GROUP_WORLD_SIZE") == "1":
-            _keep_gloo_on_loopback()
-        return _store_after_restart()
-    address = environment.main_address
-    if address != "localhost" and not address.startswith("127."):
-        return None
-    _keep_gloo_on_loopback()
-    return _store_on_loopback(environment, timeout or default_pg_timeout)
-
-
-def _store_after_restart() -> Store | None:
-    """Returns keys of its own for every attempt of `torchrun --max-restarts`.
-
-    All attempts share one store at torchrun's agent, and recent versions of torch put all attempts' addresses
-    under the same keys of it, so that gloo connects to ranks of the last attempt that are no more
-    ("connection refused"). This is for a single node: several may count attempts differently
-    (https://github.com/pytorch/pytorch/issues/135712); `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` for torchrun
-    helps there.
-    """
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if attempt == "0" or os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
-        return None
-    store, _, _ = next(rendezvous("env://"))
-    return PrefixStore(f"attempt_{attempt}", store)
-
-
-def _store_on_loopback(environment: ClusterEnvironment, timeout: timedelta) -> Store | None:
-    address, port = environment.main_address, environment.main_port
-    listening = None
-    if environment.global_rank() == 0:
-        try:
-            listening = socket.create_server((address, port), backlog=2048).detach()
-        except OSError:  # taken, perhaps by an earlier store of this process, which torch knows how to share
-            return None
-    return TCPStore(
-        address,
-        port,
-        environment.world_size(),
-        is_master=listening is not None,
-        timeout=timeout,
-        multi_tenant=True,
-        master_listen_fd=listening,
-    )
-
-
-def _keep_gloo_on_loopback() -> None:
-    names = {name for _, name in socket.if_nameindex()}
-    for name in _LOOPBACK_INTERFACES:
-        if name in names:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +16,7 @@ from typing_extensions import override
 
 from lightning_n2uq.compression import CODECS
 from lightning_n2uq.distributed.agreed_weights import LocalConfig
-from lightning_n2uq.distributed.config import ExchangeConfig
+from lightning_n2uq.distributed.config import ExchangeConfig, take_fields
 from lightning_n2uq.distributed.local_rounds import LocalRounds, refuse_sync_batch_norm
 from lightning_n2uq.distributed.residuals import state_for_rank
 from lightning_n2uq.strategies import rank_states
@@ -65,9 +64,8 @@ class LocalNUQSGDStrategy(NUQSGDStrategy):
             if name in arguments:
                 allowed = "with strategies that wrap the model in DDP only, which nuqsgd_local does not"
                 check(False, name, arguments[name], allowed)
-        local = {field.name for field in fields(LocalConfig)}
-        super().__init__(**{name: value for name, value in arguments.items() if name not in local})
-        self.local = LocalConfig(**{name: value for name, value in arguments.items() if name in local})
+        self.local = LocalConfig(**take_fields(LocalConfig, arguments))
+        super().__init__(**arguments)
         self.rounds: LocalRounds | None = None
         self._stepped = False
 
@@ -97,10 +95,7 @@ class LocalNUQSGDStrategy(NUQSGDStrategy):
         module = self.lightning_module
         if module is None:
             raise TypeError("the strategy has no model yet")
-        config = self.config
-        if config.hierarchical and config.ranks_per_node is None:
-            config = replace(config, ranks_per_node=self.num_processes)
-        self.rounds = LocalRounds(module, timeout=self.timeout, local=self.local, config=config)
+        self.rounds = LocalRounds(module, timeout=self.timeout, local=self.local, config=self.own_config())
         self.state = self.rounds.state
         restored, self._restored = self._restored, None
         exchange = None if restored is None else restored.get("exchange")

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
-from lightning_n2uq.distributed.config import ExchangeConfig
+from lightning_n2uq.distributed.config import ExchangeConfig, take_fields
 from lightning_n2uq.distributed.hook import NUQSGDState, nuqsgd_hook
 from lightning_n2uq.distributed.residuals import KEY, gather_state, state_for_rank
 from lightning_n2uq.strategies.base import HookedDDPStrategy, keywords_of
+from lightning_n2uq.strategies.ranks import RanksThatTell
 from lightning_n2uq.utils import compat
 
 
-class NUQSGDStrategy(HookedDDPStrategy):
+class NUQSGDStrategy(RanksThatTell, HookedDDPStrategy):
     """DDP whose ranks exchange quantized gradients (NUQSGD; QSGD by other arguments).
 
     Ramezani-Kebrya et al., JMLR 22(114), 2021, arXiv 1908.06077. Registered as `nuqsgd` and, with other
@@ -39,9 +38,9 @@ class NUQSGDStrategy(HookedDDPStrategy):
 
     @keywords_of(ExchangeConfig, HookedDDPStrategy)
     def __init__(self, **arguments: Any) -> None:  # noqa: ANN401  # typed by those two
-        settings = {field.name for field in fields(ExchangeConfig)}
-        super().__init__(**{name: value for name, value in arguments.items() if name not in settings})
-        self.config = ExchangeConfig(**{n: value for n, value in arguments.items() if n in settings})
+        settings = take_fields(ExchangeConfig, arguments)
+        super().__init__(**arguments)
+        self.config = ExchangeConfig(**settings)
         self.state: NUQSGDState | None = None
         self._restored: dict[str, Any] | None = None
 
@@ -50,13 +49,16 @@ class NUQSGDStrategy(HookedDDPStrategy):
         """The optimizer steps between two exchanges."""
         return 1
 
+    def own_config(self) -> ExchangeConfig:
+        """Returns the settings, with this node's processes as `ranks_per_node` where that is open."""
+        if not self.config.hierarchical or self.config.ranks_per_node is not None:
+            return self.config
+        return replace(self.config, ranks_per_node=self.num_processes)
+
     @override
     def make_hook(self, model: DistributedDataParallel) -> tuple[object, Callable[..., Any]]:
         """Returns the exchange's hook and its connected state; ranks that disagree stop here."""
-        config = self.config
-        if config.hierarchical and config.ranks_per_node is None:
-            config = replace(config, ranks_per_node=self.num_processes)
-        self.state = NUQSGDState(module=model.module, timeout=self.timeout, config=config)
+        self.state = NUQSGDState(module=model.module, timeout=self.timeout, config=self.own_config())
         if self._restored is not None:
             self.state.load_state_dict(state_for_rank(self._restored, self.global_rank, self.world_size))
             self._restored = None
@@ -93,43 +95,3 @@ class NUQSGDStrategy(HookedDDPStrategy):
         if module is not None and module.trainer.state.fn == TrainerFn.FITTING:
             self._restored = checkpoint.get(KEY)
         return checkpoint
-
-    @override
-    def on_exception(self, exception: BaseException) -> None:
-        """Tells the other ranks, and names those that caused it where another collective failed."""
-        super().on_exception(exception)
-        cause = "" if self.state is None else self.state.report(exception)
-        if cause:
-            exception.args = (f"{exception} [{cause}]", *exception.args[1:])
-
-    @override
-    def training_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        """Runs the forward pass, which other ranks hear of when they ask."""
-        self._now(f"forward pass of step {self._step()}")
-        return super().training_step(*args, **kwargs)
-
-    @override
-    def pre_backward(self, closure_loss: Tensor) -> None:
-        """Prepares the backward pass, which other ranks hear of when they ask."""
-        self._now(f"backward pass of step {self._step()}")
-        super().pre_backward(closure_loss)
-
-    @override
-    def validation_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        """Runs a validation step, which other ranks hear of when they ask."""
-        self._now(f"validation before step {self._step()}")
-        return super().validation_step(*args, **kwargs)
-
-    def _step(self) -> int:
-        return 0 if self.state is None else self.state.step
-
-    def _now(self, status: str) -> None:
-        if self.state is not None:
-            self.state.status = status
-
-    @override
-    def teardown(self) -> None:
-        """Ends the exchange's threads."""
-        if self.state is not None:
-            self.state.close()
-        super().teardown()

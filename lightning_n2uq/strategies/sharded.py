@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +12,18 @@ import torch.distributed as dist
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import Tensor
 from typing_extensions import override
 
 from lightning_n2uq.checkpointing.reading import check_intact
-from lightning_n2uq.distributed.collectives import require_equal
-from lightning_n2uq.distributed.config import ExchangeConfig
+from lightning_n2uq.distributed.config import ExchangeConfig, take_fields
 from lightning_n2uq.distributed.sharded import ShardedState
 from lightning_n2uq.distributed.sharded.attach import require_shards, sharded_parts
 from lightning_n2uq.distributed.sharded.options import MeshShape, ShardingOptions
 from lightning_n2uq.distributed.sharded.settings import check_settings
 from lightning_n2uq.strategies import agreement
-from lightning_n2uq.strategies.base import keywords_of, meeting_store
-from lightning_n2uq.utils import compat, compat_lightning
+from lightning_n2uq.strategies.base import keywords_of
+from lightning_n2uq.strategies.ranks import RanksThatAgree, RanksThatTell
+from lightning_n2uq.utils import compat
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -37,7 +34,7 @@ _REPLICAS, _SHARDS, _TENSOR = "replicas", "data_parallel", "tensor_parallel"
 compat.require(ModelParallelStrategy, "_setup_distributed")
 
 
-class ShardedNUQSGDStrategy(ModelParallelStrategy):
+class ShardedNUQSGDStrategy(RanksThatTell, RanksThatAgree, ModelParallelStrategy):
     """FSDP2 whose collectives travel in few bits.
 
     Registered as `nuqsgd_fsdp`. The LightningModule applies `fully_shard` in `configure_model`, on
@@ -57,11 +54,12 @@ class ShardedNUQSGDStrategy(ModelParallelStrategy):
         ValueError: If an argument is not allowed, or would have no effect; the message names it.
     """
 
+    state: ShardedState | None
+
     @keywords_of(ExchangeConfig, ShardingOptions)
     def __init__(self, **arguments: Any) -> None:  # noqa: ANN401  # typed by those two
-        settings = {field.name for field in fields(ExchangeConfig)}
-        self.config = ExchangeConfig(**{n: value for n, value in arguments.items() if n in settings})
-        self.options = ShardingOptions(**{n: v for n, v in arguments.items() if n not in settings})
+        self.config = ExchangeConfig(**take_fields(ExchangeConfig, arguments))
+        self.options = ShardingOptions(**arguments)
         check_settings(self.config, self.options.param_bits, self.options.hsdp)
         super().__init__(
             data_parallel_size=self.options.data_parallel_size,
@@ -70,10 +68,9 @@ class ShardedNUQSGDStrategy(ModelParallelStrategy):
             process_group_backend=self.options.process_group_backend,
             timeout=self.options.timeout,
         )
-        self.state: ShardedState | None = None
+        self.timeout, self.state = self.options.timeout, None
         self._shape = MeshShape(1, 1, 1)
         self._replicas: list[int] | None = None
-        self._compared = False
 
     @property
     def mp_policy(self) -> MixedPrecisionPolicy:
@@ -94,7 +91,7 @@ class ShardedNUQSGDStrategy(ModelParallelStrategy):
         self._setup_distributed()
         if self.world_size > 1:  # a mesh of other shapes on other ranks would hang
             facts = {f"strategy.{name}": agreement.plain(value) for name, value in vars(self.options).items()}
-            agreement.require_same(facts, self.options.timeout)
+            agreement.require_same(facts, self.timeout)
         self._shape = shape = self.options.mesh_shape(self.world_size, self.num_processes)
         self._data_parallel_size, self._tensor_parallel_size = shape.replicas * shape.shards, shape.tensor
         names: tuple[str, ...] = (_REPLICAS, _SHARDS, _TENSOR)
@@ -112,15 +109,7 @@ class ShardedNUQSGDStrategy(ModelParallelStrategy):
     @override
     def _setup_distributed(self) -> None:
         """Joins the process group: on one machine over loopback only, also after a restart by torchrun."""
-        environment, timeout = self.cluster_environment, self.options.timeout
-        if environment is not None:
-            self.set_world_ranks()
-            store = meeting_store(environment, timeout)
-            if store is not None:
-                rank, size = environment.global_rank(), environment.world_size()
-                agreement.require_presence(store, rank, size, timeout)
-                backend = compat_lightning.process_group_backend(self)
-                compat_lightning.init_process_group(environment, backend, store, timeout)
+        self.meet()
         super()._setup_distributed()
 
     @property
@@ -135,43 +124,16 @@ class ShardedNUQSGDStrategy(ModelParallelStrategy):
     @override
     def setup(self, trainer: Trainer) -> None:
         """Compares the ranks' settings before a fit and compresses the sharded module's collectives."""
-        module, fits = self.lightning_module, trainer.state.fn == TrainerFn.FITTING
-        self._compared = not fits or self.world_size == 1
-        if not self._compared and module is not None:
-            name = type(self).__name__
-            agreement.require_same(agreement.settings(trainer, module, name), self.options.timeout)
+        self.compare_settings(trainer)
+        module = self.lightning_module
         if module is not None:
             require_shards(module, self._replicas)
         super().setup(trainer)
-        if fits and module is not None:
-            self._end_state()
-            self.state = ShardedState(
-                self.options.param_bits, timeout=self.options.timeout, config=self.config
-            )
+        if trainer.state.fn == TrainerFn.FITTING and module is not None:
+            self.state = ShardedState(self.options.param_bits, timeout=self.timeout, config=self.config)
             self.state.attach(module, self._replicas)
 
     # Steps
-
-    @override
-    def training_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        """Compares what the ranks train with before the first step; other ranks hear of the forward pass."""
-        if not self._compared and self.lightning_module is not None:
-            self._compared = True
-            require_equal(agreement.training(self.lightning_module.trainer), self.root_device)
-        self._now(f"forward pass of step {self._step()}")
-        return super().training_step(*args, **kwargs)
-
-    @override
-    def pre_backward(self, closure_loss: Tensor) -> None:
-        """Prepares the backward pass, which other ranks hear of when they ask."""
-        self._now(f"backward pass of step {self._step()}")
-        super().pre_backward(closure_loss)
-
-    @override
-    def validation_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        """Runs a validation step, which other ranks hear of when they ask."""
-        self._now(f"validation before step {self._step()}")
-        return super().validation_step(*args, **kwargs)
 
     @contextmanager
     @override
@@ -186,14 +148,7 @@ class ShardedNUQSGDStrategy(ModelParallelStrategy):
             for part in parts:
                 part.set_requires_gradient_sync(True, recurse=False)
 
-    def _step(self) -> int:
-        return 0 if self.state is None else self.state.step
-
-    def _now(self, status: str) -> None:
-        if self.state is not None:
-            self.state.status = status
-
-    # Checkpoints, failures
+    # Checkpoints
 
     @override
     def save_checkpoint(
@@ -217,25 +172,12 @@ class ShardedNUQSGDStrategy(ModelParallelStrategy):
         return checkpoint
 
     @override
-    def on_exception(self, exception: BaseException) -> None:
-        """Tells the other ranks, and names those that caused it where another collective failed."""
-        super().on_exception(exception)
-        cause = "" if self.state is None else self.state.report(exception)
-        if cause:
-            exception.args = (f"{exception} [{cause}]", *exception.args[1:])
-
-    @override
     def teardown(self) -> None:
-        """Ends the thread that answers other ranks, and leaves the module in shards.
+        """Leaves the module in shards.
 
         FSDP2 keeps the outermost parameters gathered after a validation; an optimizer made from those would
         not train the shards.
         """
-        self._end_state()
         for part in [] if self.model is None else sharded_parts(self.model):
             part.reshard()
         super().teardown()
-
-    def _end_state(self) -> None:
-        if self.state is not None:
-            self.state.close()

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_n2uq._version import __version__
 from lightning_n2uq.compression import Codec, IdentityCodec, NUQCodec, codec_at_step, mix_seed
@@ -119,10 +118,7 @@ class ShardedState:
             ValueError: If a pattern matches nothing.
         """
         self._names = {part: _plain(f"{name}.") if name else "" for name, part in module.named_modules()}
-        names = [_plain(name) for name, _ in module.named_parameters()]
-        for pattern in self.config.skip_patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(f"skip_patterns: got {pattern!r}, which matches no parameter of the module")
+        self.config.check_patterns(_plain(name) for name, _ in module.named_parameters())
 
     def connect(self, device: torch.device) -> None:
         """Compares the settings of all ranks; the first collective does it if nobody did before.
@@ -163,7 +159,7 @@ class ShardedState:
 
     def layout(self, numel: int) -> FlatLayout:
         """Returns the layout of the flat tensor of the collective under way, `numel` coordinates per rank."""
-        return flat_layout(parameters_in_flight(), numel, self._name, self._travels_exactly)
+        return flat_layout(parameters_in_flight(), numel, self._name, self.config.travels_exactly)
 
     def begin_gradient(self, coordinates: int) -> None:
         """Notes that gradients are reduced; the step ends with the backward pass."""
@@ -208,10 +204,6 @@ class ShardedState:
 
     def _name(self, module: nn.Module, name: str) -> str:
         return self._names.setdefault(module, f"module{len(self._names)}.") + name
-
-    def _travels_exactly(self, name: str, parameter: Tensor) -> bool:
-        small = parameter.dim() <= 1 or parameter.numel() < self.config.min_numel
-        return small or any(fnmatchcase(name, pattern) for pattern in self.config.skip_patterns)
 
     # Failures, checkpoints
 
