@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.optim import Optimizer
 
+from lightning_n2uq.distributed import ExchangeConfig
 from lightning_n2uq.distributed.collectives import time_all_reduce
 from lightning_n2uq.distributed.stats import ExchangeStats, StepStats
 from lightning_n2uq.scaling.recorder import Recorder
@@ -68,8 +69,8 @@ class CommunicationMonitor(pl.Callback):
         """Switches the counters on; a single process has nothing to count."""
         strategy = trainer.strategy
         per_node = trainer.world_size // trainer.num_nodes
-        min_numel = strategy.config.min_numel if isinstance(strategy, NUQSGDStrategy) else 256
-        self._recorder.start(pl_module, strategy.root_device, per_node, min_numel, _period(trainer))
+        config = strategy.config if isinstance(strategy, _COUNTING) else ExchangeConfig()
+        self._recorder.start(pl_module, strategy.root_device, per_node, config, _period(trainer))
         stats = _stats(trainer)
         if stats is not None:
             stats.watch, stats.measure_every = True, max(1, self.every_n_steps // _period(trainer))

@@ -9,9 +9,10 @@ from statistics import median
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from lightning_n2uq.compression import CODECS, Codec, make_codec
+from lightning_n2uq.distributed.config import ExchangeConfig
+from lightning_n2uq.distributed.hook import plain_name
 from lightning_n2uq.scaling.measured import ERRORS, PREFIX
 
 SAMPLE = 1 << 17
@@ -31,7 +32,12 @@ class Recorder:
         self._step = -1
 
     def start(
-        self, module: nn.Module, device: torch.device, ranks_per_node: int, min_numel: int, period: int = 1
+        self,
+        module: nn.Module,
+        device: torch.device,
+        ranks_per_node: int,
+        config: ExchangeConfig,
+        period: int = 1,
     ) -> None:
         """Counts what will be averaged, and times the link. A collective call where there are several ranks.
 
@@ -39,17 +45,17 @@ class Recorder:
             module: What is trained.
             device: Where its gradients are.
             ranks_per_node: The ranks of this node.
-            min_numel: Parameters with fewer elements, and 1-D ones, travel in full precision.
+            config: Says which parameters travel in full precision.
             period: Optimizer steps between two exchanges.
         """
-        trained = [p for p in module.parameters() if p.requires_grad]
+        trained = {plain_name(name): p for name, p in module.named_parameters() if p.requires_grad}
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self._figures |= {
             "ranks": dist.get_world_size() if several else 1,
             "ranks_per_node": ranks_per_node,
             "period": period,
-            "coordinates": sum(p.numel() for p in trained),
-            "exact": sum(p.numel() for p in trained if p.dim() < 2 or p.numel() < min_numel),
+            "coordinates": sum(p.numel() for p in trained.values()),
+            "exact": sum(p.numel() for name, p in trained.items() if config.travels_exactly(name, p)),
         }
         if several:
             mbit, latency = time_link(device)
@@ -86,8 +92,7 @@ class Recorder:
             parameters: Those whose averaged gradients are looked at.
             norm_sq: The squared norm of this rank's own gradient, 0 if unknown.
         """
-        found = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
-        gradients = [g.to_local() if isinstance(g, DTensor) else g for g in found]  # this rank's shards
+        gradients = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
         total = sum(float(gradient.float().square().sum()) for gradient in gradients)
         if norm_sq > 0 and total > 0:
             self._figures["spread"] = norm_sq / total

@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_n2uq.cli.advise import main
 from lightning_n2uq.compression import CODECS, IdentityCodec, NUQCodec
+from lightning_n2uq.distributed import ExchangeConfig
 from lightning_n2uq.scaling import advice
 from lightning_n2uq.scaling.advice import Advisor, error_of_mean, recommendation
 from lightning_n2uq.scaling.cluster import Link
@@ -159,7 +160,7 @@ def test_the_recorder_counts_tries_codecs_and_takes_the_median(monkeypatch):
     for parameter in net.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
     recorder = Recorder()
-    recorder.start(net, torch.device("cpu"), ranks_per_node=1, min_numel=256)
+    recorder.start(net, torch.device("cpu"), 1, ExchangeConfig(min_numel=256))
     total = sum(float(parameter.grad.square().sum()) for parameter in net.parameters())
     recorder.look_at(net.parameters(), 3.0 * total)
     now = iter([0.0, 50.0, 51.0, 52.0, 100.0, 107.0, 200.0, 202.0])
@@ -181,6 +182,14 @@ def test_the_recorder_counts_tries_codecs_and_takes_the_median(monkeypatch):
     assert found.errors["nuqsgd_rotated_1bit"] == pytest.approx(0.57, abs=0.03)
     assert found.errors["nuqsgd"] == pytest.approx(0.1, abs=0.03)
     assert found.errors["nuqsgd_8bit"] < 0.01 < found.errors["nuqsgd_2bit"]
+
+
+def test_the_recorder_counts_as_exact_what_the_settings_leave_in_full_precision():
+    net = nn.Sequential(nn.Linear(32, 16), nn.Linear(16, 4, bias=False))
+    for settings, exact in (({}, 16 + 64), ({"min_numel": 1}, 16), ({"skip_patterns": ("0.*",)}, 592)):
+        recorder = Recorder()
+        recorder.start(net, torch.device("cpu"), 1, ExchangeConfig(**settings))
+        assert recorder.metrics()["comm/exact"] == exact
 
 
 def test_the_sample_is_bounded_and_errors_are_relative():
