@@ -23,6 +23,7 @@ from lightning_n2uq.distributed.sharded.settings import check_settings
 from lightning_n2uq.strategies import agreement
 from lightning_n2uq.strategies.base import keywords_of
 from lightning_n2uq.strategies.ranks import RanksThatAgree, RanksThatTell
+from lightning_n2uq.strategies.whole_weights import refuse_whole_weights
 from lightning_n2uq.utils import compat
 
 if TYPE_CHECKING:
@@ -123,8 +124,10 @@ class ShardedNUQSGDStrategy(RanksThatTell, RanksThatAgree, ModelParallelStrategy
 
     @override
     def setup(self, trainer: Trainer) -> None:
-        """Compares the ranks' settings before a fit and compresses the sharded module's collectives."""
+        """Compares settings before a fit, refuses what needs whole weights, and compresses collectives."""
         self.compare_settings(trainer)
+        if trainer.state.fn == TrainerFn.FITTING:
+            refuse_whole_weights(trainer.callbacks)  # type: ignore[attr-defined]
         module = self.lightning_module
         if module is not None:
             require_shards(module, self._replicas)
