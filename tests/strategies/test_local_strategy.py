@@ -1,10 +1,6 @@
 """`nuqsgd_local` under Lightning's own launcher, on two CPU processes of one job."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +9,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from torch import nn
 from torch.testing import assert_close
 
-import exchange_jobs
+from exchange_jobs.launch import run_script
 from exchange_jobs.local_script import MODES, WithNorm
 from lightning_n2uq.callbacks.communication_monitor import verdict
 from lightning_n2uq.distributed.stats import StepStats
@@ -30,21 +26,8 @@ def same_bits(values, expected):
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory):
     """What both ranks of one job saved."""
-    return run_once(tmp_path_factory, "local", lambda: train(tmp_path_factory.mktemp("local")))
-
-
-def train(folder):
-    script = Path(exchange_jobs.__file__).with_name("local_script.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    make = lambda: run_script("local_script.py", tmp_path_factory.mktemp("local"), 600)  # noqa: E731
+    return run_once(tmp_path_factory, "local", make)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -1,17 +1,12 @@
 """`nuqsgd_fsdp` under Lightning's own launcher, on two CPU processes of one job."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-import exchange_jobs
-from lightning_n2uq.callbacks import CommunicationMonitor
+from exchange_jobs.launch import run_script
 from lightning_n2uq.strategies import ShardedNUQSGDStrategy
 from shared_job import run_once
 
@@ -23,21 +18,8 @@ MODES = ("plain", "accumulate", "bf16-mixed")
 @pytest.fixture(scope="session")
 def ranks(tmp_path_factory):
     """What both ranks of one job saved."""
-    return run_once(tmp_path_factory, "sharded_trainer", lambda: train(tmp_path_factory.mktemp("sharded")))
-
-
-def train(folder):
-    script = Path(exchange_jobs.__file__).with_name("sharded_script.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    make = lambda: run_script("sharded_script.py", tmp_path_factory.mktemp("sharded_trainer"), 900)  # noqa: E731
+    return run_once(tmp_path_factory, "sharded_trainer", make)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -135,10 +117,3 @@ def test_arguments_are_those_of_both_parts():
         ShardedNUQSGDStrategy(second_phase_bits=4)
     with pytest.raises(ValueError, match=r"^error_feedback: got True, allowed in sharded training is false"):
         ShardedNUQSGDStrategy(error_feedback=True)
-
-
-def test_the_monitor_takes_the_strategy():
-    class Trainer:
-        strategy = ShardedNUQSGDStrategy()
-
-    CommunicationMonitor().setup(Trainer(), None, "fit")

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
+from pathlib import Path
+
+import torch
 
 import warm
 
@@ -44,3 +50,17 @@ def _collect(answers, expected, deadline):
             raise AssertionError(f"rank {rank}:\n{failure}")
         found[rank] = answer
     return [found[rank] for rank in expected]
+
+
+def run_script(name, folder, limit):
+    """Runs a script of this folder under Lightning's own launcher; returns what its two ranks saved."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name(name)), str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=limit,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]

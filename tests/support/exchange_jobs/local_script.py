@@ -12,7 +12,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # of a script it is the folder
 
-from exchange_jobs.trainer_script import Small, data, fit, parameters, trainer
+from exchange_jobs.trainer_script import Readings, Small, data, fit, parameters, save, trainer
 from lightning_n2uq.callbacks import CommunicationMonitor
 from lightning_n2uq.checkpointing import ExactResume
 from lightning_n2uq.datamodules import SyntheticDataModule
@@ -146,17 +146,9 @@ def resume(folder):
 
 
 def monitored():
-    seen = []
-
-    class Reader(lightning.Callback):
-        def on_train_batch_end(self, trainer, *_):
-            if "comm/sent_bytes" in trainer.callback_metrics:
-                metrics = trainer.callback_metrics
-                seen.append({k: float(v) for k, v in metrics.items() if k.startswith("comm/")})
-
-    monitor = CommunicationMonitor(every_n_steps=3)
-    fit(LocalNUQSGDStrategy(period=3), callbacks=[monitor, Reader()], limit_val_batches=0)
-    return {"metrics": seen[-1], "summary": monitor.summary}
+    monitor, readings = CommunicationMonitor(every_n_steps=3), Readings()
+    fit(LocalNUQSGDStrategy(period=3), callbacks=[monitor, readings], limit_val_batches=0)
+    return {"metrics": readings.last, "summary": monitor.summary}
 
 
 def plain_mean():
@@ -172,10 +164,7 @@ def main():
     found = {"modes": modes(), "resume": resume(folder), "monitored": monitored(), "mean": plain_mean()}
     for stage in ("validate", "test"):
         getattr(trainer("nuqsgd_local"), stage)(Small(), data(), verbose=False)
-    rank = torch.distributed.get_rank()
-    torch.save(found, Path(folder, f"rank{rank}.pt"))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    save(found, folder)
 
 
 if __name__ == "__main__":

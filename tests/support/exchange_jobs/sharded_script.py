@@ -11,8 +11,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
-from torch.utils.data import DataLoader, TensorDataset
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # of a script it is the folder
+
+from exchange_jobs import trainer_script
+from exchange_jobs.trainer_script import Readings, data, save
 from lightning_n2uq.callbacks import CommunicationMonitor, QuantizeModel
 from lightning_n2uq.datamodules import SyntheticDataModule
 from lightning_n2uq.modules import QuantizedClassifier
@@ -21,12 +24,14 @@ from lightning_n2uq.strategies import NUQSGDStrategy, ShardedNUQSGDStrategy
 IMAGES = {"image_size": 8, "in_channels": 1, "num_classes": 4}
 
 
-class Small(lightning.LightningModule):
+class Small(trainer_script.Small):
+    """Shards itself, unless it is told not to."""
+
     def __init__(self, sharded=True):
         super().__init__()
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
-        self.sharded, self.reductions = sharded, 0
+        self.sharded = sharded
 
     def configure_model(self):
         if self.sharded and self.device_mesh is not None:
@@ -38,40 +43,22 @@ class Small(lightning.LightningModule):
     def training_step(self, batch, _):
         return nn.functional.cross_entropy(self.net(batch[0]).float(), batch[1])
 
-    def validation_step(self, batch, _):
-        self.net(batch[0])
-
-    test_step = predict_step = validation_step
-
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
 
-def data():
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(64, 32, generator=generator)
-    return DataLoader(TensorDataset(inputs, torch.randint(4, (64,), generator=generator)), 8)
-
-
 def trainer(strategy, **arguments):
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return lightning.Trainer(
-        accelerator="cpu", devices=2, strategy=strategy,
-        **({"max_epochs": 1, "enable_model_summary": False} | quiet | arguments),
-    )  # fmt: skip
+    return trainer_script.trainer(strategy, **({"max_epochs": 1} | arguments))
+
+
+def fit(strategy, module=None, **arguments):
+    return trainer_script.fit(strategy, module or Small(), **({"max_epochs": 1} | arguments))
 
 
 def shards(module):
     for part in (module.net[2], module.net):
         part.reshard()  # Lightning's strategy leaves it gathered after a validation
     return torch.cat([p.to_local().detach().flatten() for p in module.parameters()])
-
-
-def fit(strategy, module=None, ckpt_path=None, **arguments):
-    module = module or Small()
-    run = trainer(strategy, **arguments)
-    run.fit(module, data(), data(), ckpt_path=ckpt_path)
-    return run, module
 
 
 MODES = {
@@ -130,15 +117,9 @@ def resume(folder):
 
 
 def monitored():
-    seen = {}
-
-    class Reader(lightning.Callback):
-        def on_train_batch_end(self, trainer, *_):
-            seen.update({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("comm/")})
-
-    monitor = CommunicationMonitor(every_n_steps=2)
-    fit(ShardedNUQSGDStrategy(param_bits=8), callbacks=[monitor, Reader()])
-    return {"metrics": seen, "summary": monitor.summary}
+    monitor, readings = CommunicationMonitor(every_n_steps=2), Readings()
+    fit(ShardedNUQSGDStrategy(param_bits=8), callbacks=[monitor, readings])
+    return {"metrics": readings.last, "summary": monitor.summary}
 
 
 def classifier(folder):
@@ -213,10 +194,7 @@ def main():
         "quantized": quantized(),
         "refused": refused(),
     }
-    rank = torch.distributed.get_rank()
-    torch.save(found, Path(folder, f"rank{rank}.pt"))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    save(found, folder)
 
 
 if __name__ == "__main__":

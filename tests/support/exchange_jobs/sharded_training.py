@@ -112,6 +112,17 @@ def sharded(name, state=None, replicas=None, mesh=None, **options):
     return net
 
 
+def mesh_of_replicas():
+    """Two replicas of two shards: the mesh of the shards, and the ranks with this rank's shard."""
+    mesh = native_mesh()
+    return {"mesh": mesh["shards"], "replicas": dist.get_process_group_ranks(mesh.get_group("replicas"))}
+
+
+def native_mesh():
+    """The mesh with which FSDP2 averages over replicas itself."""
+    return dist.device_mesh.init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards"))
+
+
 @contextlib.contextmanager
 def exchange(**settings):
     state = ShardedState(**(SETTINGS | settings))

@@ -78,6 +78,24 @@ def fit(strategy, module=None, ckpt_path=None, **arguments):
     return run, module
 
 
+class Readings(lightning.Callback):
+    """Keeps what was logged last under `comm/`."""
+
+    def __init__(self):
+        self.last = {}
+
+    def on_train_batch_end(self, trainer, *_):
+        metrics = trainer.callback_metrics
+        self.last.update({k: float(v) for k, v in metrics.items() if k.startswith("comm/")})
+
+
+def save(found, folder):
+    """Writes what this rank has found, and leaves the process group."""
+    torch.save(found, Path(folder, f"rank{torch.distributed.get_rank()}.pt"))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
 MODES = {
     "automatic": {},
     "manual": {"manual": True},
@@ -143,26 +161,16 @@ def resume(folder):
 
 
 def monitored():
-    seen = {}
-
-    class Reader(lightning.Callback):
-        def on_train_batch_end(self, trainer, *_):
-            seen.update({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("comm/")})
-
-    monitor = CommunicationMonitor(every_n_steps=2)
-    fit("nuqsgd", callbacks=[monitor, Reader()])
-    return {"metrics": seen, "summary": monitor.summary}
+    monitor, readings = CommunicationMonitor(every_n_steps=2), Readings()
+    fit("nuqsgd", callbacks=[monitor, readings])
+    return {"metrics": readings.last, "summary": monitor.summary}
 
 
 def main():
     folder = sys.argv[1]
     torch.set_num_threads(1)
     assert lightning_n2uq.strategies
-    found = {"modes": modes(), "resume": resume(folder), "monitored": monitored()}
-    rank = torch.distributed.get_rank()
-    torch.save(found, Path(folder, f"rank{rank}.pt"))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    save({"modes": modes(), "resume": resume(folder), "monitored": monitored()}, folder)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,23 @@ def join(rank, world_size, folder, seconds=60):
     )
 
 
+def leave():
+    """Waits for the other ranks and leaves the process group."""
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def run_all(checks, rank):
+    """What every check has returned, by its name, and the seconds that each took; then leaves."""
+    found, taken = {}, {}
+    for check in checks:
+        began = time.perf_counter()
+        found[check.__name__] = check(rank)
+        taken[check.__name__] = time.perf_counter() - began
+    leave()
+    return found | {"seconds": taken}
+
+
 @contextlib.contextmanager
 def exchange(**settings):
     state = NUQSGDState(**(SMALL_UNITS | settings))

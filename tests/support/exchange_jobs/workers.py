@@ -19,7 +19,9 @@ from exchange_jobs.training import (
     exchange,
     flat,
     join,
+    leave,
     make_net,
+    run_all,
     train,
     train_with,
 )
@@ -215,22 +217,14 @@ def all_checks(rank, world_size, folder):
         local_rounds,
         values,  # last: see there
     )
-    found, taken = {}, {}
-    for check in checks:
-        began = time.perf_counter()
-        found[check.__name__] = check(rank)
-        taken[check.__name__] = time.perf_counter() - began
-    dist.barrier()
-    dist.destroy_process_group()
-    return found | {"seconds": taken}
+    return run_all(checks, rank)
 
 
 def long_replicas(rank, world_size, folder):
     """Runs so long that what happens once in many steps happens."""
     join(rank, world_size, folder)
     found = replicas(rank, steps=200)
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
     return found
 
 
