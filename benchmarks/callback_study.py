@@ -1,10 +1,13 @@
-"""What annealing and the entropy callbacks do to accuracy and entropy: the table of docs/callbacks.md.
+"""What annealing and the entropy callbacks do to accuracy and entropy: trains the runs of docs/callbacks.md.
 
-    python benchmarks/callback_study.py digits --blocks 1 --epochs 30 --out study.jsonl
-    python benchmarks/callback_study.py cifar10 --zip cifar10-images.zip --blocks 1 --epochs 5 --images 5000
+    python -m benchmarks.callback_study digits --blocks 1 --epochs 30
+    python -m benchmarks.callback_study cifar10 --zip cifar10-images.zip --blocks 1 --epochs 5 --images 5000
+    python -m benchmarks.callback_study shipped --seeds 0 1 2 3 4 5
+    python -m benchmarks.callback_tables                             # shows the stored runs; trains nothing
 
 The second reads a zip of JPEG files laid out `train/<class>/*.jpg`, `test/<class>/*.jpg`. Accuracy is that of
-the last weights (nothing is selected), on validation and test images together, with the staircase.
+the last weights (nothing is selected), on validation and test images together, with the staircase. The third
+trains packaged configs through the `n2uq` command; there it is the best checkpoint's, on the test images.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
+from benchmarks import digits_table
 from lightning_n2uq.backbones.blocks import BasicBlock
 from lightning_n2uq.backbones.resnet import ResNet
 from lightning_n2uq.callbacks import EntropyRegularizer, ThresholdAnnealing
@@ -32,6 +36,8 @@ from lightning_n2uq.layers import QuantSpec
 from lightning_n2uq.modules import QuantizedClassifier
 from lightning_n2uq.ops.entropy import entropy_bits, hard_histogram
 
+CONFIGS = digits_table.ROOT / "configs" / "digits"
+ANNEALING = "--trainer.callbacks+=ThresholdAnnealing --trainer.callbacks.end"
 VARIANTS = {
     "none": lambda: [],
     "annealing": lambda: [ThresholdAnnealing(0.0, 0.5)],
@@ -45,6 +51,21 @@ VARIANTS = {
     "without rescaling": lambda: [EntropyRegularizer(no_rescale=("*",))],
     "without rescaling, penalty 10": lambda: [EntropyRegularizer(10.0, no_rescale=("*",))],
 }
+
+
+PENALTY = "--trainer.callbacks+=EntropyRegularizer"
+SHIPPED = {
+    "`digits/n2uq_w2a2`": ("n2uq_w2a2", ""),
+    "`digits/n2uq_w2a2_annealed` (annealing over the first fifth, monitor)": ("n2uq_w2a2_annealed", ""),
+    "the same without the monitor": ("n2uq_w2a2", f"{ANNEALING}=0.2"),
+    "annealing over the first half, no monitor": ("n2uq_w2a2", f"{ANNEALING}=0.5"),
+    "first fifth, penalty 1": (
+        "n2uq_w2a2",
+        f"{ANNEALING}=0.2 {PENALTY} --trainer.callbacks.weight=1.0",
+    ),
+    "penalty 10 alone": ("n2uq_w2a2", f"{PENALTY} --trainer.callbacks.weight=10.0"),
+}
+"""Packaged configs, and what the command adds to them."""
 
 
 class CIFARFromZip(LightningDataModule):
@@ -83,10 +104,20 @@ def _read(archive: zipfile.ZipFile, part: str, count: int) -> TensorDataset:
     return TensorDataset(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.tensor(labels))
 
 
-def run(
-    data: LightningDataModule, variant: str, bits: int, epochs: int, seed: int, width: int, blocks: int
-) -> dict:
+def run_shipped(variant: str, seed: int) -> dict:
+    """Trains and tests a packaged config with more callbacks."""
+    config, more = SHIPPED[variant]
+    found = digits_table.run(config, str(CONFIGS / f"{config}.yaml"), seed, more.split())
+    accuracies = {"accuracy": found["test_acc"], "best_val_acc": found["best_val_acc"]}
+    return {"variant": variant, "bits": 2, "seed": seed, **accuracies, "seconds": found["seconds"]}
+
+
+def run(variant: str, seed: int, options: argparse.Namespace) -> dict:
     """Trains one variant and measures what it ended with."""
+    bits, epochs, width, blocks = options.bits, options.epochs, options.width, options.blocks
+    data: LightningDataModule = DigitsDataModule(seed=seed)
+    if options.data == "cifar10":
+        data = CIFARFromZip(options.zip, options.images)
     seed_everything(seed, verbose=False)
     channels, size = (1, 8) if isinstance(data, DigitsDataModule) else (3, 32)
     model = QuantizedClassifier(
@@ -102,7 +133,7 @@ def run(
         model.backbone = ResNet(
             QuantSpec(bits, bits), BasicBlock, (blocks,) * 3, width, 10, channels, True, False
         )
-    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -110,7 +141,7 @@ def run(
         callbacks=VARIANTS[variant](),
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        **options,
+        **quiet,
     )
     begin = time.perf_counter()
     trainer.fit(model, datamodule=data)
@@ -155,7 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", choices=["digits", "cifar10"])
+    parser.add_argument("data", choices=["digits", "cifar10", "shipped"])
     parser.add_argument("--zip")
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
@@ -163,19 +194,15 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--blocks", type=int, default=3, help="residual blocks per stage; 3: ResNet-20")
     parser.add_argument("--bits", type=int, default=2)
-    parser.add_argument("--variants", nargs="*", default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="*", help="default: all")
     parser.add_argument("--out", default="callback_study.jsonl")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     for seed in options.seeds:
-        if options.data == "digits":
-            data: LightningDataModule = DigitsDataModule(seed=seed)
-        else:
-            data = CIFARFromZip(options.zip, options.images)
-        for variant in options.variants:
-            result = run(data, variant, options.bits, options.epochs, seed, options.width, options.blocks)
+        for variant in options.variants or (SHIPPED if options.data == "shipped" else VARIANTS):
+            result = run_shipped(variant, seed) if options.data == "shipped" else run(variant, seed, options)
             with open(options.out, "a") as file:
                 file.write(json.dumps({"data": options.data, **result}) + "\n")
             print(result, flush=True)

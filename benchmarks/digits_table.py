@@ -24,6 +24,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,8 +33,8 @@ OUTPUT = ROOT / "benchmarks" / "results" / "digits.json"
 ORDER = ["float", "n2uq_w4a4", "n2uq_w3a3", "n2uq_w2a2", "n2uq_fixed_w2a2"]
 
 
-def run(name: str, path: str, seed: int) -> dict:
-    """Train and test one config with one seed; returns its figures."""
+def run(name: str, path: str, seed: int, more: Sequence[str] = ()) -> dict:
+    """Trains and tests one config with one seed, and with further arguments; returns its figures."""
     from lightning_n2uq.cli import main  # in the worker process
 
     arguments = ["fit", "--config", path, "--seed_everything", str(seed), "--data.seed", str(seed)]
@@ -45,7 +46,7 @@ def run(name: str, path: str, seed: int) -> dict:
         "--trainer.enable_model_summary",
         "false",
     ]
-    arguments += ["--trainer.enable_progress_bar", "false"]
+    arguments += ["--trainer.enable_progress_bar", "false", *more]
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(io.StringIO()):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import digits_table
+from benchmarks import callback_study, callback_tables, digits_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,3 +69,13 @@ def test_keep_and_another_place_exclude_each_other(more, capsys):
     with pytest.raises(SystemExit):
         bench.arguments(["--keep", *more])
     assert "keep: got --keep with" in capsys.readouterr().err
+
+
+def test_the_tables_of_the_callbacks_are_the_stored_ones():
+    page = (ROOT / "docs" / "callbacks.md").read_text()
+    runs = callback_tables.stored()
+    for head, rows_of in callback_tables.TABLES.items():
+        table = page.partition(f"\n{head}\n")[2].partition("\n\n")[0].splitlines()
+        assert table[1:] == rows_of(runs), head
+    assert {variant for data, variant in runs if data == "shipped"} == set(callback_study.SHIPPED)
+    assert {variant for data, variant in runs if data != "shipped"} == set(callback_study.VARIANTS)
