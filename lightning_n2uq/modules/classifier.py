@@ -21,7 +21,7 @@ from lightning_n2uq.modules.distillation import load_teacher, soft_cross_entropy
 from lightning_n2uq.modules.example_input import ModuleWithExampleInput
 from lightning_n2uq.modules.finders import refuse_finders
 from lightning_n2uq.modules.first_look import FirstLook
-from lightning_n2uq.modules.integer_evaluation import CHOICES, IntegerEvaluation
+from lightning_n2uq.modules.integer_evaluation import CHOICES, WATCHED, IntegerEvaluation
 from lightning_n2uq.modules.memory_format import MEMORY_FORMATS, in_format
 from lightning_n2uq.modules.optimizers import OPTIMIZERS, build_optimizer, parameter_groups
 from lightning_n2uq.modules.published import (
@@ -260,8 +260,8 @@ class QuantizedClassifier(ShardedByStrategy, ModuleWithExampleInput):
         return self._integer.describe()
 
     def _report_evaluation(self) -> None:
-        """Logs what runs in evaluation, whenever it is another than before."""
-        if self._trainer is None or self._integer.obstacle == self._reported:
+        """Logs what runs in evaluation, whenever it is another than before; what a summary runs is none."""
+        if self._trainer is None or self._integer.obstacle in (self._reported, WATCHED):
             return
         self._reported = self._integer.obstacle
         rank_zero_info(f"evaluation: {self._integer.describe()}")

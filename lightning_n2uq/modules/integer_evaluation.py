@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from lightning_n2uq.export.runtime.fast_engine import FastNetwork
 
 CHOICES = ("auto", "off")
+WATCHED = "a compiler or a tracer that looks on"
+"""The obstacle of passes that count or record operations, as a summary of the model does."""
 
 
 class IntegerEvaluation:
@@ -99,7 +101,7 @@ class IntegerEvaluation:
         if self.choice == "off":
             yield "integer_evaluation off"
         if watched((images,)):
-            yield "a compiler or a tracer that looks on"
+            yield WATCHED
         if images.device.type != "cpu":
             yield f"a {images.device.type} device"
         elif (kernels := select("packed_activation", images.device)) != "numba":

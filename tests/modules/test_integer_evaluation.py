@@ -268,17 +268,17 @@ def loader():
 
 
 def trainer(tmp_path, **options):
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return Trainer(
-        accelerator="cpu", default_root_dir=tmp_path, enable_model_summary=False, **quiet, **options
-    )
+    parts = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    quiet = dict.fromkeys(parts, False)
+    return Trainer(accelerator="cpu", default_root_dir=tmp_path, **{**quiet, **options})
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.filterwarnings("ignore:Precision bf16-mixed is not supported by the model summary")
 def test_the_accuracy_of_every_loop_is_the_deployed_networks(tmp_path, caplog, precision):
     model = classifier(lr=0.01)
-    run = trainer(tmp_path, max_epochs=2, precision=precision)
+    run = trainer(tmp_path, max_epochs=2, precision=precision, enable_model_summary=True)
     with caplog.at_level(logging.INFO):
         run.fit(model.train(), loader(), loader())
     scores = {"val/acc": float(run.callback_metrics["val/acc"])}
