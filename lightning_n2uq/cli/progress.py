@@ -31,6 +31,7 @@ class RunProgressBar(RichProgressBar):
         return {name: metrics[name] for name in names}
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """Returns the columns; the metrics behind them are not to be wrapped."""
-        compat_lightning.keep_metrics_on_one_line(self)
-        return list(super().configure_columns(trainer))
+        """Returns the columns; neither they nor the metrics behind them are to be wrapped."""
+        columns = list(super().configure_columns(trainer))
+        compat_lightning.keep_on_one_line(self, columns)
+        return columns

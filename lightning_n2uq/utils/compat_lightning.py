@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -114,12 +114,19 @@ def checkpoint_to_come(trainer: Any) -> str | None:  # noqa: ANN401
     return None if path is None else str(path)
 
 
-def keep_metrics_on_one_line(bar: Any) -> None:  # noqa: ANN401
-    """Cuts a `RichProgressBar`'s metrics off where the terminal ends, instead of wrapping them."""
+def keep_on_one_line(bar: Any, columns: Iterable[Any]) -> None:  # noqa: ANN401
+    """Lets no column of a `RichProgressBar` wrap: in a narrow terminal the bar shrinks, then texts are cut.
+
+    Args:
+        bar: The progress bar.
+        columns: Its columns but the metrics, which it adds itself.
+    """
+    from rich.progress import BarColumn
     from rich.table import Column
 
-    column = private(bar, "_metric_component")
-    column.get_table_column = lambda: Column(no_wrap=True, overflow="ellipsis")
+    for column in (*columns, private(bar, "_metric_component")):
+        if not isinstance(column, BarColumn):
+            column.get_table_column = lambda: Column(no_wrap=True, overflow="ellipsis")
 
 
 def without_void_settings(logger: Any) -> None:  # noqa: ANN401

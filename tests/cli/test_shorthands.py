@@ -123,7 +123,8 @@ def test_the_progress_bar_shows_what_matters(metrics, shown):
     assert list(RunProgressBar().get_metrics(FakeTrainer(**metrics), None)) == shown
 
 
-def test_the_bar_of_a_narrow_terminal_is_one_line():
+@pytest.mark.parametrize("width", [50, 80, 120])  # 80 is taken where there is no terminal
+def test_the_bar_is_one_line(width):
     import io
 
     from lightning.pytorch import Trainer
@@ -136,12 +137,14 @@ def test_the_bar_of_a_narrow_terminal_is_one_line():
     bar._init_progress(trainer)
     bar.progress.stop()
     column = bar._metric_component
-    column._metrics = {"train/loss": 1.0, "val/something long": 2.0, "val/else": 3.0}
+    column._metrics = {"train/loss": 1.0, "val/acc": 2.0} if width >= 80 else {"val/something long": 2.0}
     trainer.state.fn = "fit"
-    bar.train_progress_bar_id = bar.progress.add_task("Epoch 1/40", total=12)
+    bar.train_progress_bar_id = bar.progress.add_task("Epoch 10/39", total=120)
     text = io.StringIO()
-    Console(file=text, width=60).print(bar.progress.get_renderable())
+    Console(file=text, width=width).print(bar.progress.get_renderable())
     assert len(text.getvalue().strip().splitlines()) == 1, text.getvalue()
+    whole = all(part in text.getvalue() for part in ("Epoch 10/39", "0/120", "0:00:0", "train/loss: 1.000"))
+    assert whole == (width >= 80), text.getvalue()
 
 
 def test_last_and_best_are_told_apart(trained):
