@@ -17,7 +17,7 @@ from lightning_n2uq.datamodules._data.base import (
 )
 from lightning_n2uq.datamodules._data.class_folders import Layout, find_layout
 from lightning_n2uq.datamodules._data.folder_images import FolderImages, Transform, eval_transform
-from lightning_n2uq.datamodules._data.image_files import ImageSource, open_source
+from lightning_n2uq.datamodules._data.image_files import ImageSource, below, open_source
 from lightning_n2uq.utils.validation import check, check_choice, check_integer, check_number
 
 # The statistics that the published ImageNet networks and torchvision's weights were trained with: mean and
@@ -190,7 +190,7 @@ class ImageFolderDataModule(ImageDataModule):
         depth = 1 if folder else 0
         numbers = {name: number for number, name in enumerate(self.classes)}
         others = sorted(set(self.source.folders(folder)) - numbers.keys())
-        unknown = [name for name in others if self.source.has_images(f"{folder}/{name}" if folder else name)]
+        unknown = [name for name in others if self.source.has_images(below(folder) + name)]
         if unknown:
             known = ", ".join(self.classes[:8]) + (", ..." if len(self.classes) > 8 else "")
             raise ValueError(
@@ -199,8 +199,9 @@ class ImageFolderDataModule(ImageDataModule):
             )
         names = [name for name in self.source.images(folder) if name.count("/") > depth]
         if not names:
-            expected = f"{folder}/<class>/*.jpg" if folder else "<class>/*.jpg"
-            raise DataNotFoundError(f"root: got {self.root!r}, which holds no images; expected {expected}")
+            raise DataNotFoundError(
+                f"root: got {self.root!r}, which holds no images; expected {below(folder)}<class>/*.jpg"
+            )
         return names, torch.tensor([numbers[name.split("/")[depth]] for name in names])
 
     def _check_batch_size(self, count: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.datamodules._data.base import DataNotFoundError, Split
-from lightning_n2uq.datamodules._data.image_files import SUFFIXES, ImageSource
+from lightning_n2uq.datamodules._data.image_files import SUFFIXES, ImageSource, below
 from lightning_n2uq.utils.validation import check, check_number
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -111,7 +111,7 @@ def classes_with_images(
     names, empty = source.folders(folder), []
     for name in names:
         places = [folder, *(split for split in splits if split != folder)]
-        if not any(source.has_images(f"{place}/{name}" if place else name) for place in places):
+        if not any(source.has_images(below(place) + name) for place in places):
             empty.append(name)
     return [name for name in names if name not in empty], empty
 

@@ -84,7 +84,7 @@ class FolderSource(ImageSource):
         for folder, folders, files in os.walk(self.root / under, followlinks=True):
             folders[:] = [name for name in folders if name[0] != "."]
             place = Path(folder).relative_to(self.root).as_posix()
-            prefix = "" if place == "." else f"{place}/"
+            prefix = below("" if place == "." else place)
             yield from (f"{prefix}{file}" for file in files if is_image(file))
 
     def _size(self, name: str) -> int:
@@ -130,17 +130,17 @@ class ZipSource(ImageSource):
 
     def folders(self, under: str) -> list[str]:
         """Implements `ImageSource`."""
-        inside = (name.removeprefix(_below(under)) for name in self._names if name.startswith(_below(under)))
+        inside = (name.removeprefix(below(under)) for name in self._names if name.startswith(below(under)))
         folders = {name.split("/", 1)[0] for name in inside if "/" in name}
         return sorted(folders)
 
     def images(self, under: str) -> list[str]:
         """Implements `ImageSource`."""
-        return [name for name in self._names if name.startswith(_below(under)) and is_image(name)]
+        return [name for name in self._names if name.startswith(below(under)) and is_image(name)]
 
     def has_images(self, under: str) -> bool:
         """Implements `ImageSource`."""
-        return any(name.startswith(_below(under)) and is_image(name) for name in self._names)
+        return any(name.startswith(below(under)) and is_image(name) for name in self._names)
 
     def _size(self, name: str) -> int:
         return self._archive().getinfo(self._prefix + name).file_size
@@ -157,7 +157,8 @@ class ZipSource(ImageSource):
         return f"{info.file_size}:{info.CRC:08x}"
 
 
-def _below(under: str) -> str:
+def below(under: str) -> str:
+    """Returns the beginning of all names in a folder; `""` is the root."""
     return f"{under}/" if under else ""
 
 
