@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import io
 from pathlib import Path
 from typing import Any
 
 import griffe
+
+from lightning_n2uq.cli.configs import find_config, purpose
+from lightning_n2uq.cli.sources import public_names
 
 PACKAGES = {
     "quantize": "One call",
@@ -53,23 +55,14 @@ def pages(sources: Path) -> dict[str, str]:
     }
 
 
-def public_names(name: str, sources: Path) -> list[str]:
-    """Returns what a package's `__init__.py` lists in `__all__`."""
-    tree = ast.parse((sources / "lightning_n2uq" / name / "__init__.py").read_text(encoding="utf-8"))
-    lists = [
-        node.value for node in tree.body if isinstance(node, ast.Assign) and _assigned(node) == "__all__"
-    ]
-    return sorted(ast.literal_eval(lists[0])) if lists else []
-
-
-def _assigned(node: ast.Assign) -> str:
-    return getattr(node.targets[0], "id", "")
+def _public(name: str, sources: Path) -> list[str]:
+    return sorted(public_names(sources / "lightning_n2uq" / name / "__init__.py"))
 
 
 def _python(name: str, title: str, sources: Path) -> str:
     if name == "quantize":
         return f"# {title}\n\n::: lightning_n2uq.convert.record.quantize\n"
-    body = "\n".join(f"::: lightning_n2uq.{name}.{public}\n" for public in public_names(name, sources))
+    body = "\n".join(f"::: lightning_n2uq.{name}.{public}\n" for public in _public(name, sources))
     return f"# {title}: `lightning_n2uq.{name}`\n\n{body}"
 
 
@@ -92,11 +85,9 @@ def _commands() -> str:
 
 
 def _configs(sources: Path) -> str:
-    rows = []
     root = sources / "lightning_n2uq" / "configs"
-    for path in sorted(root.rglob("*.yaml")):
-        first = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
-        rows.append(f"| `{path.relative_to(root).as_posix()}` | {_cell(first)} |")
+    paths = sorted(root.rglob("*.yaml"))
+    rows = [f"| `{path.relative_to(root).as_posix()}` | {_cell(purpose(path))} |" for path in paths]
     head = "# Packaged configs\n\n`n2uq fit --config NAME` takes each of these names.\n\n"
     return head + "| name | what it trains |\n|---|---|\n" + "\n".join(rows) + "\n"
 
@@ -109,7 +100,7 @@ def _config_keys(package: griffe.Object, sources: Path) -> str:
     ]
     for name in CONFIGURED:
         parts.append(f"## {PACKAGES[name]}")
-        for public in public_names(name, sources):
+        for public in _public(name, sources):
             found = package[f"{name}.{public}"]
             found = found.final_target if found.is_alias else found
             if found.is_class and (rows := _arguments(found)):
@@ -154,8 +145,6 @@ def _parser_keys() -> list[str]:
 
         def _run_subcommand(self, subcommand: str) -> None:
             """No run."""
-
-    from lightning_n2uq.cli.configs import find_config
 
     path = find_config("digits/n2uq_w2a2")
     parser = ParsingOnly("fit", ["--config", path], [path])._parser("fit")

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from lightning_n2uq.cli.command_parser import command_parser
 from lightning_n2uq.utils.validation import check, check_integer, check_number
 
 EXAMPLES = """
@@ -23,13 +24,7 @@ for a biased method. Columns are per step; nothing is taken to overlap with the 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
-    p = argparse.ArgumentParser(
-        "n2uq advise",
-        description=__doc__.partition("\n")[0],
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    p = command_parser("advise", __doc__, EXAMPLES)
     p.add_argument("run", nargs="?", metavar="RUN", help="the folder of a run with CommunicationMonitor")
     p.add_argument("--ckpt_path", metavar="FILE", help="a checkpoint of such a run, in place of RUN")
     p.add_argument("--ranks", type=int, help="the number of ranks (default: the run's)")

@@ -11,6 +11,8 @@ from lightning_n2uq.cli.configs import find_config
 SPECIAL_CHECKPOINTS = ("best", "last", "hpc")  # what Lightning finds by itself
 _CONFIG = ("--config", "-c")
 _RESUME = ("--resume", "--ckpt_path")
+SWITCHES = ("help", "print_config", "print_shtab")
+"""Options without a value."""
 
 
 def resolve_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -47,6 +49,22 @@ def command_to_resume(arguments: list[str]) -> str:
 def without_checkpoint(arguments: list[str]) -> list[str]:
     """Returns the arguments of a run that starts anew."""
     return [text for flag, _, texts in _options(arguments) if flag not in _RESUME for text in texts]
+
+
+def keys_and_values(arguments: list[str]) -> Iterator[tuple[str, str]]:
+    """Yields what each flag sets, `--trainer.callbacks+=NAME` as `("trainer.callbacks", "NAME")`.
+
+    A text behind a flag is its value unless it is a flag itself; switches have none.
+    """
+    rest = list(arguments)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if not flag.startswith("-") or not flag.strip("-"):
+            continue
+        key = flag.lstrip("-").removesuffix("+")
+        if not equals and key.partition(".")[0] not in SWITCHES and rest and not rest[0].startswith("--"):
+            value = rest.pop(0)
+        yield key, value
 
 
 def _options(arguments: list[str]) -> Iterator[tuple[str, str | None, list[str]]]:

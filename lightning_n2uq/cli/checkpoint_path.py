@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightning_n2uq.cli.arguments import SPECIAL_CHECKPOINTS
+
 SHARDED = "meta.pt"
 """What a checkpoint has that is a folder, with a shard for every rank."""
 
 FILES = ("best.ckpt", "last.ckpt", "interrupted.ckpt")
+
+
+def is_file_name(path: object) -> bool:
+    """Returns whether a value of `--ckpt_path` names a file: no word of Lightning's, address or registry."""
+    text = str(path)
+    words = (*SPECIAL_CHECKPOINTS, "null", "None")
+    return text not in words and "://" not in text and not text.startswith("registry")
 
 
 def checkpoint_file(path: str, argument: str) -> str:

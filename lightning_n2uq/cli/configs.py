@@ -6,6 +6,7 @@ import itertools
 import os
 import textwrap
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import yaml
 
@@ -41,6 +42,11 @@ def find_config(name: str) -> str:
         f"config: got {name!r}, allowed are existing files and packaged configs; {hint}"
         f"`n2uq configs` lists all {len(packaged)}"
     )
+
+
+def read_config(path: str) -> Any:  # noqa: ANN401  # whatever the file holds
+    """Returns what a config holds, in plain values; None for an address, which the parser reads."""
+    return None if "://" in path else yaml.safe_load(Path(path).read_text(encoding="utf-8"))
 
 
 def check_config(path: str) -> None:

@@ -69,8 +69,7 @@ def page(command: str, about: str) -> str:
     classes = dict(sources.our_classes())
     if (trainer := sources.trainer()) is not None:
         classes["Trainer"] = trainer
-    parts = {cls.part: cls for cls in (trainer,) if cls is not None}
-    found = classes.get(about) or parts.get(about)
+    found = classes.get("Trainer" if about == "trainer" else about)
     if found is None:
         raise ValueError(f"help: got {about!r}, {names_and_hint([ALL, *classes], about)}")
     return _class(found)

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_n2uq.cli.command_parser import command_parser
 from lightning_n2uq.utils.atomic import replacing
 from lightning_n2uq.utils.validation import check, check_integer
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from lightning_n2uq.cli.trained import Trained
@@ -29,7 +29,7 @@ Answer = tuple[list[str], list[float]] | str
 """The likeliest classes with their probabilities, or what is wrong with the file."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs the command.
 
     Raises:
@@ -56,9 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's options."""
-    p = argparse.ArgumentParser(
-        prog="n2uq predict", description="The classes of image files, by name, in a table."
-    )
+    p = command_parser("predict", __doc__)
     p.add_argument(
         "--ckpt_path", "--ckpt", required=True, metavar="FILE", help="checkpoint of a trained network"
     )
@@ -83,7 +81,9 @@ def _steps(trained: Trained, path: str) -> Preprocessing:
 def _predict(trained: Trained, images: LooseImages, options: argparse.Namespace) -> list[Answer]:
     import torch
 
-    device = _device(options.device)
+    from lightning_n2uq.cli.devices import device_of
+
+    device = device_of(options.device)
     module = trained.module.to(device)
     answers: list[Answer] = [""] * len(images)
     for indices, pixels, broken in _batches(images, options):
@@ -96,20 +96,6 @@ def _predict(trained: Trained, images: LooseImages, options: argparse.Namespace)
         for index, answer in zip(indices, _named(prediction, trained.classes), strict=True):
             answers[index] = answer
     return answers
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(
-            f"device: got {name!r}, allowed are cpu and cuda where there is one ({reason})"
-        ) from error
-    return device
 
 
 def _batches(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Any
 
-import yaml
+from lightning_n2uq.cli.configs import read_config
 
 _SECTIONS = {"trainer": (dict,), "model": (dict, str), "data": (dict, str)}
 _LISTS = ("callbacks", "logger", "plugins")
@@ -23,9 +22,7 @@ def check_layers(paths: list[str]) -> None:
     """
     owners: dict[str, str] = {}
     for path in paths:
-        if "://" in path:
-            continue
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        config = read_config(path)
         _check_shape(config, path)
         trainer = (config or {}).get("trainer") or {}
         for name in _LISTS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
@@ -12,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from lightning_n2uq.cli.arguments import keys_and_values
+from lightning_n2uq.cli.configs import read_config
 
 _SECTIONS = ("model", "data")
 _CALLBACKS = "trainer.callbacks"
@@ -40,13 +40,20 @@ def check_importable(paths: Sequence[str], arguments: Sequence[str]) -> None:
     Raises:
         ValueError: A module is not there, fails as it is imported, or lacks the class; one line.
     """
-    named = dict(_in_arguments(arguments))
-    callbacks = _callbacks_in_arguments(arguments)
+    named: dict[str, str] = {}
+    callbacks: list[str] = []
     for path in paths:
-        if "://" not in path:
-            config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-            named = {**dict(_in_config(config)), **named}
-            callbacks += _callbacks_in_config(config)
+        config = read_config(path)
+        named |= dict(_in_config(config))
+        callbacks += _callbacks_in_config(config)
+    for key, value in keys_and_values(list(arguments)):
+        section = key.removesuffix(".class_path")
+        if value.startswith(("{", "[")):  # classes in JSON are the parser's
+            continue
+        if section in _SECTIONS:
+            named[section] = value
+        elif section == _CALLBACKS:
+            callbacks.append(value)
     for key, name in (*named.items(), *((_CALLBACKS, name) for name in callbacks)):
         if "." in name:
             _check(key, name)
@@ -123,29 +130,6 @@ def _callbacks_in_config(config: Any) -> list[str]:  # noqa: ANN401
     listed = entries if isinstance(entries, list) else [entries]
     paths = [entry.get("class_path") if isinstance(entry, dict) else entry for entry in listed]
     return [path for path in paths if isinstance(path, str)]
-
-
-def _callbacks_in_arguments(arguments: Sequence[str]) -> list[str]:
-    """Returns what `--trainer.callbacks NAME` and `--trainer.callbacks+=NAME` name."""
-    found = []
-    for place, text in enumerate(arguments):
-        flag, equals, value = text.partition("=")
-        if flag.removesuffix("+") == f"--{_CALLBACKS}":
-            found.append(value if equals else next(iter(arguments[place + 1 :]), ""))
-    return [name for name in found if not name.startswith(("{", "["))]
-
-
-def _in_arguments(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for key in _SECTIONS:
-        parser.add_argument(f"--{key}", f"--{key}.class_path", dest=key)
-    try:
-        found, _ = parser.parse_known_args(list(arguments))
-    except argparse.ArgumentError:  # a flag without its value, which the parser proper reports
-        return
-    for key, value in vars(found).items():
-        if isinstance(value, str) and "{" not in value:
-            yield key, value
 
 
 def _installed(filename: str) -> bool:

@@ -9,17 +9,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_n2uq.cli import sources
-from lightning_n2uq.cli.arguments import SPECIAL_CHECKPOINTS, resolve_arguments, with_saved_config
-from lightning_n2uq.cli.checkpoint_path import checkpoint_file
-from lightning_n2uq.cli.configs import check_arguments, check_config
+from lightning_n2uq.cli.arguments import SWITCHES, keys_and_values, resolve_arguments, with_saved_config
+from lightning_n2uq.cli.checkpoint_path import checkpoint_file, is_file_name
+from lightning_n2uq.cli.configs import check_arguments, check_config, read_config
 from lightning_n2uq.cli.errors import TOP_KEYS, names_and_hint
 
 _SECTIONS = ("model", "data")
 _OF_CLASS = ("class_path", "init_args", "dict_kwargs", "help")
-_SWITCHES = {"help", "print_config", "print_shtab"}
 _LIGHTNINGS = {
     "optimizer", "lr_scheduler", "ckpt_path", "weights_only", "verbose", "return_predictions", "dataloaders",
     "train_dataloaders", "val_dataloaders", "datamodule",
@@ -44,23 +41,22 @@ def check(command: str, arguments: list[str]) -> None:
     given: list[Given] = []
     for path in paths:
         check_config(path)
-        config = {} if "://" in path else yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        config = read_config(path)
         given += _in_config(config) if isinstance(config, dict) else []
-    given += _on_command_line(resolved)
-    classes = _named_classes(given)
-    for index, (key, value) in enumerate(given):
-        later = (other for other, _ in given[index + 1 :])
-        section = key.partition(".")[0]
-        if not any(other in (section, f"{section}.class_path") for other in later):
-            _check_key(key, value, classes)
+    given += keys_and_values(resolved)
+    unread = any("://" in path for path in paths)
+    classes = {} if unread else _named_classes(given)
+    for place, (key, value) in enumerate(given):
+        _check_key(key)
+        begin, cls = classes.get(key.partition(".")[0], (place, None))
+        if cls is not None and place > begin:  # an earlier class may have had the key
+            _check_argument(key, value, cls)
 
 
 def _check_checkpoint(command: str, arguments: list[str]) -> None:
-    given = dict(_on_command_line(arguments))
+    given = dict(keys_and_values(arguments))
     path = given.get("ckpt_path")
-    if not isinstance(path, str) or path in (*SPECIAL_CHECKPOINTS, "null") or "://" in path:
-        return
-    if path.startswith("registry"):
+    if path is None or not is_file_name(path):
         return
     checkpoint_file(path, "ckpt_path")
     has_config = {"config", "c", "model"} & {key.partition(".")[0] for key in given}
@@ -71,64 +67,50 @@ def _check_checkpoint(command: str, arguments: list[str]) -> None:
         )
 
 
-def _on_command_line(arguments: list[str]) -> Iterator[Given]:
-    rest = list(arguments)
-    while rest:
-        flag, equals, value = rest.pop(0).partition("=")
-        if not flag.startswith("-") or not flag.strip("-"):
-            continue
-        key = flag.lstrip("-").removesuffix("+")
-        if not equals and key.partition(".")[0] not in _SWITCHES and rest and not rest[0].startswith("--"):
-            value = rest.pop(0)
-        yield key, value
-
-
 def _in_config(config: Mapping[str, Any]) -> Iterator[Given]:
     for name, section in config.items():
         key = str(name).removesuffix("+")
         yield key, section
         if isinstance(section, Mapping) and key in (*_SECTIONS, "trainer"):
-            inner = section.get("init_args") if key in _SECTIONS else section
-            yield from (
-                (f"{key}.{option}", value) for option, value in section.items() if option == "class_path"
-            )
-            if isinstance(inner, Mapping):
-                yield from (
-                    (f"{key}.{str(option).removesuffix('+')}", value) for option, value in inner.items()
-                )
+            inner = section if key == "trainer" else section.get("init_args")
+            if key in _SECTIONS and "class_path" in section:
+                yield f"{key}.class_path", section["class_path"]
+            for option, value in inner.items() if isinstance(inner, Mapping) else ():
+                yield f"{key}.{str(option).removesuffix('+')}", value
 
 
-def _named_classes(given: list[Given]) -> dict[str, sources.Class]:
-    """Returns the packaged classes of model and data, as far as they are known for certain."""
+def _named_classes(given: list[Given]) -> dict[str, tuple[int, sources.Class]]:
+    """Returns the packaged classes of model and data, as far as they are known for certain, and their places.
+
+    The last name counts. A mapping is no name: its `class_path` comes behind it, if it has one; what is
+    written as JSON names an unknown class.
+    """
     known, found = sources.our_classes(), {}
     for section in _SECTIONS:
-        names = [str(value) for key, value in given if key in (section, f"{section}.class_path")]
-        names = [name for name in names if not name.startswith(("{", "[")) and name != "None"]
-        last = names[-1] if names else ""
-        if last.startswith("lightning_n2uq."):
-            last = last.rpartition(".")[2]
-        if last in known and known[last].part == section and known[last].parameters is not None:
-            found[section] = known[last]
+        for place, (key, value) in enumerate(given):
+            if key not in (section, f"{section}.class_path") or not isinstance(value, str):
+                continue
+            found.pop(section, None)
+            cls = known.get(value.rpartition(".")[2] if value.startswith("lightning_n2uq.") else value)
+            if cls is not None and cls.part == section and cls.parameters is not None:
+                found[section] = (place, cls)
     return found
 
 
-def _check_key(key: str, value: object, classes: Mapping[str, sources.Class]) -> None:
-    first, *rest = key.removeprefix("-").split(".")
-    if first not in {*TOP_KEYS, *_LIGHTNINGS, *_SWITCHES, "c", "h"}:
+def _check_key(key: str) -> None:
+    first, *rest = key.split(".")
+    if first not in {*TOP_KEYS, *_LIGHTNINGS, *SWITCHES, "c", "h"}:
         raise ValueError(f"{key}: unknown key; {names_and_hint(list(TOP_KEYS), first)}")
-    if rest[:1] == ["init_args"]:
-        rest = rest[1:]
-    if not rest or rest[0] in _OF_CLASS:
-        return
-    if first == "trainer" and (trainer := sources.trainer()) and trainer.parameters:
+    if first == "trainer" and rest and (trainer := sources.trainer()) and trainer.parameters:
         names = [parameter.name for parameter in trainer.parameters]
         if rest[0] not in names:
             raise ValueError(f"{key}: unknown key; {names_and_hint(names, rest[0])}")
-    if first in classes:
-        parameters = classes[first].parameters or ()
-        names = [parameter.name for parameter in parameters]
-        if rest[0] not in names:
-            raise ValueError(
-                f"{first}.{rest[0]}: got {value!r}, unknown key of {classes[first].name}; "
-                f"{names_and_hint(names, rest[0])}"
-            )
+
+
+def _check_argument(key: str, value: object, cls: sources.Class) -> None:
+    section, *rest = key.split(".")
+    rest = rest[1:] if rest[:1] == ["init_args"] else rest
+    names = [parameter.name for parameter in cls.parameters or ()]
+    if rest and rest[0] not in (*_OF_CLASS, *names):
+        hint = names_and_hint(names, rest[0])
+        raise ValueError(f"{section}.{rest[0]}: got {value!r}, unknown key of {cls.name}; {hint}")

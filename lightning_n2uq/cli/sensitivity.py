@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_n2uq.cli.arguments import with_saved_config, without_checkpoint
+from lightning_n2uq.cli.command_parser import command_parser
 from lightning_n2uq.cli.quiet import quiet_lightning
 from lightning_n2uq.cli.shorthands import long_names
 from lightning_n2uq.convert import Sensitivity, allocate_bits, sensitivity
@@ -28,13 +29,7 @@ Other options are those of n2uq fit.
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command's own options."""
-    p = argparse.ArgumentParser(
-        "n2uq sensitivity",
-        description=__doc__.partition("\n")[0],
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    p = command_parser("sensitivity", __doc__, EXAMPLES)
     p.add_argument(
         "--budget",
         help=f"NAME=VALUE, NAME one of {', '.join(COSTS)}, VALUE a number, uniform:4 (what 4 bits in all "

@@ -18,6 +18,7 @@ from lightning_n2uq.backbones.by_policy import full_policy
 from lightning_n2uq.callbacks import QuantizeModel
 from lightning_n2uq.cli.arguments import SPECIAL_CHECKPOINTS
 from lightning_n2uq.cli.building import Built, load_weights
+from lightning_n2uq.cli.devices import device_of
 from lightning_n2uq.convert.policy import Policy
 from lightning_n2uq.convert.widths import widths
 from lightning_n2uq.modules import QuantizedClassifier
@@ -49,7 +50,7 @@ class Subject:
         self.quantizing = next((c for c in built.callbacks if isinstance(c, QuantizeModel)), None)
         module.configure_model()
         self._load(module, built.config.get("ckpt_path"))
-        module.to(_device(options.device))
+        module.to(device_of(options.device))
         self.network: nn.Module = module
         self.example: Any = None
         self.forward: Callable[[Any], object] | None = None
@@ -134,13 +135,3 @@ def _with_methods(policy: Policy, options: argparse.Namespace) -> Policy:
     for name, size, bits in zip(names, ("weight_bits", "activation_bits"), smallest, strict=True):
         values[size] = 32 if values[name] == "float" else bits
     return Policy.from_mapping(values)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise ValueError(f"device: got {name!r}, allowed is one that torch has here ({reason})") from error
-    return device

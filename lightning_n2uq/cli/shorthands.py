@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import yaml
+from lightning_n2uq.cli.configs import read_config
 
 _NOTHING = ("null", "none", "None", "false", "False")
 _LOGGERS = ("TensorBoardLogger", "CSVLogger")  # which the parser wants a folder for
@@ -79,11 +78,10 @@ def _strategy(name: str) -> tuple[str, dict[str, Any]] | None:
 def _in_configs(paths: list[str]) -> str | None:
     name = None
     for path in paths:
-        if "://" not in path:
-            config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-            trainer = config.get("trainer") if isinstance(config, dict) else None
-            strategy = trainer.get("strategy") if isinstance(trainer, dict) else None
-            name = strategy if isinstance(strategy, str) else name
+        config = read_config(path)
+        trainer = config.get("trainer") if isinstance(config, dict) else None
+        strategy = trainer.get("strategy") if isinstance(trainer, dict) else None
+        name = strategy if isinstance(strategy, str) else name
     return name
 
 

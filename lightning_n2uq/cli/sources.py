@@ -62,7 +62,7 @@ def our_classes() -> dict[str, Class]:
             if folder is None:
                 continue
             folder = folder.joinpath(*inner)
-            public = _public(folder / "__init__.py")
+            public = public_names(folder / "__init__.py")
             for path in sorted(folder.glob("*.py")):
                 names = {c.name: c for c in _classes(path, part) if c.name in public}
                 found.update({name: c for name, c in names.items() if not name.endswith("Error")})
@@ -79,8 +79,8 @@ def trainer() -> Class | None:
     return next((c for c in _classes(path, "trainer") if c.name == "Trainer"), None)
 
 
-def _public(path: Path) -> set[str]:
-    """Returns `__all__`."""
+def public_names(path: Path) -> set[str]:
+    """Returns what `__all__` of a source file lists."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             return {str(name) for name in ast.literal_eval(node.value)}
@@ -101,9 +101,7 @@ def _parameters(arguments: ast.arguments) -> tuple[Parameter, ...] | None:
         return None
     plain = arguments.args[1:]
     missing = len(plain) - len(arguments.defaults)
-    defaults: list[ast.expr | None] = [*([None] * max(missing, 0)), *arguments.defaults[-len(plain) :]]
-    if not plain:
-        defaults = []
+    defaults: list[ast.expr | None] = [*([None] * missing), *arguments.defaults]
     pairs = [
         *zip(plain, defaults, strict=True),
         *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),

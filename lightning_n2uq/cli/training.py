@@ -25,6 +25,7 @@ from lightning_n2uq.cli.arguments import (
     resolve_arguments,
     with_saved_config,
 )
+from lightning_n2uq.cli.checkpoint_path import is_file_name
 from lightning_n2uq.cli.configs import check_arguments, check_config, run_name
 from lightning_n2uq.cli.errors import is_user_error
 from lightning_n2uq.cli.failures import impossible, meaning
@@ -128,12 +129,7 @@ class N2UQCLI(LightningCLI):
         path = self.config[self.command].get("ckpt_path")
         if path is None and self.command != "fit":
             rank_zero_warn(f"n2uq {self.command}: no --ckpt_path, so the weights are untrained")
-        if (
-            path is not None
-            and path not in SPECIAL_CHECKPOINTS
-            and "://" not in str(path)
-            and not str(path).startswith("registry")
-        ):
+        if is_file_name(path):
             resuming.check_file(str(path), self.command)
 
     def before_instantiate_classes(self) -> None:

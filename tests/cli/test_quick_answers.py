@@ -105,6 +105,23 @@ def test_keys_of_a_users_config_are_looked_at_too(tmp_path):
         check("fit", ["-c", str(path)])
 
 
+def test_of_several_configs_each_is_looked_at(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("trainer: {max_epochs: 1}\nmodel: {init_args: {lr: 0.1}}\n")
+    for text, message in (
+        ("trainer: {max_epoch: 2}", r"trainer\.max_epoch: unknown key; did you mean 'max_epochs'"),
+        ("model: {init_args: {lrr: 1}}", r"model\.lrr: got 1, unknown key of QuantizedClassifier"),
+        ("data: ImageFolderDataModule", r"data\.shift: got '2', unknown key of ImageFolderDataModule"),
+    ):
+        second.write_text(text)
+        for order in ([first, second], [second, first]):
+            more = [word for path in order for word in ("--config", str(path))]
+            with pytest.raises(ValueError, match=message):
+                check("fit", [*DIGITS, *more, "--data.init_args.shift", "2"])
+    second.write_text("data: {class_path: ImageFolderDataModule, init_args: {root: photos}}")
+    check("fit", [*DIGITS, "--config", str(second), "--data.init_args.val_fraction", "0.2"])
+
+
 def test_what_is_not_known_for_certain_is_left_to_the_parser(tmp_path):
     own = ["--model", "mine.Net", "--model.anything", "1", "--data", "mine.Data", "--data.x", "2"]
     for words in (
@@ -113,8 +130,14 @@ def test_what_is_not_known_for_certain_is_left_to_the_parser(tmp_path):
         ["--trainer.devices", "-1", "--print_config"],
     ):
         check("fit", words)
-    replaced = [*DIGITS, "--model", "mine.Net", "--model.lrr", "1"]
-    check("fit", replaced)
+    for replaced in (
+        ["--model", "mine.Net", "--model.lrr", "1"],
+        ["--model", '{"class_path": "mine.Net"}', "--model.lrr", "1"],
+        ["--data.shfit", "1", "--data", "ImageFolderDataModule", "--data.root", "photos"],
+        ["--config", "https://example.org/model.yaml", "--model.lrr", "1"],
+        ["--model.init_args", '{"lr": 1}', "--data.dict_kwargs", "{}", "--trainer.callbacks.every_n", "1"],
+    ):
+        check("fit", [*DIGITS, *replaced])
     (tmp_path / "list.yaml").write_text("- 1\n")
     check("fit", ["--config", str(tmp_path / "list.yaml")])
 
