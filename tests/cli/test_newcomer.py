@@ -4,13 +4,13 @@ import contextlib
 import io
 import os
 import runpy
-import subprocess
 import sys
 import venv
 from pathlib import Path
 
 import pytest
 
+import apart
 import newcomer
 from lightning_n2uq.cli import main
 
@@ -55,20 +55,13 @@ def test_the_same_from_a_wheel_in_a_clean_environment(tmp_path):
     venv.create(clean, with_pip=True)
     python = str(clean / "bin" / "python")
     build = [python, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path / "dist"), str(ROOT)]
-    subprocess.run(build, check=True, timeout=900)
+    apart.run(build, tmp_path)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     install = [python, "-m", "pip", "install", "--quiet", f"{wheel}[report,export,figures]"]
-    subprocess.run(install, check=True, timeout=3000)
+    apart.run(install, tmp_path, timeout=3000)
     folder = tmp_path / "newcomer"
     folder.mkdir()
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "N2UQ", "LIGHTNING"))}
     environment["PATH"] = f"{clean / 'bin'}{os.pathsep}{environment['PATH']}"
 
-    def apart(words):
-        done = subprocess.run(
-            words, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
-
-    newcomer.follow(folder, apart)
+    newcomer.follow(folder, lambda words: apart.run(words, folder, environment))

@@ -68,7 +68,9 @@ def _check(words: list[str], printed: str, folder: Path, files: list[str]) -> No
         assert float(accuracy[1]) > 0.8, printed
     elif words[1] == "report":
         (page,) = folder.rglob("report.html")
-        assert "apple" in page.read_text(encoding="utf-8")
+        text = page.read_text(encoding="utf-8")
+        rows = re.findall(r'<tr><th scope="row">(\w+)</th><td>[\d.]+% of \d+</td></tr>', text)
+        assert rows == list(KINDS)  # the accuracy of each class
     elif words[1] == "export":
         assert "parity: all engines agree" in printed, printed
         assert "output logits: apple, leaf, sky" in printed, printed
