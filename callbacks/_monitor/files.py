@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from lightning_n2uq.report.layer_record import LayerRecord
 from lightning_n2uq.report.run_data import CONFUSION, SNAPSHOTS
 from lightning_n2uq.utils.atomic import replacing
-from lightning_n2uq.utils.class_names import KEY
+from lightning_n2uq.utils.class_names import KEY, trainers_class_names
 
 
 def run_folder(trainer: Trainer, dirpath: str | None) -> Path:
@@ -61,8 +61,7 @@ def write_confusion(trainer: Trainer, pl_module: LightningModule, stage: str, fo
         return
     path = folder / CONFUSION
     known = json.loads(path.read_text(encoding="ascii")) if path.is_file() else {}
-    names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
-    if names is not None:
-        known[KEY] = list(names)
+    if (names := trainers_class_names(trainer)) is not None:
+        known[KEY] = names
     with replacing(path) as partial:
         partial.write_text(json.dumps({**known, stage: matrix}, separators=(",", ":")), encoding="ascii")

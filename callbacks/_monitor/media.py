@@ -14,7 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_n2uq.callbacks._common.log_sink import last_step
 from lightning_n2uq.report.layer_record import LayerRecord
-from lightning_n2uq.utils.class_names import KEY
+from lightning_n2uq.utils.class_names import KEY, trainers_class_names
 from lightning_n2uq.utils.version import UNKNOWN, __version__, git_revision
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def define_run(trainer: Trainer) -> None:
             run.define_metric(family, step_metric=STEP)
         for name, best in _BEST.items():
             run.define_metric(name, step_metric=STEP, summary=best)
-        names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
-        known = {"code": code_version()} if names is None else {"code": code_version(), KEY: list(names)}
+        names = trainers_class_names(trainer)
+        known = {"code": code_version()} if names is None else {"code": code_version(), KEY: names}
         run.config.update(known, allow_val_change=True)
 
 

@@ -44,9 +44,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         storage_options: Any | None = None,  # Lightning's signature
     ) -> None:
         """Writes the file; raises `CheckpointWriteError` and leaves what was there if that fails."""
-        if (
-            os.path.basename(path) == compat_lightning.CHILD_WEIGHTS
-        ):  # plain weights, for the process that waits
+        if os.path.basename(path) == compat_lightning.CHILD_WEIGHTS:
+            # Plain weights, for the process that waits.
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         identity.stamp(checkpoint)

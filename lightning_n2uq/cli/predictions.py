@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from lightning_n2uq.utils.atomic import replacing
+from lightning_n2uq.utils.class_names import trainers_class_names
 
 FILE_NAME = "predictions.csv"
 Row = tuple[int, int, list[float]]
@@ -81,7 +82,7 @@ class PredictionsFile(BasePredictionWriter):
 def _told_by_data(trainer: Trainer) -> dict[str, Callable[[int, int], str]]:
     """Returns further columns where the data knows them: the predicted class by name, the image's file."""
     columns: dict[str, Callable[[int, int], str]] = {}
-    names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+    names = trainers_class_names(trainer)
     name_of = getattr(getattr(trainer.predict_dataloaders, "dataset", None), "name", None)
     if names is not None:
         columns["class"] = lambda index, label: str(names[label])

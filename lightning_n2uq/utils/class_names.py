@@ -23,6 +23,12 @@ def saved_class_names(checkpoint: object) -> list[str] | None:
     return None
 
 
+def trainers_class_names(trainer: object) -> list[str] | None:
+    """Returns the class names that a trainer's data module knows, None without any."""
+    names = getattr(getattr(trainer, "datamodule", None), KEY, None)
+    return None if names is None else list(names)
+
+
 def check_class_names(saved: Sequence[str], used: Sequence[str], argument: str) -> None:
     """Refuses data whose classes are other ones, or in another order, than a checkpoint's.
 
