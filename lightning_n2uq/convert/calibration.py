@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_n2uq.convert.calibrated import RangedInput
+from lightning_n2uq.convert.ranged_input import RangedInput
 from lightning_n2uq.layers.quant import effective_weight
 from lightning_n2uq.quantizers import Quantizer
 from lightning_n2uq.quantizers.base import DataInitializedQuantizer

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_n2uq.convert.calibrated import RangedInput
 from lightning_n2uq.convert.calibration import quantizers_off, set_weight_quantizers
+from lightning_n2uq.convert.ranged_input import RangedInput
 from lightning_n2uq.quantizers.base import mean_over_processes
 from lightning_n2uq.utils.compat import uncompiled_call
 

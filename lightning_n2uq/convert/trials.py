@@ -16,7 +16,6 @@ from lightning_n2uq.convert.candidates import candidates
 from lightning_n2uq.convert.fitted import quantizers_for
 from lightning_n2uq.convert.policy import Layer, Policy
 from lightning_n2uq.convert.quantize import swap
-from lightning_n2uq.convert.ranges import best_range
 from lightning_n2uq.convert.replace import ALREADY, obstacle, quantized
 from lightning_n2uq.convert.widths import Width, at_width
 from lightning_n2uq.layers import QuantConv2d, QuantLinear, QuantSpec
@@ -89,7 +88,7 @@ class Trial:
             return
         with self._swapped(bits) as new, torch.no_grad():
             for quantizer, values in zip(_input_quantizers(new), self.inputs, strict=False):
-                quantizer.set_range(*best_range(values, quantizer.num_levels))
+                quantizer.set_range(*quantizer.range_of(values))
             set_weight_quantizers(new)
             for module in new.modules():
                 fit_step(module)

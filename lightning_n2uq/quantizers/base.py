@@ -269,8 +269,8 @@ def _has_spread(x: Tensor) -> bool:
 
 
 def one_value_at_least(x: Tensor) -> Tensor:
-    """Returns `x`, or a single zero where `x` is empty, as a rank's share of a small batch may be."""
-    return x if x.numel() else x.new_zeros(1)
+    """Returns `x`, or few zeros where `x` is empty, as a rank's share of a small batch may be."""
+    return x if x.numel() else x.new_zeros([max(size, 1) for size in x.shape])
 
 
 def _sum_over_processes(x: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def test_monitor_regularizer_and_annealing_see_every_operand(tmp_path):
 
     class Noting(Attentive):
         def on_before_optimizer_step(self, optimizer):
-            ramps.append([operand.inner.ramp for operand in self.net.products.children()])
+            ramps.append([operand.method.ramp for operand in self.net.products.children()])
 
     annealing = ThresholdAnnealing(0.0, 0.9)
     fit(tmp_path, module := Noting(), [QuantizeModel(POLICY), annealing, monitor, entropy], max_epochs=1)
@@ -68,7 +68,7 @@ def test_monitor_regularizer_and_annealing_see_every_operand(tmp_path):
         assert sum(usage > 0 for usage in record.activation.usage) >= 2, record.name
         assert (record.weight is None) == ("products" in record.name)
     assert ramps[0] == [1.0] * 4
-    assert all(isinstance(x.inner, LearnableThresholdQuantizer) for x in module.net.products.children())
+    assert all(isinstance(x.method, LearnableThresholdQuantizer) for x in module.net.products.children())
 
 
 def test_a_checkpoint_loads_and_a_run_resumes_with_the_same_products(tmp_path):

@@ -16,10 +16,9 @@ from lightning_n2uq.convert import Policy, calibrate, quantize_model
 from lightning_n2uq.convert.attention_hosts import hosts
 from lightning_n2uq.convert.attention_products import AttentionProducts
 from lightning_n2uq.convert.first_batches import FirstBatches
-from lightning_n2uq.convert.head_input import HeadInput
 from lightning_n2uq.convert.products_spec import ProductsSpec
 from lightning_n2uq.convert.record import Record, quantize, record_of, restore
-from lightning_n2uq.quantizers import LSQ, activation_quantizer, quantizer_parameters
+from lightning_n2uq.quantizers import quantizer_parameters
 
 FLOATS = {
     "weight_quantizer": "float",
@@ -163,51 +162,6 @@ def test_one_query_of_heads_that_share_keys_is_quantized_by_each_head_s_range():
     assert model(input_ids=torch.tensor([[3], [5]])).last_hidden_state.isfinite().all()
 
 
-def test_each_head_has_its_own_range():
-    torch.manual_seed(0)
-    x = torch.randn(8, 3, 10, 16) * torch.tensor([0.1, 1.0, 30.0]).view(3, 1, 1) + torch.tensor(
-        [0.0, 0.5, -30.0]
-    ).view(3, 1, 1)
-    quantizer = HeadInput(activation_quantizer("n2uq", 4), 3)
-    y = quantizer(x).detach()
-    assert quantizer.fitted
-    noise = ((y - x).square().mean((0, 2, 3)) / x.var((0, 2, 3))).sqrt()
-    assert float(noise.max()) < 0.2
-    assert quantizer.codes(x).amin((0, 2, 3)).tolist() == [0, 0, 0]
-    assert quantizer.codes(x).amax((0, 2, 3)).tolist() == [15, 15, 15]
-    joint = HeadInput(activation_quantizer("n2uq", 4), 1)
-    assert float(((joint(x).detach() - x).square().mean((0, 2, 3)) / x.var((0, 2, 3))).sqrt()[0]) > 0.5
-
-
-@pytest.mark.parametrize("shape", [(2, 4, 5, 8), (5, 8), (2, 3, 5, 8)])
-def test_operands_of_another_number_of_heads_are_refused_in_one_line(shape):
-    quantizer = HeadInput(activation_quantizer("lsq", 4), 3)
-    if shape == (2, 3, 5, 8):
-        assert quantizer(torch.randn(shape)).shape == shape
-        return
-    with pytest.raises(ValueError, match=r"got an operand .*, allowed are \[..., 3, L, E\]"):
-        quantizer(torch.randn(shape))
-
-
-def test_gradients_of_scale_and_offset_are_lsq_s_and_lsq_plus_s():
-    torch.manual_seed(0)
-    quantizer = HeadInput(LSQ(3), 2)
-    x = torch.randn(4, 2, 3, 5)
-    quantizer(x)
-    x = 1.1 * torch.randn_like(x)  # no value at an end of the range
-    weight = torch.randn_like(x)
-    (quantizer(x) * weight).sum().backward()
-    u = quantizer.normalized(x).detach()
-    step, high = float(quantizer.inner.step.detach()), 7
-    inside = ((u / step >= 0) & (u / step <= high)).float()
-    levels = (u / step).clamp(0, high).round() * step
-    per_head = ((levels - inside * u) * weight).sum((0, 2, 3))
-    torch.testing.assert_close(quantizer.scale.grad, per_head, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(
-        quantizer.offset.grad, ((1 - inside) * weight).sum((0, 2, 3)), rtol=1e-4, atol=1e-5
-    )
-
-
 def test_what_is_masked_stays_zero_and_probabilities_have_no_offset():
     torch.manual_seed(0)
     products = AttentionProducts(2, 2, ProductsSpec(2, "n2uq"))
@@ -218,7 +172,7 @@ def test_what_is_masked_stays_zero_and_probabilities_have_no_offset():
     assert products.probabilities.offset is None
     assert not probabilities[..., ~mask].any()
     signed = AttentionProducts(2, 2, ProductsSpec(2, "lsq_signed"))
-    assert (signed.query.inner.low, signed.probabilities.inner.low) == (-2, 0)
+    assert (signed.query.method.low, signed.probabilities.method.low) == (-2, 0)
     assert signed.query.offset is None
 
 

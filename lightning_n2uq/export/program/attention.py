@@ -27,7 +27,7 @@ class DeployedOperand(nn.Module):
         super().__init__()
         if not bool(operand.initialized):
             raise ValueError(f"{name}: its range was never fitted; calibrate or train the network first")
-        self.quantizer = DeployedQuantizer(staircase(operand.inner, name), f"{name}.levels")
+        self.quantizer = DeployedQuantizer(staircase(operand.method, name), f"{name}.levels")
         self.operand = operand
 
     @property
@@ -37,7 +37,7 @@ class DeployedOperand(nn.Module):
 
     def codes(self, x: Tensor) -> Tensor:
         """Returns the codes of `x` `[..., H, L, E]`, uint8."""
-        return self.quantizer.codes(self.operand.normalized(x))
+        return self.quantizer.codes(self.operand.method_input(x))
 
     def step_and_offset(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns the distance of two levels and the value of code 0 for each head of `x`; None for 0."""
@@ -49,7 +49,7 @@ class DeployedOperand(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Quantizes `x`; same shape and dtype."""
         scale, offset = self.operand.constants(x)
-        y = self.quantizer(self.operand.normalized(x)) * scale
+        y = self.quantizer(self.operand.method_input(x)) * scale
         return (y if offset is None else y + offset).to(x.dtype)
 
 
