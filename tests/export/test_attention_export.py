@@ -46,6 +46,15 @@ class Whole(nn.Module):
         return self.head(x + self.attention(x, x, x, need_weights=False)[0])
 
 
+class Told(Whole):
+    """Torch's attention layer, whose weights go on."""
+
+    def forward(self, x):
+        x = self.stem(x)
+        out, weights = self.attention(x, x, x, average_attn_weights=False)
+        return self.head(x + out).sum(-1), weights
+
+
 def converted(kind, method):
     torch.manual_seed(0)
     model = nn.Sequential(kind())
@@ -76,6 +85,16 @@ def test_products_are_sums_of_integers_and_differences_are_explained(kind, metho
     (found,) = session.run(None, {session.get_inputs()[0].name: more.numpy()})
     with torch.no_grad():
         np.testing.assert_allclose(found, program.deployed.model(more).numpy(), atol=2e-4)
+
+
+@pytest.mark.parametrize("method", ["n2uq", "lsq_plus"])
+def test_weights_of_attention_are_exported_quantized(method):
+    model, x = converted(Told, method)
+    deployed = deploy(model).model
+    with torch.no_grad():
+        (_, wanted), (_, found) = model(x), deployed(x)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert all(len(head.unique()) <= 8 for head in found.transpose(0, 1))
 
 
 def test_uneven_levels_stay_floats_with_the_reason():

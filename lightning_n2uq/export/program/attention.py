@@ -79,28 +79,31 @@ class DeployedProducts(AttentionProducts):
         """Returns the product of queries and keys."""
         if not self.uniform:
             return super().scores(query, key, times)
-        return self._product("query", query, "key", key, times, transposed=True)
+        return self._product("query", query, "key", key, times, transposed=True)[0]
 
     def output(
         self, probabilities: Tensor, value: Tensor, dropout_p: float, times: int
     ) -> tuple[Tensor, Tensor]:
-        """Returns the product of probabilities and values, and the probabilities as they were before."""
+        """Returns the product of probabilities and values, and the quantized probabilities."""
         if not self.uniform:
             return super().output(probabilities, value, dropout_p, times)
-        return self._product(
-            "probabilities", probabilities, "value", value, times, transposed=False
-        ), probabilities
+        return self._product("probabilities", probabilities, "value", value, times)
 
-    def _product(self, left: str, x: Tensor, right: str, y: Tensor, times: int, transposed: bool) -> Tensor:
-        """Returns `(a c + b) (d e + f)`: integer sums of codes `c e`, and of each side for the offsets."""
+    def _product(
+        self, left: str, x: Tensor, right: str, y: Tensor, times: int, transposed: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Returns `(a c + b) (d e + f)` and its left side, of codes `c` and `e`.
+
+        The product is the integer sums of `c e`, and with the offsets the sums of either side.
+        """
         on_x, on_y = self.get_submodule(left), self.get_submodule(right)
         assert isinstance(on_x, DeployedOperand)
         assert isinstance(on_y, DeployedOperand)
         a, b = on_x.step_and_offset(x)
-        d, f = (None if part is None else _repeated(part, times) for part in on_y.step_and_offset(y))
+        d, f = on_y.step_and_offset(y)
+        d, f = _repeated(d, times), None if f is None else _repeated(f, times)
         codes, others = on_x.codes(x), repeated(on_y.codes(y), times)
         others = others.transpose(-1, -2) if transposed else others
-        assert d is not None
         total = operators.integer_matmul(codes, others).to(torch.float32) * (a * d)
         if f is not None:
             total = total + codes.to(torch.float32).sum(-1, keepdim=True) * (a * f)
@@ -108,7 +111,8 @@ class DeployedProducts(AttentionProducts):
             total = total + others.to(torch.float32).sum(-2, keepdim=True) * (b * d)
         if b is not None and f is not None:
             total = total + x.shape[-1] * (b * f)
-        return total.to(x.dtype)
+        levels = codes.to(torch.float32) * a
+        return total.to(x.dtype), (levels if b is None else levels + b).to(x.dtype)
 
 
 def _repeated(values: Tensor, times: int) -> Tensor:
