@@ -31,6 +31,7 @@ from lightning_n2uq.quantizers import (
     TernaryWeight,
     UniformGrid,
 )
+from lightning_n2uq.quantizers.looks import looking
 
 FLOAT_BITS = 32
 _PER_CHANNEL = (EntropyPreservingWeightQuantizer, StatsQ, TernaryWeight, BinaryWeight)
@@ -251,8 +252,8 @@ def _method(quantizer: nn.Module | None) -> tuple[str, int]:
 
 @contextmanager
 def _counting(model: nn.Module, costs: dict[nn.Module, LayerCost]) -> Iterator[None]:
-    """Sets evaluation mode, with a hook on every layer that adds its multiplications to its cost."""
-    with evaluating(model), ExitStack() as stack:
+    """Makes forward passes looks in evaluation mode, whose multiplications are added to the layers' costs."""
+    with evaluating(model), looking(), ExitStack() as stack:
         for module, cost in costs.items():
             stack.callback(module.register_forward_hook(_counter(cost)).remove)
         yield

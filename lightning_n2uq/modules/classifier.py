@@ -242,7 +242,7 @@ class QuantizedClassifier(ShardedByStrategy, ModuleWithExampleInput):
             self._report_evaluation()
             if logits is not None:
                 return logits
-        elif self._first_look.is_look(self.backbone, images, self.example_input_array):
+        if self._first_look.is_look(self.backbone, images, self.example_input_array):
             with looking():
                 return cast(Tensor, self.backbone(in_format(images, self.hparams["memory_format"])))
         return cast(Tensor, self.backbone(in_format(images, self.hparams["memory_format"])))

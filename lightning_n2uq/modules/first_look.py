@@ -1,4 +1,4 @@
-"""Tells looks at a classifier from training: both are forward passes in training mode."""
+"""Tells looks at a classifier from training and evaluation, which are forward passes too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_n2uq.quantizers.looks import is_traced
 
 
 class FirstLook:
-    """Asked in every forward pass in training mode; costs nothing once all quantizers are fitted."""
+    """Asked in every forward pass of plain modules; costs nothing once all quantizers are fitted."""
 
     def __init__(self) -> None:
         self._all_fitted = False

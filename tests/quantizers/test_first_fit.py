@@ -105,15 +105,31 @@ def test_looks_at_a_classifier_leave_it_as_it_was(method: str, backbone: str) ->
     for value in model.parameters():
         if value.ndim == 1:
             nn.init.uniform_(value, 0.1, 0.5)  # biases give constant images a spread further in
-    model.train()
-    model(model.example_input_array)
-    model(model.example_input_array.clone())
-    model(torch.full((3, 3, 8, 8), 0.4))
+    for mode in (True, False):
+        model.train(mode)
+        model(model.example_input_array)
+        model(model.example_input_array.clone())
+        model(torch.full((3, 3, 8, 8), 0.4))
     summarize(model, (3, 8, 8))
     model.train()
     assert not any(fitted(model))
     model(torch.randn(4, 3, 8, 8))
     assert all(fitted(model))
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("mode", [True, False])
+def test_looks_at_a_classifier_search_no_range_in_either_mode(mode: bool, monkeypatch) -> None:
+    searched: list[torch.Tensor] = []
+    original = CalibratedInput.range_of
+    monkeypatch.setattr(CalibratedInput, "range_of", lambda self, x: searched.append(x) or original(self, x))
+    model = QuantizedClassifier("torchvision/resnet18", image_size=8, num_classes=4).train(mode)
+    model(model.example_input_array)
+    model(model.example_input_array.clone())
+    summarize(model, (3, 8, 8))
+    assert not searched
+    model.train(mode)(torch.randn(4, 3, 8, 8))
+    assert searched
 
 
 @pytest.mark.integration
