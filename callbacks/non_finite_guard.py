@@ -183,7 +183,8 @@ class NonFiniteGuard(Callback):
         if "loss" in found:
             # Replicas' parameters are equal, so that either all ranks repeat the forward pass or none.
             state = checks.broken_names(checks.parameters(pl_module))
-            layer = None if state else first_broken_output(trainer, pl_module, self._batch)
+            alone = not checks.is_sharded(pl_module)  # else a forward pass needs all ranks
+            layer = first_broken_output(trainer, pl_module, self._batch) if alone and not state else None
             if state:
                 details["loss"] = f"so are {state}"
             elif layer:
@@ -260,14 +261,20 @@ class NonFiniteGuard(Callback):
             flag = checks.broken_flag(list(tensors.values()))
             if self._certain(trainer, flag) if together else bool(flag):
                 found["parameter"] = checks.broken_names(tensors)
-        if self._wants("floor") and (names := checks.collapsed_widths(pl_module)):
-            found["floor"] = checks.some_names(names)
-        if self._wants("scale") and (names := checks.collapsed_scales(pl_module)):
-            found["scale"] = checks.some_names(names)
-        if self._wants("weight") and (names := checks.degenerate_weights(pl_module)):
-            found["weight"] = checks.some_names(names)
+        if together or not checks.is_sharded(pl_module):
+            found |= self._collapsed(pl_module)
         if found:
             self._act(trainer, list(found), found)
+
+    def _collapsed(self, pl_module: LightningModule) -> dict[str, str]:
+        """Returns what has lost its range, by kind: of a sharded network the same on all ranks."""
+        names = {
+            "floor": checks.collapsed_widths,
+            "scale": checks.collapsed_scales,
+            "weight": checks.degenerate_weights,
+        }
+        found = {kind: look(pl_module) for kind, look in names.items() if self._wants(kind)}
+        return {kind: checks.some_names(places) for kind, places in found.items() if places}
 
     def _act(self, trainer: Trainer, found: list[str], details: dict[str, str]) -> None:
         """Counts, then stops or warns."""

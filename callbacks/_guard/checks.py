@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
@@ -97,13 +98,19 @@ def broken_names(tensors: dict[str, Tensor]) -> str:
     return some_names([name for name, value in tensors.items() if not bool(torch.isfinite(value).all())])
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Returns whether FSDP2 has sharded the module: what follows is then a collective call."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
 def collapsed_widths(module: nn.Module) -> list[str]:
     """Returns quantizers with widths at the floor, where no gradient moves them; waits for the device."""
     found = []
     for name, quantizer in module.named_modules():
         widths = getattr(quantizer, "widths", None)
         if isinstance(quantizer, Quantizer) and isinstance(widths, Tensor):
-            count = int((widths.detach() <= WIDTH_FLOOR).sum())
+            whole = widths.full_tensor() if isinstance(widths, DTensor) else widths
+            count = int((whole.detach() <= WIDTH_FLOOR).sum())
             if count:
                 found.append(f"{name}.widths ({count} of {widths.numel()})")
     return found
@@ -115,7 +122,7 @@ def collapsed_scales(module: nn.Module) -> list[str]:
     Waits for the device once.
     """
     scales = [
-        (f"{name}.{own}", value.detach().min().float(), STEP_FLOOR if own in part.positive else 0.0)
+        (f"{name}.{own}", value.detach(), STEP_FLOOR if own in part.positive else 0.0)
         for name, part in module.named_modules()
         if isinstance(part, Quantizer)
         for own, value in part.named_parameters(recurse=False)
@@ -123,7 +130,7 @@ def collapsed_scales(module: nn.Module) -> list[str]:
     ]
     if not scales:
         return []
-    values = torch.stack([value for _, value, _ in scales]).tolist()
+    values, _ = _ends([value for _, value, _ in scales])
     found = zip(scales, values, strict=True)
     return [f"{name} ({value:.3g})" for (name, _, floor), value in found if value <= floor]
 
@@ -133,13 +140,26 @@ def degenerate_weights(module: nn.Module) -> list[str]:
     named = [(n, p.detach()) for n, p in module.named_parameters() if p.ndim > 1 and p.numel() > 1]
     if not named:
         return []
-    lows, highs = zip(*(torch.aminmax(weight) for _, weight in named), strict=True)
-    ends = torch.stack([torch.stack(lows).float(), torch.stack(highs).float()]).tolist()
+    ends = _ends([weight for _, weight in named])
     return [
         f"{name} (all {'zero' if low == 0 else 'equal'})"
         for (name, _), low, high in zip(named, *ends, strict=True)
         if low == high
     ]
+
+
+def _ends(tensors: Sequence[Tensor]) -> tuple[list[float], list[float]]:
+    """Returns smallest and largest values, of sharded tensors over all ranks; one collective, one wait."""
+    lows, highs = [], []
+    for own in map(own_part, tensors):
+        empty = own.new_full((1,), float("inf"))
+        low, high = torch.aminmax(own) if own.numel() else (empty[0], -empty[0])
+        lows.append(low.float())
+        highs.append(high.float())
+    ends = torch.stack([-torch.stack(lows), torch.stack(highs)])
+    if any(isinstance(tensor, DTensor) for tensor in tensors):
+        dist.all_reduce(ends, dist.ReduceOp.MAX)
+    return (-ends[0]).tolist(), ends[1].tolist()
 
 
 def some_names(names: Sequence[str]) -> str:

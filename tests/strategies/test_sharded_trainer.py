@@ -44,6 +44,18 @@ def test_parameters_in_bf16_keep_an_optimizer_in_fp32(ranks):
         assert (values - exact).norm() / exact.norm() < 0.1
 
 
+@pytest.mark.parametrize("quantizer", ["n2uq", "lsq"])
+def test_the_guard_judges_shards_as_the_whole_network(ranks, quantizer):
+    """It went along in training; here a weight and a scale have lost their range."""
+    for found in ranks:
+        weight, scale = found["classifier"][quantizer]["broken"]
+        sharded, whole = found["classifier"][quantizer]["guard"]
+        assert sharded == whole
+        _, scales, weights = sharded
+        assert [name.partition(" (")[0] for name in scales] == [scale]
+        assert weights == [f"{weight} (all zero)"]
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_a_resumed_run_is_the_uninterrupted_one(ranks, kind):
     for found in ranks:

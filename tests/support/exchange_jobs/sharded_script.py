@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # of a script it is the fold
 
 from exchange_jobs import trainer_script
 from exchange_jobs.trainer_script import Readings, data, save
-from lightning_n2uq.callbacks import CommunicationMonitor, QuantizeModel
+from lightning_n2uq.callbacks import CommunicationMonitor, NonFiniteGuard, QuantizeModel
+from lightning_n2uq.callbacks._guard import checks
 from lightning_n2uq.datamodules import SyntheticDataModule
 from lightning_n2uq.modules import QuantizedClassifier
 from lightning_n2uq.strategies import NUQSGDStrategy, ShardedNUQSGDStrategy
@@ -130,8 +131,12 @@ def classifier(folder):
         model = QuantizedClassifier(
             backbone_args={"width": 8}, weight_quantizer=quantizer, activation_quantizer=quantizer, **IMAGES
         )
-        run = trainer(ShardedNUQSGDStrategy(param_bits=8), limit_val_batches=2, limit_train_batches=3)
+        run = trainer(
+            ShardedNUQSGDStrategy(param_bits=8), limit_val_batches=2, limit_train_batches=3,
+            callbacks=[NonFiniteGuard(every_n_steps=1)],
+        )  # fmt: skip
         run.fit(model, SyntheticDataModule(batch_size=8, **IMAGES))
+        broken = collapse(model)
         path = str(Path(folder, f"{quantizer}.ckpt"))
         run.save_checkpoint(path)
         run.strategy.barrier()
@@ -142,8 +147,24 @@ def classifier(folder):
             "same": all(torch.equal(p, local[name]) for name, p in again.named_parameters()),
             "steps": torch.tensor([float(p.sum()) for n, p in local.items() if n.endswith("step")]),
             "parts": sum(type(part).__name__.startswith("FSDP") for part in model.modules()),
+            "broken": broken,
+            "guard": [[look(one) for look in LOOKS] for one in (model, again)],
         }
     return found
+
+
+LOOKS = (checks.collapsed_widths, checks.collapsed_scales, checks.degenerate_weights)
+
+
+@torch.no_grad()
+def collapse(model):
+    """Loses the range of a weight and of a scale; returns their names."""
+    named = dict(model.named_parameters())
+    weight = next(name for name, p in named.items() if p.dim() == 4)
+    scale = next(name for name in named if name.rpartition(".")[2] in ("scale_in", "step"))
+    for name in (weight, scale):
+        named[name].to_local().zero_()
+    return weight, scale
 
 
 def quantized():
