@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.optim import Optimizer
 
+from lightning_n2uq.callbacks._common import log_sink
 from lightning_n2uq.distributed import ExchangeConfig
 from lightning_n2uq.distributed.collectives import time_all_reduce
 from lightning_n2uq.distributed.stats import ExchangeStats, StepStats
@@ -112,10 +113,15 @@ class CommunicationMonitor(pl.Callback):
         """Logs the step's figures, if gradients were synchronised in this batch."""
         self._recorder.end_batch(trainer.global_step)
         last = self._collect(trainer)
-        found = {} if last is None else figures(last)
         if last is not None or (_stats(trainer) is None and self._is_due(trainer)):
-            self._figures = {**found, **self._recorder.metrics()}
-            pl_module.log_dict(self._figures, on_step=True, on_epoch=False, rank_zero_only=True)
+            self._note(trainer, last)
+            metrics = self._figures
+            pl_module.log_dict(metrics, on_step=True, on_epoch=False, logger=False, rank_zero_only=True)
+
+    def _note(self, trainer: pl.Trainer, last: StepStats | None) -> None:
+        """Sends the figures to the loggers, whatever the trainer's `log_every_n_steps`."""
+        self._figures |= {**({} if last is None else figures(last)), **self._recorder.metrics()}
+        log_sink.log_metrics(trainer, self._figures)
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         """Returns whether a step without counters is to be logged, once each."""
@@ -139,8 +145,10 @@ class CommunicationMonitor(pl.Callback):
             setattr(self._total, name, getattr(self._total, name) + getattr(step, name))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Times one fp32 all-reduce (all ranks take part) and print the line on rank 0."""
-        self._collect(trainer)  # a round that the end of training has ended
+        """Logs the last figures, times one fp32 all-reduce (of all ranks) and prints the line on rank 0."""
+        last = self._collect(trainer)  # a round that the end of training has ended
+        if last is not None or self._figures:
+            self._note(trainer, last)  # the time of a step is known by now
         if self._steps:
             ranks = max(2, trainer.world_size)
             # The all-reduce that sends as many bytes: of the gradient, with FSDP also of gathered parameters.
@@ -150,9 +158,9 @@ class CommunicationMonitor(pl.Callback):
             rank_zero_info(f"{self.summary}; `n2uq advise RUN` says what other methods would cost here")
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the totals, and the figures that were logged last, for `n2uq advise`."""
+        """Returns the totals, and the latest figures for `n2uq advise`."""
         totals = {"steps": self._steps, **{name: getattr(self._total, name) for name in _TOTALS}}
-        return totals | ({"figures": dict(self._figures)} if self._figures else {})
+        return totals | ({"figures": self._figures | self._recorder.metrics()} if self._figures else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues the totals."""

@@ -1,12 +1,15 @@
 """What `CommunicationMonitor` says of an exchange; that it hears of one is in the strategies' tests."""
 
 import pytest
+import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import CSVLogger
 from tiny_training import TinyModule, loader, trainer
 
 from lightning_n2uq.callbacks import CommunicationMonitor
 from lightning_n2uq.callbacks.communication_monitor import figures, verdict
 from lightning_n2uq.distributed.stats import StepStats
+from lightning_n2uq.scaling.measured import of_checkpoint, of_run
 
 TEN_STEPS = StepStats(coordinates=10_000_000, sent_bytes=6_000_000, full_bytes=40_000_000.0, sync_s=0.5)
 
@@ -48,3 +51,20 @@ def test_what_counts_nothing_is_refused(tmp_path):
         MisconfigurationException, match="needs a nuqsgd strategy or ddp, got SingleDeviceStrategy"
     ):
         trainer(tmp_path, [CommunicationMonitor()]).fit(TinyModule(), loader(), loader())
+
+
+def test_a_short_run_has_figures_in_its_logs_and_checkpoint(tmp_path):
+    """Of which `n2uq advise` reads; the steps that are logged are not those of `log_every_n_steps`."""
+    logger = CSVLogger(tmp_path, name="run", version="0")
+    run = trainer(tmp_path, [CommunicationMonitor()], strategy="ddp", logger=logger, log_every_n_steps=50)
+    try:
+        run.fit(TinyModule(), loader(), loader())
+        run.save_checkpoint(tmp_path / "end.ckpt")
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    logged, saved = of_run(str(tmp_path / "run" / "0")), of_checkpoint(str(tmp_path / "end.ckpt"))
+    assert logged == saved
+    assert logged.ranks == 1
+    assert logged.step_s > 0
+    assert logged.coordinates == sum(parameter.numel() for parameter in TinyModule().parameters())
