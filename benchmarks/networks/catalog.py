@@ -40,10 +40,15 @@ def _torchvision(name: str, size: int = 64, **arguments: Any) -> Callable[[], Ca
     return build
 
 
-def _own_vit() -> Case:
+def small_vit(size: int, patch: int, depth: int, heads: int) -> nn.Module:
+    """Returns torchvision's vision transformer, 64 wide, for ten classes of images `[3, size, size]`."""
     from torchvision.models import VisionTransformer
 
-    return Case(VisionTransformer(32, 8, 2, 2, 64, 128, num_classes=10), (_images(32),))
+    return VisionTransformer(size, patch, depth, heads, 64, 128, num_classes=10)
+
+
+def _own_vit() -> Case:
+    return Case(small_vit(32, 8, 2, 2), (_images(32),))
 
 
 def _segmentation(name: str) -> Callable[[], Case]:
