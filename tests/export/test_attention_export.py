@@ -3,6 +3,7 @@
 import numpy as np
 import onnxruntime
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -95,6 +96,27 @@ def test_weights_of_attention_are_exported_quantized(method):
         (_, wanted), (_, found) = model(x), deployed(x)
     assert torch.allclose(found, wanted, atol=1e-5)
     assert all(len(head.unique()) <= 8 for head in found.transpose(0, 1))
+
+
+@pytest.mark.integration
+def test_attention_in_shifted_windows_is_exported_as_sums_of_integers():
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        img_size=32,
+        window_size=4,
+        embed_dim=12,
+        depths=(2, 1),
+        num_heads=(2, 3),
+        num_classes=5,
+    ).eval()
+    x = torch.randn(3, 3, 32, 32)
+    quantize_model(model, POLICY, calibration=[x])
+    program = export_program(model, x)
+    assert not program.deployed.floating
+    assert sum("products" in name for name in program.deployed.integer) == 3
+    for found in (explain_file(program), explain_modules(program, model)):
+        assert found.ok, found.table()
 
 
 def test_uneven_levels_stay_floats_with_the_reason():
