@@ -6,10 +6,10 @@
   const buttons = ["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"];
   const hidden = new Set();
 
-  // Opaque colours: plotly chooses the colour of a cell's number by what is behind it.
+  // Opaque colours: plotly chooses the colour of a cell's number by what is behind it, in the dark always white.
   const scales = {
     light: [[0, "#f1f5f9"], [0.02, "#d3e3f3"], [1, "#0b5394"]],
-    dark: [[0, "#1d2731"], [0.02, "#27435e"], [1, "#8ab8ec"]],
+    dark: [[0, "#1d2731"], [0.02, "#27435e"], [1, "#3874b5"]],
   };
 
   const themed = (layout, size) => {
