@@ -1,6 +1,6 @@
 """Methods for activations without a ReLU in front, on a small vision transformer trained on the digits.
 
-    python -m benchmarks.signed_inputs
+    python -m benchmarks.signed_inputs --output benchmarks/results/signed_inputs.json
 
 A float network (8 x 8 images, patches of 2, depth 4, width 64, 4 heads) is trained first. Every variant
 starts from it, with the inputs of all inner layers and the operands of attention's products on the same few
@@ -12,18 +12,21 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import statistics
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
-import timm
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from benchmarks.machine import description
+from benchmarks.networks.catalog import small_vit
 from lightning_n2uq.convert import calibrate, quantize_model
-from lightning_n2uq.convert.calibrated import RangedInput
+from lightning_n2uq.convert.ranged_input import RangedInput
 from lightning_n2uq.quantizers import quantizer_parameters
 
 VARIANTS = {
@@ -46,9 +49,10 @@ def main() -> None:
     parser.add_argument("--float_epochs", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=12, help="of each variant; 0 only fits its ranges")
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--output", type=Path, help="a JSON file for the accuracy of every run")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[tuple[str, int], list[float]] = {}
+    found: dict[tuple[str, int], list[float]] = {(name, b): [] for name in VARIANTS for b in options.bits}
     floats = []
     for seed in range(options.seeds):
         data = _data(seed)
@@ -57,14 +61,29 @@ def main() -> None:
         for name, (method, from_zero) in VARIANTS.items():
             for bits in options.bits:
                 model = _quantized(copy.deepcopy(base), data[0][0], method, bits, from_zero)
-                found.setdefault((name, bits), []).append(_train(model, data, options.epochs, 1e-3, seed))
+                found[name, bits].append(_train(model, data, options.epochs, 1e-3, seed))
                 print(f"seed {seed}, {name}, {bits} bits: {found[name, bits][-1]:.2f} %", flush=True)
-    processor = description(torch.device("cpu"))["processor"]
-    print(f"\n{processor}, one thread; float: {_shown(floats)}\n")
+    machine = description(torch.device("cpu"))
+    if options.output is not None:
+        _write(options, machine, floats, found)
+    print(f"\n{machine['processor']}, one thread; float: {_shown(floats)}\n")
     print(f"| inputs and products | {' | '.join(f'W{b}A{b}' for b in options.bits)} |")
     print(f"|---|{'---|' * len(options.bits)}")
     for name in VARIANTS:
         print(f"| {name} | {' | '.join(_shown(found[name, bits]) for bits in options.bits)} |")
+
+
+def _write(
+    options: argparse.Namespace,
+    machine: dict[str, Any],
+    floats: list[float],
+    found: dict[tuple[str, int], list[float]],
+) -> None:
+    """Writes the accuracies of all seeds, and what they were made with."""
+    chosen = {name: value for name, value in vars(options).items() if name != "output"}
+    rows = [{"variant": name, "bits": bits, "accuracies": row} for (name, bits), row in found.items()]
+    content = {"machine": machine, "options": chosen, "float": floats, "rows": rows}
+    options.output.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _shown(values: list[float]) -> str:
@@ -74,16 +93,7 @@ def _shown(values: list[float]) -> str:
 
 def _network(seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    return timm.models.vision_transformer.VisionTransformer(
-        img_size=8,
-        patch_size=2,
-        in_chans=1,
-        num_classes=10,
-        embed_dim=64,
-        depth=4,
-        num_heads=4,
-        mlp_ratio=2.0,
-    )
+    return small_vit(8, 2, depth=4, heads=4)
 
 
 Data = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -93,7 +103,11 @@ def _data(seed: int) -> Data:
     x, y = load_digits(return_X_y=True)
     parts = train_test_split(x / 8 - 1, y, test_size=360, stratify=y, random_state=seed)
     x, x_test, y, y_test = (torch.from_numpy(part) for part in parts)
-    return (x.float().reshape(-1, 1, 8, 8), y.long()), (x_test.float().reshape(-1, 1, 8, 8), y_test.long())
+    return (_images(x), y.long()), (_images(x_test), y_test.long())
+
+
+def _images(x: Tensor) -> Tensor:
+    return x.float().reshape(-1, 1, 8, 8).expand(-1, 3, -1, -1)
 
 
 def _quantized(model: nn.Module, images: Tensor, method: str, bits: int, from_zero: bool) -> nn.Module:

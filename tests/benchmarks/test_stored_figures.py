@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import callback_study, callback_tables, digits_table
+from benchmarks import callback_study, callback_tables, digits_table, signed_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,3 +79,14 @@ def test_the_tables_of_the_callbacks_are_the_stored_ones():
         assert table[1:] == rows_of(runs), head
     assert {variant for data, variant in runs if data == "shipped"} == set(callback_study.SHIPPED)
     assert {variant for data, variant in runs if data != "shipped"} == set(callback_study.VARIANTS)
+
+
+def test_the_table_of_signed_inputs_is_the_stored_one():
+    stored = json.loads((ROOT / "benchmarks/results/signed_inputs.json").read_text())
+    text = (ROOT / "docs/any_model.md").read_text()
+    assert {row["variant"] for row in stored["rows"]} == set(signed_inputs.VARIANTS)
+    for row in stored["rows"]:
+        assert f"| {row['variant']} | {signed_inputs._shown(row['accuracies'])} |" in text
+    assert f"reaches {signed_inputs._shown(stored['float'])}" in text
+    options = [f"--{key} {value}" for key, value in stored["options"].items() if key != "bits"]
+    assert f"--bits {stored['options']['bits'][0]} {' '.join(options)}" in text
