@@ -121,4 +121,4 @@ def _range(conv: nn.Conv2d) -> IntegerRange | None:
         isinstance(activation, Quantizer) and isinstance(weight, Quantizer) and integer_weight_known(conv)
     ):
         return None
-    return IntegerRange(activation.num_levels - 1, weight.largest_level, conv.weight[0].numel())
+    return IntegerRange(activation.num_levels - 1, weight.largest_level, conv.weight.shape[1:].numel())

@@ -84,6 +84,7 @@ def test_a_classifier_shards_itself_and_writes_ordinary_checkpoints(ranks, quant
     for found in ranks:
         assert found["classifier"][quantizer]["same"]
         assert found["classifier"][quantizer]["parts"] >= 1
+        assert found["classifier"][quantizer]["weighed"]
 
 
 def test_first_values_that_a_forward_pass_fits_survive_sharding(ranks):

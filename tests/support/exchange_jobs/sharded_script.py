@@ -11,6 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # of a script it is the folder
 
@@ -21,6 +23,7 @@ from lightning_n2uq.callbacks._guard import checks
 from lightning_n2uq.datamodules import SyntheticDataModule
 from lightning_n2uq.modules import QuantizedClassifier
 from lightning_n2uq.strategies import NUQSGDStrategy, ShardedNUQSGDStrategy
+from lightning_n2uq.summary import weigh
 
 IMAGES = {"image_size": 8, "in_channels": 1, "num_classes": 4}
 
@@ -148,9 +151,28 @@ def classifier(folder):
             "steps": torch.tensor([float(p.sum()) for n, p in local.items() if n.endswith("step")]),
             "parts": sum(type(part).__name__.startswith("FSDP") for part in model.modules()),
             "broken": broken,
+            "weighed": weighed(model) == (weigh(again), 0),
             "guard": [[look(one) for look in LOOKS] for one in (model, again)],
         }
     return found
+
+
+class Collectives(TorchDispatchMode):
+    """Counts them; torch's `CommDebugMode` has hooks, with which layers train in floats."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # what its shards go through comes here, too
+        self.count += "c10d" in function.namespace
+        return function(*args, **(kwargs or {}))
+
+
+def weighed(model):
+    """The sizes of a network, and the collectives that it took; `run.json` is written on one rank."""
+    with Collectives() as collectives:
+        return weigh(model), collectives.count
 
 
 LOOKS = (checks.collapsed_widths, checks.collapsed_scales, checks.degenerate_weights)
