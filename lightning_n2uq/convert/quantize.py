@@ -187,10 +187,15 @@ def swap(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
 
 
 def _disable_fused_inference(model: nn.Module) -> None:
-    """Switches off `TransformerEncoderLayer`'s fused path in evaluation, which reads raw weights."""
+    """Switches off `TransformerEncoderLayer`'s fused path in evaluation, which reads raw weights.
+
+    `TransformerEncoder` hands nested tensors to that path, which nothing else takes.
+    """
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # the condition that switches it off
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
 
 
 def _note_ranges(report: ConversionReport, ranges: dict[str, tuple[float, float]]) -> None:

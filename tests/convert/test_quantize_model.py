@@ -252,6 +252,17 @@ def test_transformer_layers_do_not_bypass_their_quantizers_in_evaluation(fused):
     torch.testing.assert_close(quantized, model(x))
 
 
+def test_a_transformer_encoder_with_padded_texts_evaluates_as_it_trains():
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2)
+    assert model.use_nested_tensor
+    x, padded = torch.randn(2, 5, 8), torch.tensor([[False] * 3 + [True] * 2, [False] * 5])
+    quantize_model(model, Policy(2, 2, "lsq", "lsq", skip_first=False, skip_last=False), [x])
+    with torch.no_grad():
+        quantized = model.eval()(x, src_key_padding_mask=padded)
+        trained = model.train()(x, src_key_padding_mask=padded)
+    torch.testing.assert_close(quantized[~padded], trained[~padded])
+
+
 def test_attention_that_reads_weights_past_its_layers_is_named():
     from torchvision.models import SwinTransformer
 
