@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from pathlib import Path
@@ -155,13 +158,22 @@ def _traced(model: nn.Module, values: tuple[Any, ...]) -> tuple[torch.export.Exp
     for open_axes in tries:
         axes = None if open_axes is None else {"values": tuple(map(open_axes, values))}
         try:
-            with warnings.catch_warnings(), torch.no_grad():
+            with warnings.catch_warnings(), torch.no_grad(), _quiet_failure():
                 warnings.simplefilter("ignore")
                 program = torch.export.export(model, values, dynamic_shapes=axes, strict=False)
             return program, axes is not None and bool(program.range_constraints)
         except Exception as error:  # tracing runs the network's own code, which may raise anything
             reason = error
     raise ValueError(f"model: cannot be traced by torch.export ({_first_line(reason)})") from reason
+
+
+@contextmanager
+def _quiet_failure() -> Iterator[None]:
+    """Drops what is written to stderr where the block fails: torch prints the whole graph so far."""
+    written = io.StringIO()
+    with redirect_stderr(written):
+        yield
+    sys.stderr.write(written.getvalue())
 
 
 def _batch(value: Any) -> dict[int, Any] | None:  # noqa: ANN401
