@@ -52,6 +52,7 @@ def runner(study: Study, tmp_path: Path) -> Runner:
     return Runner(study, None, tmp_path / "runs", tmp_path / "results", jobs=2, command=command)
 
 
+@pytest.mark.integration
 def test_all_runs_are_worked_off_and_keep_their_figures(runner: Runner, study: Study) -> None:
     assert runner.work()
     kept = {path.stem for path in (runner.output / "study_digits").glob("*.json")}
@@ -62,6 +63,7 @@ def test_all_runs_are_worked_off_and_keep_their_figures(runner: Runner, study: S
     assert figures["settings"] == {"model.init_args.lr": "0.01"}
 
 
+@pytest.mark.integration
 def test_finished_runs_are_not_repeated(runner: Runner) -> None:
     runner.work()
     logs = {path: path.read_text() for path in runner.folder.rglob("log.txt")}

@@ -28,6 +28,7 @@ def test_a_mistake_on_the_command_line_gives_one_clear_line(
     assert message in lines[0]
 
 
+@pytest.mark.integration
 def test_the_annealed_config_trains_with_all_three_callbacks(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ["--wandb", "disabled", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]

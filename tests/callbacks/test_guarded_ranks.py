@@ -8,6 +8,7 @@ from lightning_n2uq.strategies import NUQSGDStrategy
 
 # Forked workers start in a fraction of the time that fresh interpreters need.
 pytestmark = [
+    pytest.mark.integration,
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork"),
     pytest.mark.filterwarnings("ignore:NonFiniteGuard"),  # rank 0 warns of what is skipped
 ]

@@ -8,7 +8,10 @@ from torch.multiprocessing import ProcessRaisedException
 from lightning_n2uq.strategies import NUQSGDStrategy
 
 # Forked workers start in a fraction of the time that fresh interpreters need.
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork"),
+]
 
 
 def outcome(folder, rank=0):

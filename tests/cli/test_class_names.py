@@ -86,6 +86,7 @@ def test_a_test_set_that_lacks_a_class_is_scored_by_name(run, tmp_path, capsys, 
     assert float(scores["test/acc"]) == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.integration
 def test_classes_that_were_given_in_another_order_are_refused(run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data, checkpoint = run

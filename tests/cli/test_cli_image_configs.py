@@ -18,6 +18,7 @@ def test_there_is_one_for_every_way_to_begin():
     assert {"n2uq_w2a2", "n2uq_w4a4", "timm_n2uq_w4a4", "n2uq_w2a2_finetune", "float"} <= set(CONFIGS)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_trains_one_step_on_a_plain_folder(name, in_empty_folder, capsys):
     if name.startswith("timm"):

@@ -77,6 +77,7 @@ def test_checkpoints_load_without_running_code_and_know_the_shapes_of_the_data(t
     assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
+@pytest.mark.integration
 def test_a_checkpoint_alone_is_enough_to_test_validate_and_predict(trained, in_empty_folder, capsys):
     ckpt = str(trained[0] / "last.ckpt")
     for command, metric in (("test", "test/acc"), ("validate", "val/acc")):
@@ -105,6 +106,7 @@ def test_predictions_of_two_ranks_are_those_of_one(trained, in_empty_folder):
     assert [row["label"] for row in rows] == [row["label"] for row in read_rows(one / "predictions.csv")]
 
 
+@pytest.mark.integration
 def test_arguments_of_training_alone_are_free_in_evaluation(trained, in_empty_folder, capsys):
     ckpt = ["--ckpt_path", str(trained[0] / "last.ckpt")]
     free = ["--model.lr", "0.5", "--model.weight_gradient", "straight_through", "--model.schedule", "cosine"]
@@ -112,6 +114,7 @@ def test_arguments_of_training_alone_are_free_in_evaluation(trained, in_empty_fo
     assert "test/acc " in capsys.readouterr().out
 
 
+@pytest.mark.integration
 def test_a_checkpoint_called_best_uses_the_config_beside_it(trained, in_empty_folder, capsys):
     for name in ("config.yaml", "last.ckpt"):
         shutil.copy(trained[0] / name, in_empty_folder)

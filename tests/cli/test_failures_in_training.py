@@ -25,6 +25,7 @@ def alone(trained, in_empty_folder):
     return ["fit", *SMALL, *QUIET, "--trainer.max_epochs", "5", "--ckpt_path", "alone.ckpt"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
@@ -58,6 +59,7 @@ def test_another_optimizer_of_an_own_module_is_named_before_the_first_step(alone
     assert "momentum" in line
 
 
+@pytest.mark.integration
 def test_what_cannot_be_restored_is_named_although_many_steps_are_behind(alone, capsys, monkeypatch):
     from lightning_n2uq.modules import QuantizedClassifier
 

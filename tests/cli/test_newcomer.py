@@ -42,6 +42,7 @@ def in_process(words):
     return out.getvalue()
 
 
+@pytest.mark.integration
 def test_from_images_to_a_deployed_network(in_empty_folder):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra 'export')")
     pytest.importorskip("plotly", reason="plotly is not installed (extra 'report')")

@@ -12,6 +12,8 @@ from lightning_n2uq.datamodules import ImageFolderDataModule
 from lightning_n2uq.modules import QuantizedClassifier
 from own_photos import write_photos
 
+pytestmark = pytest.mark.integration
+
 TINY = [
     "--config", "images/n2uq_w2a2.yaml", "--model.backbone_args", "{width: 4}", "--data.image_size", "16",
     "--data.num_workers", "0", "--data.batch_size", "8", "--trainer.max_epochs", "3", "--model.lr", "0.01",

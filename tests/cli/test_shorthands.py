@@ -63,6 +63,7 @@ def test_a_mistyped_strategy_names_ours_first(in_empty_folder, capsys):
     assert "ddp_powersgd" in line
 
 
+@pytest.mark.integration
 def test_barebones_trains_and_leaves_no_checkpoint(in_empty_folder, capsys):
     assert main(["fit", *SMALL, "--trainer.max_epochs", "1", "--trainer.barebones", "true"]) == 0, (
         capsys.readouterr()
@@ -70,6 +71,7 @@ def test_barebones_trains_and_leaves_no_checkpoint(in_empty_folder, capsys):
     assert not [*in_empty_folder.rglob("*.ckpt"), *in_empty_folder.rglob("metrics.csv")]
 
 
+@pytest.mark.integration
 def test_no_checkpoints_are_asked_for_by_null(in_empty_folder, capsys):
     assert main(["fit", *SHORT, "--checkpoint", "null"]) == 0, capsys.readouterr()
     assert not [*in_empty_folder.rglob("*.ckpt")]

@@ -199,6 +199,7 @@ def test_copies_pickles_and_state_dicts_hold_the_products():
         restore(fresh, record_of(model))
 
 
+@pytest.mark.integration
 def test_a_network_compiles_into_one_graph():
     model, x = vit(), images()
     quantize_model(

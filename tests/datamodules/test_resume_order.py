@@ -63,7 +63,7 @@ def fit(data, *, epochs, ckpt_path=None, callbacks=(), **changes):
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")  # both runs write there, as a resumed run does
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.integration)])
 @pytest.mark.parametrize(
     "saving",
     [

@@ -103,6 +103,7 @@ def test_ranks_with_other_settings_stop_before_the_first_round(found, name, line
         assert message == f"ranks disagree on `{name}`: {line}"
 
 
+@pytest.mark.integration
 def test_a_rank_lost_between_rounds_is_named():
     for message, seconds in launch(rounds.lose_a_rank_between_rounds, 4, expected=[0, 1, 3]):
         assert "gradient exchange failed on rank" in message

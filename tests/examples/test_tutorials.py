@@ -20,7 +20,10 @@ def test_every_tutorial_is_there() -> None:
 
 @pytest.mark.parametrize(
     "script",
-    [pytest.param(path, marks=() if path.stem == "own_module" else pytest.mark.slow) for path in TUTORIALS],
+    [
+        pytest.param(path, marks=pytest.mark.integration if path.stem == "own_module" else pytest.mark.slow)
+        for path in TUTORIALS
+    ],
     ids=lambda path: path.stem,
 )
 def test_a_tutorial_runs(script: Path, tmp_path: Path) -> None:

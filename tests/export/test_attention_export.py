@@ -65,6 +65,7 @@ def converted(kind, method):
     return model.eval(), x
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", [Shared, Whole])
 @pytest.mark.parametrize("method", ["n2uq", "lsq_signed", "lsq_plus"])
 def test_products_are_sums_of_integers_and_differences_are_explained(kind, method):
@@ -119,6 +120,7 @@ def test_attention_in_shifted_windows_is_exported_as_sums_of_integers():
         assert found.ok, found.table()
 
 
+@pytest.mark.integration
 def test_uneven_levels_stay_floats_with_the_reason():
     model, x = converted(Shared, "apot")
     program = export_program(model, x)

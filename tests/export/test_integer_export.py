@@ -52,7 +52,7 @@ def assert_exact(model, x, engines, normalize=None, description=None):
     [
         ("resnet20", 32, ("torch", "numpy", "onnxruntime")),
         ("resnet18", 32, ("torch", "numpy")),
-        ("resnet50", 32, ("torch",)),
+        pytest.param("resnet50", 32, ("torch",), marks=pytest.mark.integration),
         ("mobilenet_v2", 32, ("torch",)),
     ],
 )

@@ -262,6 +262,7 @@ def test_the_file_holds_standard_operators_and_integers(mixed):
     assert [i.name for i in program.model.graph.input] == ["x"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("batch", [1, 3, 5])
 def test_the_file_takes_any_batch(mixed, batch):
     _, _, program = mixed

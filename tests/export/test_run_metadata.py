@@ -76,6 +76,7 @@ def test_safetensors_keep_them_too(run, tmp_path):
     assert json.loads(loaded.metadata["preprocessing"]) == STEPS.as_dict()
 
 
+@pytest.mark.integration
 def test_what_torchs_exporter_writes_is_named_and_tells_likewise(run, tmp_path):
     assert export(["--ckpt", str(run[0]), "-o", str(tmp_path / "net.onnx"), "--exporter", "torch"]) == 0
     assert json.loads(told(tmp_path / "net.onnx")["preprocessing"]) == STEPS.as_dict()

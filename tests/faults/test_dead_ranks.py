@@ -70,7 +70,7 @@ def test_a_rank_killed_while_others_wait_in_validation(tmp_path):
 @pytest.mark.parametrize(
     ("difference", "words"),
     [
-        ({"version": "0.0.1"}, "ranks disagree on `version`"),
+        pytest.param({"version": "0.0.1"}, "ranks disagree on `version`", marks=pytest.mark.integration),
         ({"arguments": {"config": {"bits": 8}}}, "ranks disagree on `bits`: rank 0 has 4, rank 2 has 8"),
     ],
 )

@@ -13,8 +13,8 @@ CASES = [
     ("resnet18", 2, True),
     ("resnet18", 2, False),
     ("resnet18", 3, True),
-    ("resnet34", 3, True),
-    ("resnet50", 4, False),
+    pytest.param("resnet34", 3, True, marks=pytest.mark.integration),
+    pytest.param("resnet50", 4, False, marks=pytest.mark.integration),
     ("mobilenet_v2", 4, True),
 ]
 
