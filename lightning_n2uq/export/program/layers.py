@@ -49,9 +49,10 @@ class _IntegerLayer(nn.Module):
     weight: Tensor
     scale: Tensor
     shift: Tensor
+    ones: Tensor | None
 
     def __init__(
-        self, quantizer: DeployedQuantizer, weight: IntegerWeight, bias: Tensor | None, axes: int
+        self, quantizer: DeployedQuantizer, weight: IntegerWeight, bias: Tensor | None, axes: int, groups: int
     ) -> None:
         super().__init__()
         self.quantizer = quantizer
@@ -60,6 +61,8 @@ class _IntegerLayer(nn.Module):
         self.doubled = bool(weight.integers.max(initial=0) > 127 or weight.integers.min(initial=0) < -128)
         stored = integers.sub(1).div(2, rounding_mode="floor") if self.doubled else integers
         self.register_buffer("weight", stored.to(torch.int8))
+        one = torch.ones(groups, *integers.shape[1:], dtype=torch.int8)
+        self.register_buffer("ones", one if self.doubled else None)
         stairs, shape = quantizer.stairs, (-1, *[1] * axes)
         scale = torch.from_numpy(weight.scale) * stairs.step
         self.register_buffer("scale", scale.float().reshape(shape))
@@ -71,8 +74,9 @@ class _IntegerLayer(nn.Module):
 
     def _real(self, codes: Tensor) -> Tensor:
         sums = self._sums(codes, self.weight)
-        if self.doubled:
-            sums = sums * 2 + self._sums(codes, torch.ones_like(self.weight))
+        if self.ones is not None:
+            total, times = self._sums(codes, self.ones), len(self.weight) // len(self.ones)
+            sums = sums * 2 + (total if len(self.ones) == 1 else total.repeat_interleave(times, 1))
         return sums.to(torch.float32) * self.scale
 
 
@@ -86,7 +90,7 @@ class DeployedLinear(_IntegerLayer):
     """
 
     def __init__(self, quantizer: DeployedQuantizer, weight: IntegerWeight, bias: Tensor | None) -> None:
-        super().__init__(quantizer, weight, bias, 0)
+        super().__init__(quantizer, weight, bias, 0, 1)
         if quantizer.stairs.offset:
             total = torch.from_numpy(weight.integers).double().sum(1) * torch.from_numpy(weight.scale)
             self.shift += (total * quantizer.stairs.offset).float()
@@ -117,7 +121,7 @@ class DeployedConv(_IntegerLayer):
     def __init__(
         self, quantizer: DeployedQuantizer, weight: IntegerWeight, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d
     ) -> None:
-        super().__init__(quantizer, weight, layer.bias, weight.integers.ndim - 2)
+        super().__init__(quantizer, weight, layer.bias, weight.integers.ndim - 2, layer.groups)
         self.stride, self.dilation, self.groups = list(layer.stride), list(layer.dilation), layer.groups
         # Both sides of every axis, the last axis first, as `torch.nn.functional.pad` takes them.
         self.sides = padding_of_sides(layer)
