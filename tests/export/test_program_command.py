@@ -1,6 +1,7 @@
 """`n2uq export` of networks that have no form by steps."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from lightning_n2uq.export import command
-from lightning_n2uq.export.program.explain import explain_file
+from lightning_n2uq.export.program import command as program_command
+from lightning_n2uq.export.program.explain import Explanation, explain_file
+from lightning_n2uq.export.program.onnx_program import Inputs
 from lightning_n2uq.modules import QuantizedClassifier
 
 VIT = {
@@ -100,3 +103,20 @@ def test_mistakes_are_one_line(transformer, tmp_path, arguments, message):
         export(transformer, tmp_path / "net.onnx", *arguments)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "net.onnx").exists()
+
+
+def test_batches_of_image_lists_are_compared_in_the_files_pieces(monkeypatch, capsys):
+    compared = []
+
+    def explained(program, *others):
+        compared.append([x.shape for x in others[-1].tensors()])
+        return Explanation()
+
+    monkeypatch.setattr(program_command, "explain_file", explained)
+    monkeypatch.setattr(program_command, "explain_modules", explained)
+    image, other = torch.zeros(3, 8, 8), torch.zeros(3, 8, 9)
+    program = SimpleNamespace(inputs=Inputs(([image, image],)), dynamic=False)
+    batches = [Inputs(([image] * 5,)), Inputs(((image, other),)), Inputs(([image] * 2,))]
+    assert program_command._compared(program, torch.nn.Identity(), batches) == 0
+    assert compared == [[image.shape] * 2] * 6  # 2 comparisons of 2 + 1 pieces; 1 image is left over
+    assert "parity over 6 examples" in capsys.readouterr().out

@@ -101,7 +101,22 @@ def _save(program: ExportedProgram, arguments: argparse.Namespace, reason: str) 
 
 
 def _size(inputs: Inputs) -> int:
-    return len(inputs.tensors()[0])
+    first = inputs.arguments[0] if inputs.arguments else None
+    return len(first) if isinstance(first, list) else len(inputs.tensors()[0])
+
+
+def _parts(inputs: Inputs, traced: Inputs) -> list[Inputs]:
+    """Returns a batch as the file takes it: a list of images in pieces as long as the traced list."""
+    if len(inputs.arguments) != 1 or not isinstance(inputs.arguments[0], (list, tuple)):
+        return [inputs]
+    images, count = list(inputs.arguments[0]), _size(traced)
+    return [Inputs((images[start : start + count],)) for start in range(0, len(images), count)]
+
+
+def _fits(inputs: Inputs, program: ExportedProgram) -> bool:
+    """Returns whether the file takes these inputs; one of a fixed size does not take the rest of a split."""
+    shapes, traced = ([x.shape for x in some.tensors()] for some in (inputs, program.inputs))
+    return program.dynamic or shapes == traced
 
 
 def _check_options(arguments: argparse.Namespace, reason: str) -> None:
@@ -120,9 +135,9 @@ def _compared(program: ExportedProgram, model: nn.Module, batches: Iterable[Inpu
         0 where codes at thresholds and roundings are all that differs, else 1.
     """
     ok, count, examples = True, 0, 0
-    for inputs in batches:
-        if not program.dynamic and _size(inputs) != _size(program.inputs):
-            continue  # the rest of a split that the fixed batch does not divide
+    for inputs in (part for batch in batches for part in _parts(batch, program.inputs)):
+        if not _fits(inputs, program):
+            continue
         found = {
             "file and deployed network": explain_file(program, inputs),
             "deployed network and plain float modules": explain_modules(program, model, inputs),

@@ -8,16 +8,17 @@ gets. What is left of the difference comes from codes at thresholds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_n2uq.export.program.detectors import traceable_detectors
 from lightning_n2uq.export.program.layers import DeployedQuantizer
-from lightning_n2uq.export.program.onnx_program import CODES, INPUTS, ExportedProgram, Inputs
-from lightning_n2uq.export.program.traces import tracing
+from lightning_n2uq.export.program.onnx_program import CHOICES, CODES, INPUTS, ExportedProgram, Inputs
+from lightning_n2uq.export.program.traces import Trace, tracing
 
 TOLERANCE = 1e-4
 """Allowed difference of values in front of a quantizer, and of outputs, relative to the largest magnitude."""
@@ -101,10 +102,12 @@ def explain_file(program: ExportedProgram, inputs: Inputs | None = None) -> Expl
     found = session.run(None, {place.name: value.numpy() for place, value in given})
     named = zip([output.name for output in session.get_outputs()], map(torch.from_numpy, found), strict=True)
     results = dict(named)
-    codes = {k.removeprefix(CODES): v for k, v in results.items() if k.startswith(CODES)}
-    values = {k.removeprefix(INPUTS): v for k, v in results.items() if k.startswith(INPUTS)}
-    outputs = [v for k, v in results.items() if not k.startswith((CODES, INPUTS))]
-    return _compare(program, inputs, outputs, values, codes)
+    values, codes, choices = (
+        {k.removeprefix(prefix): v for k, v in results.items() if k.startswith(prefix)}
+        for prefix in (INPUTS, CODES, CHOICES)
+    )
+    outputs = [v for k, v in results.items() if not k.startswith((INPUTS, CODES, CHOICES))]
+    return _compare(program, inputs, outputs, Trace(values, codes, choices))
 
 
 @torch.no_grad()
@@ -117,7 +120,7 @@ def explain_modules(program: ExportedProgram, model: nn.Module, inputs: Inputs |
         inputs: What to call both with; None for the inputs of the export.
     """
     inputs, training, handles = inputs or program.inputs, model.training, []
-    with tracing() as seen:
+    with tracing() as seen, traceable_detectors(model):
         for name, layer in model.named_modules():
             quantizer = getattr(layer, "activation_quantizer", None)
             if quantizer is not None and getattr(quantizer, "name", "") != "float":
@@ -128,7 +131,7 @@ def explain_modules(program: ExportedProgram, model: nn.Module, inputs: Inputs |
             model.train(training)
             for handle in handles:
                 handle.remove()
-    return _compare(program, inputs, outputs, seen.inputs, seen.codes)
+    return _compare(program, inputs, outputs, seen)
 
 
 def _noting(note: Callable[[str, Tensor, Tensor], Tensor], name: str) -> Callable[..., None]:
@@ -139,39 +142,37 @@ def _noting(note: Callable[[str, Tensor, Tensor], Tensor], name: str) -> Callabl
     return hook
 
 
-def _compare(
-    program: ExportedProgram,
-    inputs: Inputs,
-    outputs: list[Tensor],
-    values: Mapping[str, Tensor],
-    codes: Mapping[str, Tensor],
-) -> Explanation:
-    """Compares a network, known by its outputs and by what its quantizers saw, with the deployed one."""
+def _compare(program: ExportedProgram, inputs: Inputs, outputs: list[Tensor], theirs: Trace) -> Explanation:
+    """Compares a network, known by its outputs and by what its trace saw, with the deployed one."""
     network = program.deployed.model
-    stairs = {m.name: m for m in network.modules() if isinstance(m, DeployedQuantizer)}
-    with tracing() as free:
-        freely = inputs.call(network)
-    with tracing(forced=codes) as forced:
-        with_codes = inputs.call(network)
+    with traceable_detectors(network):
+        with tracing() as free:
+            freely = inputs.call(network)
+        with tracing(forced={**theirs.codes, **theirs.choices}) as forced:
+            with_codes = inputs.call(network)
     report = Explanation()
     report.free = max(map(_relative, outputs, freely), default=0.0)
     report.forced = max(map(_relative, outputs, with_codes), default=0.0)
-    for name, theirs in codes.items():
-        own = torch.searchsorted(stairs[name.partition("#")[0]].thresholds, values[name].contiguous())
-        report.layers.append(
-            Difference(
-                name,
-                theirs.numel(),
-                int((theirs != free.codes[name]).sum()),
-                _relative(values[name], forced.inputs[name]),
-                int((own != theirs).sum()),
-            )
-        )
+    stairs = {m.name: m for m in network.modules() if isinstance(m, DeployedQuantizer)}
+    for name, codes in theirs.codes.items():
+        own = torch.searchsorted(stairs[name.partition("#")[0]].thresholds, theirs.inputs[name].contiguous())
+        moved, off = _moved(codes, free.codes[name]), _relative(theirs.inputs[name], forced.inputs[name])
+        report.layers.append(Difference(name, codes.numel(), moved, off, int((own != codes).sum())))
+    for name, choice in theirs.choices.items():
+        moved, off = _moved(choice, free.choices[name]), forced.margins[name]
+        report.layers.append(Difference(name, choice.numel(), moved, off, 0))
     return report
+
+
+def _moved(theirs: Tensor, own: Tensor) -> int:
+    """Returns how many codes or choices differ: all where there are more of them on one side."""
+    return int((theirs != own).sum()) if theirs.shape == own.shape else theirs.numel()
 
 
 def _relative(expected: Tensor, found: Tensor) -> float:
     """Returns the largest difference relative to the largest magnitude; NaN and infinity count as such."""
+    if expected.shape != found.shape:
+        return float("inf")
     if not expected.numel():
         return 0.0
     expected, found = expected.double(), found.double()

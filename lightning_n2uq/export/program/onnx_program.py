@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from lightning_n2uq.export.formats.onnx_graph import save_model
 from lightning_n2uq.export.program.deployed import Deployed, deploy
-from lightning_n2uq.export.program.traces import tracing
+from lightning_n2uq.export.program.detectors import traceable_detectors
+from lightning_n2uq.export.program.traces import Trace, tracing
 from lightning_n2uq.export.program.translations import drop_unused, expand, translations
 from lightning_n2uq.utils.compat import tree_leaves
 
@@ -28,6 +29,7 @@ OPSET = 20
 """Version of the standard operators."""
 CODES = "codes/"
 INPUTS = "inputs/"
+CHOICES = "choices/"
 """Prefixes of the outputs by which a file is compared, see `explain`."""
 
 
@@ -103,8 +105,13 @@ class _Watched(nn.Module):
         named = dict(zip(self.keywords, values[count:], strict=True))
         with tracing() as trace:
             outputs = tensors(self.model(*values[:count], **named))
-        seen = {INPUTS + name: x for name, x in trace.inputs.items()}
-        return outputs, {**seen, **{CODES + name: codes for name, codes in trace.codes.items()}}
+        return outputs, seen_in(trace)
+
+
+def seen_in(trace: Trace) -> dict[str, Tensor]:
+    """Returns what a trace has seen by the names of a file's outputs, in their order."""
+    kinds = {INPUTS: trace.inputs, CODES: trace.codes, CHOICES: trace.choices}
+    return {prefix + name: x for prefix, found in kinds.items() for name, x in found.items()}
 
 
 def tensors(outputs: Any) -> list[Tensor]:  # noqa: ANN401 -- whatever a network returns
@@ -138,14 +145,14 @@ def export_program(
             network; the message says what torch said.
     """
     deployed, inputs = deploy(model), Inputs(arguments, dict(keywords or {}))
-    with torch.no_grad(), tracing() as trace:
-        outputs = inputs.call(deployed.model)
     watched = _Watched(deployed.model, list(inputs.keywords)).eval()
-    program, dynamic = _traced(watched, (*inputs.arguments, *inputs.keywords.values()))
+    with traceable_detectors(deployed.model):
+        with torch.no_grad(), tracing() as trace:
+            outputs = inputs.call(deployed.model)
+        program, dynamic = _traced(watched, (*inputs.arguments, *inputs.keywords.values()))
     names = [f"{output}{index}" if index else output for index in range(len(outputs))]
     # In the order of the traced outputs: a dict keeps the order of its keys.
-    seen = [INPUTS + name for name in trace.inputs] + [CODES + name for name in trace.codes]
-    file = _written(program, inputs.names(deployed.model), [*names, *seen])
+    file = _written(program, inputs.names(deployed.model), [*names, *seen_in(trace)])
     helper.set_model_props(file, dict(metadata or {}))
     return ExportedProgram(_cut(file, names), file, deployed, inputs, dynamic)
 
