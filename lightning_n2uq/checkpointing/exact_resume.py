@@ -13,7 +13,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_info, rank_zero_warn 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging
 
-from lightning_n2uq.checkpointing import metrics_file, randomness, slurm
+from lightning_n2uq.checkpointing import metrics_file, open_gradients, randomness, slurm
 from lightning_n2uq.checkpointing.signals import RunInterrupted, StopSignals, name_of
 from lightning_n2uq.utils import compat_lightning
 
@@ -34,8 +34,9 @@ class ExactResume(Checkpoint):
     validation, or the epoch, that ends with it; then `interrupted.ckpt` is written and the process ends with
     143 (SIGTERM), 130 (SIGINT) or 138 (SIGUSR1). One rank's signal is enough: they agree after every batch.
 
-    Every checkpoint also gets the states of each rank's random generators and the number of rows in
-    `metrics.csv`. A run resumed on as many ranks ends with the same weights, optimizer and rows as an
+    Every checkpoint also gets the states of each rank's random generators, the number of rows in
+    `metrics.csv` and, where it is written between accumulated batches, as at a validation amid them, each
+    rank's gradients. A run resumed on as many ranks ends with the same weights, optimizer and rows as an
     uninterrupted one. The averages of an epoch that was interrupted are the exception: Lightning keeps none
     in a checkpoint, so they are of the batches since the resume, which a row with `resume/batch` says. On
     another number of ranks a warning says what differs.
@@ -62,7 +63,7 @@ class ExactResume(Checkpoint):
         self._saved: str | None = None
         self._loaded: dict[str, Any] | None = None
         self._batches = 0  # of the interrupted epoch, when the checkpoint was written
-        self._step = 0  # before the batch
+        self._step = -1  # before the batch
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -75,19 +76,23 @@ class ExactResume(Checkpoint):
     ) -> None:
         """Adds our part. A collective call."""
         rows = metrics_file.count_rows(trainer.loggers) if trainer.is_global_zero else []
-        checkpoint[KEY] = {"ranks": _gather({"random": randomness.capture()}, trainer), "rows": rows}
+        own: dict[str, Any] = {"random": randomness.capture()}
+        if self._accumulating(trainer):
+            own["gradients"] = open_gradients.capture(pl_module)
+        checkpoint[KEY] = {"ranks": _gather(own, trainer), "rows": rows}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restores, then listens to signals in Lightning's place."""
         _check_optimizers(trainer)
         self.first_step = trainer.global_step
         self._stop, self._saved, self._signals.received = 0, None, 0
+        self._step = -1
         loaded, self._loaded = self._loaded, None
         if trainer.is_global_zero:
             rows = None if loaded is None else loaded["rows"]
             metrics_file.bring_back(trainer.loggers, rows, trainer.global_step)
         if loaded is not None:
-            _restore_rank(trainer, loaded["ranks"])
+            _restore_rank(trainer, pl_module, loaded["ranks"])
             if any(isinstance(c, StochasticWeightAveraging) for c in trainer.callbacks):  # type: ignore[attr-defined]
                 rank_zero_warn(_ENDS_ELSEWHERE)
             _mark_epoch(trainer, self._batches)
@@ -112,16 +117,14 @@ class ExactResume(Checkpoint):
     ) -> None:
         """Agrees on a signal, and saves unless the batch has a sequel that belongs to it."""
         self._stop = self._stop or _agree(self._signals.received, trainer)
-        accumulating = trainer.global_step == self._step
-        if self._stop and not (
-            accumulating or trainer.is_last_batch or compat_lightning.validation_follows(trainer)
-        ):
+        sequel = trainer.is_last_batch or compat_lightning.validation_follows(trainer)
+        if self._stop and not (sequel or self._accumulating(trainer)):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves after a validation in the middle of an epoch."""
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if self._stop and fitting and not trainer.is_last_batch:
+        if self._stop and fitting and not (trainer.is_last_batch or self._accumulating(trainer)):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -142,6 +145,10 @@ class ExactResume(Checkpoint):
         self._signals.release()
         if trainer.is_global_zero and not isinstance(exception, RunInterrupted):
             metrics_file.bring_back(trainer.loggers)
+
+    def _accumulating(self, trainer: Trainer) -> bool:
+        """Returns whether the batch has no optimizer step of its own."""
+        return trainer.global_step == self._step
 
     def _path(self, trainer: Trainer) -> str:
         first = getattr(trainer.checkpoint_callback, "dirpath", None)
@@ -197,7 +204,7 @@ def _gather(own: dict[str, Any], trainer: Trainer) -> list[dict[str, Any]]:
     return out or []
 
 
-def _restore_rank(trainer: Trainer, ranks: list[dict[str, Any]]) -> None:
+def _restore_rank(trainer: Trainer, pl_module: LightningModule, ranks: list[dict[str, Any]]) -> None:
     if len(ranks) != trainer.world_size:
         rank_zero_warn(
             f"resume: the checkpoint is of {len(ranks)} processes, this run has {trainer.world_size}: "
@@ -205,7 +212,9 @@ def _restore_rank(trainer: Trainer, ranks: list[dict[str, Any]]) -> None:
             "twice or not at all, random numbers are others)"
         )
         return
-    randomness.restore(ranks[trainer.global_rank]["random"])
+    own = ranks[trainer.global_rank]
+    randomness.restore(own["random"])
+    open_gradients.restore(pl_module, own.get("gradients", {}))
 
 
 def _check_optimizers(trainer: Trainer) -> None:

@@ -1,12 +1,13 @@
 """Interruptions of a run in this process: at any step, with accumulation, beside a validation."""
 
+import math
 import signal
 
 import pytest
 import torch
 from interrupting import StopAt
 from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
 
 from lightning_n2uq.checkpointing import AtomicCheckpointIO, ExactResume
@@ -39,12 +40,12 @@ class Net(LightningModule):
         return torch.optim.Adam(self.parameters(), 1e-2)
 
 
-def run(folder, resume=None, hint="go on", **options) -> tuple[Net, Trainer]:
+def run(folder, resume=None, hint="go on", more=(), **options) -> tuple[Net, Trainer]:
     """One run of two epochs; the order of images and the random numbers depend on the seed alone."""
     seed_everything(0, verbose=False)
     model = Net()
     callbacks = [
-        ExactResume(hint=hint), StopAt(), ModelCheckpoint(folder, save_top_k=0),
+        ExactResume(hint=hint), StopAt(), ModelCheckpoint(folder, save_top_k=0), *more,
     ]  # fmt: skip
     trainer = Trainer(
         default_root_dir=folder, callbacks=callbacks, plugins=[AtomicCheckpointIO()], **OPTIONS | options
@@ -74,6 +75,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is not empty", "ignore:.*small
         ("3 SIGUSR1", 3, {"val_check_interval": 3}),  # a validation follows
         ("2 SIGTERM", 2, {"accumulate_grad_batches": 2}),
         ("3 SIGTERM", 3, {"accumulate_grad_batches": 2}),  # the epoch's last
+        (
+            "0 SIGTERM",
+            1,
+            {"accumulate_grad_batches": 4, "val_check_interval": 3},
+        ),  # it validates before the step
     ],
 )
 def test_an_interrupted_run_ends_like_a_whole_one(tmp_path, monkeypatch, capsys, at, saved, options) -> None:
@@ -87,9 +93,10 @@ def test_an_interrupted_run_ends_like_a_whole_one(tmp_path, monkeypatch, capsys,
     assert content["global_step"] == saved
     assert len(content["exact_resume"]["ranks"]) == 1
     resumed, trainer = run(tmp_path / "cut", path, **options)
-    assert trainer.global_step == 12 // options.get("accumulate_grad_batches", 1)
+    accumulated = options.get("accumulate_grad_batches", 1)
+    assert trainer.global_step == 2 * math.ceil(6 / accumulated)
     assert whole.seen[-len(resumed.seen) :] == resumed.seen
-    assert len(resumed.seen) == 12 - saved * options.get("accumulate_grad_batches", 1)
+    assert len(resumed.seen) == 12 - saved * accumulated
     for expected, found in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(expected, found)
     assert not path.exists()  # the complete run has no use for it
@@ -104,6 +111,28 @@ def test_a_signal_while_gradients_accumulate_waits_for_the_step(
     assert "after step 1, " in line
     loop = torch.load(tmp_path / "interrupted.ckpt", weights_only=True)["loops"]["fit_loop"]
     assert loop["epoch_loop.batch_progress"]["current"]["processed"] == batches
+
+
+class SaveAtValidation(Callback):
+    """Writes a checkpoint at every validation."""
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        trainer.save_checkpoint(f"{trainer.default_root_dir}/{len(pl_module.seen)}.ckpt")
+
+
+def test_a_checkpoint_between_accumulated_batches_keeps_their_gradients(tmp_path) -> None:
+    options = {"accumulate_grad_batches": 4, "val_check_interval": 3}
+    whole, _ = run(tmp_path, more=[SaveAtValidation()], **options)
+    sizes = {}
+    for batches in (3, 6, 9):
+        saved = torch.load(tmp_path / f"{batches}.ckpt", weights_only=True)["exact_resume"]["ranks"]
+        sizes[batches] = len(saved[0].get("gradients", ()))
+    for batches in (3, 9):
+        resumed, _ = run(tmp_path, tmp_path / f"{batches}.ckpt", **options)
+        assert resumed.seen == whole.seen[batches:]
+        for expected, found in zip(whole.parameters(), resumed.parameters(), strict=True):
+            assert torch.equal(expected, found)
+    assert sizes == {3: 2, 6: 0, 9: 2}  # a weight and a bias; after a step there is nothing to keep
 
 
 def test_a_trial_run_saves_nothing(tmp_path, monkeypatch, capsys) -> None:
