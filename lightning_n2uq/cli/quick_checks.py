@@ -85,7 +85,8 @@ def _named_classes(given: list[Given]) -> dict[str, tuple[int, sources.Class]]:
     The last name counts. A mapping is no name: its `class_path` comes behind it, if it has one; what is
     written as JSON names an unknown class.
     """
-    known, found = sources.our_classes(), {}
+    known = sources.our_classes()
+    found: dict[str, tuple[int, sources.Class]] = {}
     for section in _SECTIONS:
         for place, (key, value) in enumerate(given):
             if key not in (section, f"{section}.class_path") or not isinstance(value, str):
