@@ -11,6 +11,8 @@ STRATEGIES = {
     "nuqsgd_2bit": {"min_numel": 16},
     "nuqsgd all_gather": {"scheme": "all_gather", "error_feedback": True, "min_numel": 16},
     "qsgd": {"min_numel": 16},
+    "alq": {"min_numel": 16},
+    "nuqsgd_local": {},
     "ddp_powersgd": {},
     "ddp_fp16": {},
     "ddp": {},
