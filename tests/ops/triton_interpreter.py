@@ -18,10 +18,11 @@ def need_interpreter() -> None:
 
 
 def interpret(code: str) -> str:
-    """Returns what the code prints, in a process of its own that finds the modules of this folder."""
+    """Returns what the code prints in a process that finds this folder's modules and tests/support."""
     need_interpreter()
-    here = str(Path(__file__).parent)
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": here}
+    here = Path(__file__).parent
+    paths = os.pathsep.join(map(str, (here, here.parent / "support")))
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
