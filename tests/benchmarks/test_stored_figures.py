@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks import __main__ as bench
 from benchmarks import callback_study, callback_tables, digits_table, signed_inputs
+from benchmarks.networks.catalog import NETWORKS
+from benchmarks.networks.table import table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -90,3 +92,12 @@ def test_the_table_of_signed_inputs_is_the_stored_one():
     assert f"reaches {signed_inputs._shown(stored['float'])}" in text
     options = [f"--{key} {value}" for key, value in stored["options"].items() if key != "bits"]
     assert f"--bits {stored['options']['bits'][0]} {' '.join(options)}" in text
+
+
+def test_the_table_of_networks_is_the_stored_one_and_has_all_of_the_catalog():
+    stored = json.loads((ROOT / "benchmarks/results/networks.json").read_text())
+    page = (ROOT / "docs/any_model.md").read_text()
+    assert stored.keys() == set(NETWORKS)
+    *rows, _, total = table({name: stored[name] for name in NETWORKS}).splitlines()
+    assert "\n".join(rows) in page
+    assert f"\n{total}\n" in page
