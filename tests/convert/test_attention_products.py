@@ -19,6 +19,7 @@ from lightning_n2uq.convert.first_batches import FirstBatches
 from lightning_n2uq.convert.products_spec import ProductsSpec
 from lightning_n2uq.convert.record import Record, quantize, record_of, restore
 from lightning_n2uq.quantizers import quantizer_parameters
+from small_networks import small_swin
 
 FLOATS = {
     "weight_quantizer": "float",
@@ -46,19 +47,6 @@ def vit(**arguments):
     torch.manual_seed(0)
     return timm.create_model(
         "deit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=24, depth=2, num_classes=5, **arguments
-    ).eval()
-
-
-def swin():
-    torch.manual_seed(0)
-    return timm.create_model(
-        "swin_tiny_patch4_window7_224",
-        img_size=32,
-        window_size=4,
-        embed_dim=12,
-        depths=(2, 1),
-        num_heads=(2, 3),
-        num_classes=5,
     ).eval()
 
 
@@ -93,7 +81,7 @@ def images(size=16):
 
 NETWORKS = {
     "timm vit": (vit, images),
-    "timm swin": (swin, lambda: images(32)),
+    "timm swin": (small_swin, lambda: images(32)),
     "bert": (lambda: text("bert", **TEXT), tokens),
     "gpt2": (lambda: text("gpt2", n_embd=32, n_layer=1, n_head=4, vocab_size=50), tokens),
     "llama": (lambda: text("llama", **TEXT, num_key_value_heads=2), tokens),
@@ -194,7 +182,7 @@ def test_copies_pickles_and_state_dicts_hold_the_products():
     older = {key: value for key, value in record_of(model).to_mapping().items() if key != "products"}
     assert Record.from_mapping(older, "checkpoint").products == {}
     with pytest.raises(ValueError, match=r"checkpoint: got quantized products 'blocks\.0\.attn\.products'"):
-        restore(swin(), record_of(model))
+        restore(small_swin(), record_of(model))
     with pytest.raises(ValueError, match="which cannot be so here: they are quantized already"):
         restore(fresh, record_of(model))
 

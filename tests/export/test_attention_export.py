@@ -3,7 +3,6 @@
 import numpy as np
 import onnxruntime
 import pytest
-import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -13,6 +12,7 @@ from lightning_n2uq.export.program import operators
 from lightning_n2uq.export.program.deployed import deploy
 from lightning_n2uq.export.program.explain import explain_file, explain_modules
 from lightning_n2uq.export.program.onnx_program import export_program
+from small_networks import small_swin
 
 POLICY = {"weight_quantizer": "lsq", "activation_quantizer": "lsq", "attention_bits": 3}
 
@@ -101,16 +101,7 @@ def test_weights_of_attention_are_exported_quantized(method):
 
 @pytest.mark.integration
 def test_attention_in_shifted_windows_is_exported_as_sums_of_integers():
-    torch.manual_seed(0)
-    model = timm.create_model(
-        "swin_tiny_patch4_window7_224",
-        img_size=32,
-        window_size=4,
-        embed_dim=12,
-        depths=(2, 1),
-        num_heads=(2, 3),
-        num_classes=5,
-    ).eval()
+    model = small_swin()
     x = torch.randn(3, 3, 32, 32)
     quantize_model(model, POLICY, calibration=[x])
     program = export_program(model, x)
