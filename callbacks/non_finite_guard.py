@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lightning_n2uq.callbacks._guard import checks
 from lightning_n2uq.callbacks._guard.broken_layer import first_broken_output
 from lightning_n2uq.utils.compat import copy_each
+from lightning_n2uq.utils.shards import is_sharded
 from lightning_n2uq.utils.validation import check_choice, check_integer
 
 StepAction = Literal["stop", "skip", "warn", "off"]
@@ -183,7 +184,7 @@ class NonFiniteGuard(Callback):
         if "loss" in found:
             # Replicas' parameters are equal, so that either all ranks repeat the forward pass or none.
             state = checks.broken_names(checks.parameters(pl_module))
-            alone = not checks.is_sharded(pl_module)  # else a forward pass needs all ranks
+            alone = not is_sharded(pl_module)  # else a forward pass needs all ranks
             layer = first_broken_output(trainer, pl_module, self._batch) if alone and not state else None
             if state:
                 details["loss"] = f"so are {state}"
@@ -261,7 +262,7 @@ class NonFiniteGuard(Callback):
             flag = checks.broken_flag(list(tensors.values()))
             if self._certain(trainer, flag) if together else bool(flag):
                 found["parameter"] = checks.broken_names(tensors)
-        if together or not checks.is_sharded(pl_module):
+        if together or not is_sharded(pl_module):
             found |= self._collapsed(pl_module)
         if found:
             self._act(trainer, list(found), found)

@@ -98,11 +98,6 @@ def broken_names(tensors: dict[str, Tensor]) -> str:
     return some_names([name for name, value in tensors.items() if not bool(torch.isfinite(value).all())])
 
 
-def is_sharded(module: nn.Module) -> bool:
-    """Returns whether FSDP2 has sharded the module: what follows is then a collective call."""
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
-
-
 def collapsed_widths(module: nn.Module) -> list[str]:
     """Returns quantizers with widths at the floor, where no gradient moves them; waits for the device."""
     found = []

@@ -9,24 +9,26 @@ from lightning.pytorch import LightningModule
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from lightning_n2uq.utils.shards import is_sharded
+
 _SHARDED = (
-    "resume: a checkpoint written between accumulated batches does not keep the gradients of a sharded "
-    "network; a run that goes on from it repeats the step without them"
+    "a checkpoint written between accumulated batches does not keep the gradients of a sharded network: a "
+    "run that goes on from it repeats the step without them"
 )
 
 
 def capture(module: LightningModule) -> dict[str, Tensor]:
     """Returns this rank's gradients by the name of their parameter, on the CPU.
 
-    Those of a sharded network are left out with a warning.
+    Those of a sharded network are left out with a warning: FSDP2 has them in a place of its own.
 
     Args:
         module: What is trained.
     """
-    found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-    if any(type(gradient) is not Tensor for gradient in found.values()):  # a subclass: shards, sparse masks
+    if is_sharded(module):
         rank_zero_warn(_SHARDED)
         return {}
+    found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
     return {name: gradient.detach().cpu() for name, gradient in found.items()}
 
 

@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.distributed.tensor import DTensor
 
 from lightning_n2uq.compression import Codec, codec_at_step
 from lightning_n2uq.distributed.adaptation import LevelAdaptation
@@ -26,6 +25,7 @@ from lightning_n2uq.distributed.residuals import Layout, Residuals, as_layout
 from lightning_n2uq.distributed.resume_layout import ResumeLayout
 from lightning_n2uq.distributed.stats import ExchangeStats
 from lightning_n2uq.utils.compat import GradBucket
+from lightning_n2uq.utils.shards import is_sharded
 
 _ADVICE = "use the strategy nuqsgd_fsdp (in plain PyTorch ShardedState), or DistributedDataParallel"
 
@@ -345,7 +345,7 @@ def refuse_sharded(module: nn.Module) -> None:
     kind = type(module).__name__
     if any(isinstance(part, FullyShardedDataParallel) for part in module.modules()):
         kind = "FullyShardedDataParallel"
-    elif any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+    elif is_sharded(module):
         kind = "a module with DTensor parameters"
     elif not any(base.__name__ == "DeepSpeedEngine" for base in type(module).__mro__):
         return

@@ -75,11 +75,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is not empty", "ignore:.*small
         ("3 SIGUSR1", 3, {"val_check_interval": 3}),  # a validation follows
         ("2 SIGTERM", 2, {"accumulate_grad_batches": 2}),
         ("3 SIGTERM", 3, {"accumulate_grad_batches": 2}),  # the epoch's last
-        (
-            "0 SIGTERM",
-            1,
-            {"accumulate_grad_batches": 4, "val_check_interval": 3},
-        ),  # it validates before the step
+        # It validates before the step.
+        ("0 SIGTERM", 1, {"accumulate_grad_batches": 4, "val_check_interval": 3}),
     ],
 )
 def test_an_interrupted_run_ends_like_a_whole_one(tmp_path, monkeypatch, capsys, at, saved, options) -> None:

@@ -66,6 +66,13 @@ def test_resume_restores_the_rank_s_residuals(ranks):
     same_bits(*(found["resume"]["parameters"] for found in ranks))
 
 
+def test_a_checkpoint_amid_accumulated_batches_keeps_each_ranks_gradients(ranks):
+    first, second = (found["amid accumulation"] for found in ranks)
+    assert (first["gradient"] != second["gradient"]).any()
+    for found in (first, second):
+        same_bits(found["resumed"], found["whole"])
+
+
 def test_communication_monitor(ranks):
     metrics = ranks[0]["monitored"]["metrics"]
     assert 5.0 < metrics["comm/ratio"] < 8.0

@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_n2uq.strategies
 from lightning_n2uq.callbacks.communication_monitor import CommunicationMonitor
+from lightning_n2uq.checkpointing import ExactResume
+from lightning_n2uq.datamodules import DigitsDataModule
 from lightning_n2uq.strategies import NUQSGDStrategy
 
 
@@ -160,6 +162,45 @@ def resume(folder):
     }
 
 
+class Digits(Small):
+    """For images of a data module that knows where it was: a plain loader begins its epoch anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def amid_accumulation(folder):
+    """Go on from a validation between accumulated batches, where each rank has gradients of its own."""
+    path = Path(folder) / "amid.ckpt"
+
+    class Saver(lightning.Callback):
+        def on_validation_end(self, trainer, module):
+            if trainer.global_step == 0:
+                trainer.save_checkpoint(path)
+
+    def ends(*callbacks, ckpt_path=None):
+        lightning.seed_everything(0, verbose=False)
+        run = trainer(
+            NUQSGDStrategy(error_feedback=True, min_numel=16, gradient_as_bucket_view=True),
+            callbacks=[ExactResume(), ModelCheckpoint(folder, save_top_k=0), *callbacks],
+            enable_checkpointing=True,
+            default_root_dir=folder,
+            accumulate_grad_batches=3,
+            val_check_interval=2,
+            num_sanity_val_steps=0,
+            limit_train_batches=4,
+            limit_val_batches=1,
+        )
+        module = Digits()
+        run.fit(module, DigitsDataModule(batch_size=8, num_workers=0), ckpt_path=ckpt_path)
+        return parameters(module)
+
+    found = {"whole": ends(Saver()), "resumed": ends(ckpt_path=path)}
+    kept = torch.load(path, weights_only=True)["exact_resume"]["ranks"]
+    return found | {"gradient": kept[torch.distributed.get_rank()]["gradients"]["net.1.weight"]}
+
+
 def monitored():
     monitor, readings = CommunicationMonitor(every_n_steps=2), Readings()
     fit("nuqsgd", callbacks=[monitor, readings])
@@ -170,7 +211,8 @@ def main():
     folder = sys.argv[1]
     torch.set_num_threads(1)
     assert lightning_n2uq.strategies
-    save({"modes": modes(), "resume": resume(folder), "monitored": monitored()}, folder)
+    found = {"modes": modes(), "resume": resume(folder), "monitored": monitored()}
+    save(found | {"amid accumulation": amid_accumulation(folder)}, folder)
 
 
 if __name__ == "__main__":
