@@ -4,62 +4,13 @@ from itertools import chain
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from torch.nn.functional import cross_entropy
+from checksum_training import QUIET, Linear, digits, fit
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_n2uq.datamodules import DigitsDataModule, SyntheticDataModule
+from lightning_n2uq.datamodules import SyntheticDataModule
 from lightning_n2uq.datamodules._data.counter_rng import random_integers
 from lightning_n2uq.datamodules._data.sampler import SampleIdSampler
-
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
-
-
-class Linear(LightningModule):
-    """A linear classifier that keeps a checksum of every training batch it sees."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(64, 10)
-        torch.nn.init.zeros_(self.layer.weight)
-        torch.nn.init.zeros_(self.layer.bias)
-        self.seen = []
-
-    def training_step(self, batch, batch_idx):
-        images, labels = batch
-        self.seen.append((self.current_epoch, batch_idx, images.double().sum().item(), labels.tolist()))
-        return cross_entropy(self.layer(images.flatten(1)), labels)
-
-    def validation_step(self, batch, batch_idx):
-        images, labels = batch
-        self.log("val_loss", cross_entropy(self.layer(images.flatten(1)), labels), sync_dist=True)
-
-    def predict_step(self, batch, batch_idx):
-        return batch[1]
-
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), lr=0.01)
-
-
-def digits(**changes):
-    return DigitsDataModule(**{"batch_size": 200, "seed": 3, **changes})
-
-
-def fit(data, *, epochs, ckpt_path=None, callbacks=(), **changes):
-    model = Linear()
-    trainer = Trainer(
-        max_epochs=epochs,
-        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
-        callbacks=list(callbacks),
-        **{**QUIET, **changes},
-    )
-    trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
-    return model
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")  # both runs write there, as a resumed run does
@@ -170,39 +121,6 @@ def test_without_shuffling_sample_ids_are_indices_in_every_epoch():
     sampler.set_epoch(3)
 
     assert list(sampler) == list(range(10))
-
-
-class Recorder(Callback):
-    """Writes the labels of every rank to a file."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def on_fit_end(self, trainer, pl_module):
-        sampler = trainer.train_dataloader.sampler
-        rows = (type(sampler).__name__, sampler.order(), pl_module.seen)
-        torch.save(rows, self.folder / f"{trainer.global_rank}.pt")
-
-
-@pytest.mark.parametrize("inject", [True, False])
-def test_two_processes_share_one_order(tmp_path, inject):
-    fit(
-        digits(batch_size=100),
-        epochs=2,
-        callbacks=[Recorder(tmp_path)],
-        devices=2,
-        strategy="ddp_fork",
-        use_distributed_sampler=inject,
-    )
-
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    data = digits()
-    data.setup("fit")
-    labels = data.splits["train"].labels
-    for rank, (name, order, seen) in enumerate(ranks):
-        assert name == "SampleIdSampler"
-        mine = labels[(order + order[:1])[rank::2]].tolist()
-        assert list(chain.from_iterable(row[3] for row in seen if row[0] == 1)) == mine
 
 
 def test_prediction_keeps_order_and_count():
