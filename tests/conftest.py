@@ -31,7 +31,7 @@ WAITING = {"faults", "distributed", "strategies", "checkpointing"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with files named `ranks`, whose tests fork the worker itself: autograd must not have threads there yet.
+    """Begins with files named `ranks`: they fork the worker itself, where autograd must not have threads yet.
 
     Those that wait for processes come next, since the longest would otherwise run last, alone.
     """
