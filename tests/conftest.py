@@ -1,6 +1,7 @@
-"""Settings shared by all tests: seeded, bounded, two threads at most."""
+"""Settings shared by all tests: seeded, bounded, two threads at most, no variables of ranks left behind."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -24,6 +25,21 @@ settings.load_profile("seeded")
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "RANK")
+
+
+@pytest.fixture(autouse=True)
+def _no_ranks_left() -> Iterator[None]:
+    """Lightning's launcher sets these in the process that starts ranks; later tests would take it for one."""
+    before = {name: os.environ.get(name) for name in RANK_VARIABLES}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 # Folders of tests that start processes and wait for them.
