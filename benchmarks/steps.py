@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import summary, table, take_turns
 from lightning_n2uq.backbones import resnet18
+from lightning_n2uq.convert import quantize_model
 from lightning_n2uq.ops.dispatch import force
 
 BASE = "float, torchvision"
@@ -66,7 +67,10 @@ def run(device: torch.device, seconds: float, batch: int = 8, size: int = 224) -
     target = torch.randint(1000, (batch,), device=device)
     models = {BASE: torchvision.models.resnet18(), "W2A2": resnet18(2, 2), "W4A4": resnet18(4, 4)}
     models = {name: model.to(device).train() for name, model in models.items()}
-    kept = memory(models, x)
+    converted = quantize_model(
+        torchvision.models.resnet18(), {"weight_bits": 2, "activation_bits": 2}, calibration=[x.cpu()]
+    )
+    kept = memory(models | {"W2A2, converted": converted.model.to(device)}, x)
     print(f"ResNet-18, {batch} x {size}x{size}, fp32: kept for the backward pass")
     for name, figures in kept.items():
         print(f"  {name:<34} {figures['megabytes']:>9} MB   {figures['ratio']}x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -116,7 +117,7 @@ def _exported(build: Callable[[], Case], found: dict[str, Any]) -> None:
     ):
         found[name] = {
             "explained": explanation.ok,
-            "free": explanation.free,
+            "free": explanation.free if math.isfinite(explanation.free) else None,  # None: other boxes
             "forced": explanation.forced,
             "moved": sum(layer.moved for layer in explanation.layers),
             "codes": sum(layer.values for layer in explanation.layers),

@@ -101,3 +101,13 @@ def test_the_table_of_networks_is_the_stored_one_and_has_all_of_the_catalog():
     *rows, _, total = table({name: stored[name] for name in NETWORKS}).splitlines()
     assert "\n".join(rows) in page
     assert f"\n{total}\n" in page
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks/results").glob("*.json")), ids=lambda path: path.name
+)
+def test_stored_figures_are_strict_json(path):
+    def refuse(constant):
+        raise AssertionError(f"{path.name} holds {constant}")
+
+    json.loads(path.read_text(), parse_constant=refuse)
