@@ -38,12 +38,14 @@ class Run:
     """One training run.
 
     Attributes:
-        row: Name of the config in the study's folder of configs, and of the row in the table.
+        row: Name of the row in the table and, where `config` says nothing else, of the config in the study's
+            folder of configs.
         seed: Seed of weights, order and augmentation.
         epochs: Length of the run.
         settings: Options of `n2uq fit` without the leading dashes, and their values.
         source: Where the optimizer's values are from.
         start: Row whose last checkpoint of the same seed the run starts from; None for random weights.
+        config: Name of the config, where several rows share one; else empty.
     """
 
     row: str
@@ -52,15 +54,20 @@ class Run:
     settings: tuple[tuple[str, str], ...]
     source: str
     start: str | None = None
+    config: str = ""
 
     @property
     def name(self) -> str:
         """Name of the run's folder and of its file of figures."""
-        return f"{self.row}_seed{self.seed}"
+        return f"{self.row.replace(', ', '_').replace(' ', '_')}_seed{self.seed}"
+
+    def config_in(self, configs: Path) -> Path:
+        """The run's config."""
+        return configs / f"{self.config or self.row}.yaml"
 
     def identity(self, configs: Path) -> str:
         """Digest of what decides the run's outcome: values of the config, seed, length, settings, start."""
-        config = yaml.safe_load((configs / f"{self.row}.yaml").read_text(encoding="utf-8"))
+        config = yaml.safe_load(self.config_in(configs).read_text(encoding="utf-8"))
         parts = [config, self.seed, self.epochs, list(self.settings), self.start]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -70,19 +77,21 @@ class Study:
     """A list of runs over one data set.
 
     Attributes:
-        name: Name of the study and of its folder of configs.
+        name: Name of the study and, where `folder` says nothing else, of its folder of configs.
         runs: In the order in which they are worked off.
         data_options: Further options of `n2uq fit` for every run, without the leading dashes.
+        folder: Name of the folder of configs, where it is not the study's.
     """
 
     name: str
     runs: tuple[Run, ...]
     data_options: tuple[tuple[str, str], ...] = ()
+    folder: str = ""
 
     @property
     def configs(self) -> Path:
         """Folder of the configs that the rows name."""
-        return CONFIGS / self.name
+        return CONFIGS / (self.folder or self.name)
 
 
 _ADAM = {"optimizer": "adam", "lr": "1.25e-3", "schedule": "linear", "weight_decay": "0"}
@@ -148,7 +157,35 @@ def cifar10(epochs: int = 20, float_epochs: int = 30) -> Study:
     return Study("cifar10", tuple(_run(row, seed, epochs, float_epochs) for row, seed in order), everything)
 
 
-STUDIES = {"cifar10": cifar10}
+def cifar10_ranks(ranks: int = 4, epochs: int = 4, share: float = 0.4) -> Study:
+    """The float ResNet-20 on several ranks whose gradients travel in 32, 4, 2 and 1 bits, and in rounds.
+
+    The ranks share a batch of 128. The schedule is one that two cores end in minutes, a step of all methods
+    sees the same images.
+    """
+    strategies = {
+        "ddp": "ddp",
+        "4 bits": "nuqsgd",
+        "4 bits, rotated": "nuqsgd_rotated",
+        "2 bits, rotated": "nuqsgd_rotated_2bit",
+        "1 bit, rotated": "nuqsgd_rotated_1bit",
+        "rounds of 10 steps, 4 bits": "nuqsgd_local",
+        "powersgd": "ddp_powersgd",
+    }
+    settings = {f"model.init_args.{name}": value for name, value in FLOAT.settings.items()}
+    settings |= {"model.init_args.warmup_steps": "78", "data.init_args.batch_size": str(128 // ranks)}
+    settings |= {"trainer.devices": str(ranks), "data.init_args.train_fraction": str(share)}
+    options = (("data.init_args.val_fraction", "0"), ("trainer.callbacks+", "CommunicationMonitor"))
+
+    def run(row: str, seed: int) -> Run:
+        chosen = settings | {"trainer.strategy": strategies[row]}
+        return Run(row, seed, epochs, tuple(sorted(chosen.items())), FLOAT.source, config="float")
+
+    runs = tuple(run(row, seed) for seed in (0, 1) for row in strategies)
+    return Study("cifar10_ranks", runs, options, folder="cifar10")
+
+
+STUDIES = {"cifar10": cifar10, "cifar10_ranks": cifar10_ranks}
 
 
 def runs_by_row(study: Study) -> Iterator[tuple[str, list[Run]]]:

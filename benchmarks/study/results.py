@@ -14,6 +14,7 @@ from benchmarks.machine import description
 from benchmarks.study.plan import Run, Study
 from lightning_n2uq import __version__
 
+SENT = "comm/sent_bytes"
 CURVES = ("train/loss", "train/acc", "val/loss", "val/acc")
 
 
@@ -35,6 +36,15 @@ def curves(metrics: Iterable[Path]) -> dict[str, list[float]]:
     return {name: [values[epoch] for epoch in sorted(values)] for name, values in by_epoch.items()}
 
 
+def sent_bytes(metrics: Iterable[Path]) -> float | None:
+    """Bytes that a rank sends per exchange, the mean of what `CommunicationMonitor` logged, if it did."""
+    values = []
+    for path in metrics:
+        with path.open(newline="", encoding="utf-8") as file:
+            values += [float(row[SENT]) for row in csv.DictReader(file) if row.get(SENT)]
+    return sum(values) / len(values) if values else None
+
+
 def collect(run: Run, study: Study, folder: Path, seconds: float) -> dict[str, Any]:
     """The figures of a finished run.
 
@@ -50,7 +60,8 @@ def collect(run: Run, study: Study, folder: Path, seconds: float) -> dict[str, A
     Raises:
         ValueError: The folder's `metrics.csv` does not hold one accuracy per epoch.
     """
-    found = curves(sorted(folder.rglob("metrics.csv")))
+    files = sorted(folder.rglob("metrics.csv"))
+    found = curves(files)
     if len(found["val/acc"]) != run.epochs:
         raise ValueError(
             f"{run.name}: got {len(found['val/acc'])} epochs in metrics.csv, expected {run.epochs}"
@@ -58,6 +69,7 @@ def collect(run: Run, study: Study, folder: Path, seconds: float) -> dict[str, A
     return {
         "run": run.name,
         "row": run.row,
+        "config": run.config or run.row,
         "seed": run.seed,
         "identity": run.identity(study.configs),
         "epochs": run.epochs,
@@ -68,6 +80,7 @@ def collect(run: Run, study: Study, folder: Path, seconds: float) -> dict[str, A
         "seconds": round(seconds, 1),
         "version": __version__,
         "machine": description(torch.device("cpu")),
+        "sent_bytes": sent_bytes(files),
         "curves": found,
     }
 

@@ -151,7 +151,7 @@ class Runner:
 
     def _arguments(self, run: Run, place: Path) -> list[str]:
         options = {
-            "config": str(self.study.configs / f"{run.row}.yaml"),
+            "config": str(run.config_in(self.study.configs)),
             "seed_everything": str(run.seed),
             "data.init_args.seed": str(run.seed),
             "trainer.max_epochs": str(run.epochs),

@@ -20,20 +20,30 @@ def finished(study: Study, output: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def markdown(study: Study, output: Path) -> str:
-    """A row per config: mean and standard error over the seeds, and each seed's accuracy, in percent."""
+    """A row per config: mean and standard error over the seeds, and each seed's accuracy, in percent.
+
+    The fifth column compares with the first row. Where gradients' bytes were counted a column has them.
+    """
     rows = finished(study, output)
-    lines = ["| row | accuracy [%] | standard error | per seed | against float | optimizer |"]
-    lines.append("|---|---|---|---|---|---|")
-    base = statistics.mean(run["test_acc"] for run in rows["float"]) if "float" in rows else None
+    first = study.runs[0].row
+    sent = any(run["sent_bytes"] for runs in rows.values() for run in runs)
+    lines = [f"| row | accuracy [%] | standard error | per seed | against {first} | optimizer |"]
+    lines = [
+        f"{lines[0]} MB per exchange |" if sent else lines[0],
+        "|---|---|---|---|---|---|" + "---|" * sent,
+    ]
+    base = statistics.mean(run["test_acc"] for run in rows[first]) if first in rows else None
     for row, runs in rows.items():
         values = [100 * run["test_acc"] for run in runs]
         mean = statistics.mean(values)
         error = f"{statistics.stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else "-"
         each = ", ".join(f"{value:.2f}" for value in values)
-        against = "-" if base is None or row == "float" else f"{mean - 100 * base:+.2f}"
-        lines.append(
-            f"| `{study.name}/{row}` | {mean:.2f} | {error} | {each} | {against} | {runs[0]['optimizer']} |"
-        )
+        against = "-" if base is None or row == first else f"{mean - 100 * base:+.2f}"
+        label = f"`{study.configs.name}/{row}`" if runs[0]["config"] == row else row
+        lines.append(f"| {label} | {mean:.2f} | {error} | {each} | {against} | {runs[0]['optimizer']} |")
+        if sent:
+            counted = [run["sent_bytes"] for run in runs if run["sent_bytes"]]
+            lines[-1] += f" {statistics.mean(counted) / 1e6:.3f} |" if counted else " - |"
     return "\n".join(lines)
 
 

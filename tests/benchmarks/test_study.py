@@ -152,6 +152,31 @@ def test_the_plan_of_cifar10_names_shipped_configs_and_sources() -> None:
     assert (decay["lsq_w2a2"], decay["lsq_w3a3"], decay["lsq_w4a4"]) == ("2.5e-5", "5e-5", "1e-4")
 
 
+def test_the_ranks_of_the_second_study_differ_in_their_strategy_alone() -> None:
+    study = plan.cifar10_ranks()
+    assert len({entry.name for entry in study.runs}) == len(study.runs) == 14
+    assert len({entry.identity(study.configs) for entry in study.runs}) == 14
+    left = [{**dict(entry.settings), "trainer.strategy": ""} for entry in study.runs]
+    assert all(settings == left[0] for settings in left)
+    assert (left[0]["trainer.devices"], left[0]["data.init_args.batch_size"]) == ("4", "32")
+
+
+def test_rows_of_one_config_have_their_own_names_and_bytes(tmp_path: Path) -> None:
+    study = plan.cifar10_ranks(epochs=2)
+    place = tmp_path / "run"
+    place.mkdir()
+    for number, entry in enumerate(study.runs[:2]):
+        sent = f"{number}e6" if number else ""
+        (place / "metrics.csv").write_text(f"epoch,val/acc,comm/sent_bytes\n0,0.5,{sent}\n1,0.6,\n")
+        results.save(tmp_path, study, entry, results.collect(entry, study, place, 1.0))
+    lines = table.markdown(study, tmp_path).splitlines()
+    assert lines[0].endswith("| against ddp | optimizer | MB per exchange |")
+    assert lines[2].startswith("| ddp | 60.00 | - | 60.00 | - | ")
+    assert lines[2].endswith(" - |")
+    assert lines[3].startswith("| 4 bits | 60.00 | - | 60.00 | +0.00 | ")
+    assert lines[3].endswith(" 1.000 |")
+
+
 @pytest.mark.integration
 def test_the_table_has_means_and_errors(runner: Runner, study: Study, tmp_path: Path) -> None:
     runner.work()
