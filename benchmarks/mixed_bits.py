@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "benchmarks" / "results" / "mixed_bits.json"
 LENGTHS = {
     "digits": {"float_epochs": 40, "epochs": 40, "train_fraction": 1.0},
-    "cifar10": {"float_epochs": 6, "epochs": 4, "train_fraction": 0.3},
+    "cifar10": {"float_epochs": 4, "epochs": 2, "train_fraction": 0.3},
 }
 
 

@@ -157,7 +157,7 @@ def cifar10(epochs: int = 20, float_epochs: int = 30) -> Study:
     return Study("cifar10", tuple(_run(row, seed, epochs, float_epochs) for row, seed in order), everything)
 
 
-def cifar10_ranks(ranks: int = 4, epochs: int = 4, share: float = 0.4) -> Study:
+def cifar10_ranks(ranks: int = 4, epochs: int = 4, share: float = 0.3) -> Study:
     """The float ResNet-20 on several ranks whose gradients travel in 32, 4, 2 and 1 bits, and in rounds.
 
     The ranks share a batch of 128. The schedule is one that two cores end in minutes, a step of all methods
@@ -173,7 +173,7 @@ def cifar10_ranks(ranks: int = 4, epochs: int = 4, share: float = 0.4) -> Study:
         "powersgd": "ddp_powersgd",
     }
     settings = {f"model.init_args.{name}": value for name, value in FLOAT.settings.items()}
-    settings |= {"model.init_args.warmup_steps": "78", "data.init_args.batch_size": str(128 // ranks)}
+    settings |= {"model.init_args.warmup_steps": "58", "data.init_args.batch_size": str(128 // ranks)}
     settings |= {"trainer.devices": str(ranks), "data.init_args.train_fraction": str(share)}
     options = (("data.init_args.val_fraction", "0"), ("trainer.callbacks+", "CommunicationMonitor"))
 
