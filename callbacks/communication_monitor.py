@@ -218,9 +218,10 @@ def verdict(total: StepStats, exchanges: int, full_seconds: float, period: int =
     ours, full_bytes = total.sync_s / steps, total.full_bytes / exchanges
     outcome = "paid off" if ours < full_seconds else "did not pay off"
     rounds = f" (one exchange every {period})" if period > 1 else ""
+    unit = ("round" if period > 1 else "step") + "s" * (exchanges != 1)
     return (
         f"Gradient compression {outcome} on this network: {total.sent_bytes / steps / 1e6:.3g} MB and "
         f"{ours:.3g} s per step{rounds}, against {full_bytes / 1e6:.3g} MB and {full_seconds:.3g} s in fp32 "
         f"({full_seconds / ours:.2g} times as long, at {full_bytes * 8e-6 / full_seconds:.3g} Mbit/s); "
-        f"{int(total.nonfinite)} non-finite buckets in {exchanges} {'rounds' if period > 1 else 'steps'}"
+        f"{int(total.nonfinite)} non-finite buckets in {exchanges} {unit}"
     )

@@ -25,6 +25,13 @@ def test_the_verdict_compares_seconds_per_step(full_seconds, outcome, times):
     )
 
 
+@pytest.mark.parametrize(
+    ("exchanges", "period", "end"), [(1, 1, "1 step"), (1, 10, "1 round"), (2, 10, "2 rounds")]
+)
+def test_the_verdict_counts_rounds_or_steps(exchanges, period, end):
+    assert verdict(TEN_STEPS, exchanges, 0.2, period).endswith(f"; 0 non-finite buckets in {end}")
+
+
 def test_a_step_is_logged_with_its_ratio_and_an_error_where_one_was_measured():
     step = StepStats(sent_bytes=100, full_bytes=800.0, encode_s=1.0, exchange_s=2.0, decode_s=3.0, sync_s=4.0)
     expected = {"sent_bytes": 100, "ratio": 8, "encode_s": 1, "exchange_s": 2, "decode_s": 3, "sync_s": 4}
