@@ -13,18 +13,17 @@ file, which are not repeated while config and options stay the same; the table i
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import contextlib
 import csv
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import statistics
 import time
 from pathlib import Path
 
+from benchmarks.digits_table import workers
 from benchmarks.machine import description
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -152,7 +151,7 @@ def main() -> None:
     if lines.exists():
         kept += [json.loads(line) for line in lines.read_text().splitlines()]
     os.environ["OMP_NUM_THREADS"] = "1"
-    with concurrent.futures.ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
+    with workers(options.jobs) as pool:
         for done in [pool.submit(chain, seed, kept, options) for seed in options.seeds]:
             kept += done.result()
     import torch

@@ -23,6 +23,7 @@ import os
 import platform
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,24 @@ ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "benchmarks" / "results" / "digits.json"
 # Order of the table; configs that are not named here follow.
 ORDER = ["float", "n2uq_w4a4", "n2uq_w3a3", "n2uq_w2a2", "n2uq_fixed_w2a2"]
+
+
+def end_with_parent() -> None:
+    """Makes a worker process end when the one that started it has been killed, instead of training on."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def workers(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
+    """Returns a pool of fresh processes that outlive nobody."""
+    context = multiprocessing.get_context("spawn")
+    return concurrent.futures.ProcessPoolExecutor(jobs, context, initializer=end_with_parent)
 
 
 def run(name: str, path: str, seed: int, more: Sequence[str] = ()) -> dict:
@@ -147,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
 
     os.environ["OMP_NUM_THREADS"] = "1"  # a network this small is as fast, and repeatable on every machine
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    with concurrent.futures.ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
+    with workers(options.jobs) as pool:
         for future in concurrent.futures.as_completed([pool.submit(run, *work) for work in missing]):
             new = {**future.result(), **_machine()}
             kept = [e for e in kept if (e["config"], e["seed"]) != (new["config"], new["seed"])] + [new]

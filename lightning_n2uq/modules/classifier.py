@@ -260,8 +260,13 @@ class QuantizedClassifier(ShardedByStrategy, ModuleWithExampleInput):
         return self._integer.describe()
 
     def _report_evaluation(self) -> None:
-        """Logs what runs in evaluation, whenever it is another than before; what a summary runs is none."""
+        """Logs what runs in evaluation, whenever it is another than before; what a summary runs is none.
+
+        An obstacle before training may be that steps have not been fitted: it is told once it lasts.
+        """
         if self._trainer is None or self._integer.obstacle in (self._reported, WATCHED):
+            return
+        if self._integer.obstacle and self._trainer.sanity_checking:
             return
         self._reported = self._integer.obstacle
         rank_zero_info(f"evaluation: {self._integer.describe()}")

@@ -293,6 +293,15 @@ def test_the_accuracy_of_every_loop_is_the_deployed_networks(tmp_path, caplog, p
     ]
 
 
+def test_steps_that_no_batch_has_fitted_yet_are_no_news_before_training(tmp_path, caplog):
+    settings = {"backbone": "resnet20", "num_classes": 5, "in_channels": 2, "image_size": 8, "lr": 0.01}
+    lsq = {"weight_quantizer": "lsq", "activation_quantizer": "lsq", "backbone_args": {"width": 4}}
+    with caplog.at_level(logging.INFO):
+        trainer(tmp_path, max_epochs=1).fit(QuantizedClassifier(**settings, **lsq), loader(), loader())
+    said = [r.getMessage() for r in caplog.records if "evaluation:" in r.getMessage()]
+    assert said == [f"evaluation: {INTEGER}"]
+
+
 def test_weights_written_past_torch_are_seen_by_the_next_evaluation(tmp_path):
     model, run = classifier(), trainer(tmp_path)
     run.validate(model, loader(), verbose=False)
