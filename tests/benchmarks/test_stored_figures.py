@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import __main__ as bench
 from benchmarks import callback_study, callback_tables, digits_table, signed_inputs
+from benchmarks.netlab.table import render
 from benchmarks.networks.catalog import NETWORKS
 from benchmarks.networks.table import table
 
@@ -111,3 +112,23 @@ def test_stored_figures_are_strict_json(path):
         raise AssertionError(f"{path.name} holds {constant}")
 
     json.loads(path.read_text(), parse_constant=refuse)
+
+
+@pytest.mark.parametrize("mbit", [100, 1000])
+def test_the_tables_of_all_methods_on_slow_links_are_the_stored_ones(mbit):
+    stored = json.loads((ROOT / "benchmarks/results/netlab_methods.json").read_text())
+    rows = [row for row in stored if row["mbit"] == mbit]
+    assert render(rows).split("\n", 2)[2] in (ROOT / "docs/communication.md").read_text()
+
+
+def test_the_front_pages_table_of_slow_links_is_of_the_stored_figures():
+    stored = json.loads((ROOT / "benchmarks/results/netlab_methods.json").read_text())
+    rows = {row["method"]: row for row in stored if row["mbit"] == 100}
+    seconds = {name: min(row["seconds"]) for name, row in rows.items()}
+    page = (ROOT / "README.md").read_text()
+    shown = page[page.index("| method | seconds per step |") :].split("\n\n")[0].splitlines()[2:]
+    assert len(shown) > 5
+    for line in shown:
+        name = re.match(r"\| `(\w+)`", line)[1]
+        ratios = " | ".join(f"{seconds[other] / seconds[name]:.2f}" for other in ("ddp", "ddp_fp16"))
+        assert line.endswith(f" | {seconds[name]:.3f} | {ratios} | {rows[name]['bytes'] / 1e6:.2f} |")
