@@ -204,3 +204,29 @@ def test_written_policies_are_short_and_equal():
     assert Policy.from_mapping(values) == policy
     assert values["rules"] == rules
     assert "skip_last" not in values
+
+
+@pytest.mark.integration
+@pytest.mark.filterwarnings(UNTRAINED)
+def test_a_detector_is_scored_by_its_loss(in_empty_folder, capsys):
+    policy = "{weight_bits: 4, activation_bits: 4, modules: [net.roi_heads]}"
+    small = [
+        "--data.image_size",
+        "32",
+        "--data.num_train",
+        "4",
+        "--data.num_val",
+        "2",
+        "--data.batch_size",
+        "2",
+    ]
+    small += ["--model.network_args", "{min_size: 32, max_size: 32}", "--model.metric", "iou"]
+    small += ["--trainer.callbacks", f"[{{class_path: QuantizeModel, init_args: {{policy: {policy}}}}}]"]
+    command = ["sensitivity", "--config", "tasks/detection_n2uq_w4a4.yaml", *small, *QUICK]
+    assert main([*command, "--budget", "bitops=0.9*uniform:4"]) == 0
+    assert "sum of loss" in capsys.readouterr().out
+    scores = Sensitivity.from_mapping(json.loads(Path("sensitivity/scores.json").read_text()))
+    assert [layer.name for layer in scores.layers] == ["net.roi_heads.box_head.fc7"]
+    (layer,) = scores.layers
+    assert not layer.kl
+    assert {str(width) for width in layer.loss} == {"2", "4"}

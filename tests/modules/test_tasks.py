@@ -106,6 +106,26 @@ def test_a_detector_trains_quantized_and_logs_its_metric(tmp_path):
     assert [set(image) for image in found] == [{"boxes", "labels", "scores"}] * 2
 
 
+@pytest.mark.parametrize(
+    "network", ["fasterrcnn_mobilenet_v3_large_320_fpn", "ssdlite320_mobilenet_v3_large"]
+)
+def test_a_detector_has_a_loss_in_evaluation_mode_that_changes_nothing_in_it(network):
+    size = {} if network.startswith("ssd") else {"min_size": 32, "max_size": 32}
+    module = ObjectDetector(f"torchvision/{network}", num_classes=4, network_args=size, metric="iou").eval()
+    box = {"boxes": torch.tensor([[2.0, 2.0, 20.0, 20.0]]), "labels": torch.tensor([1])}
+    batch = ([torch.rand(3, 32, 32)], [box])
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        first, again = module.training_loss(batch), module.training_loss(batch)
+    assert torch.equal(first, again)
+    assert float(first) > 0
+    assert not any(part.training for part in module.net.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert {*module(batch[0])[0]} == {"boxes", "labels", "scores"}
+
+
 def test_overlap_counts_confident_detections():
     module = ObjectDetector(num_classes=4, network_args={"min_size": 32, "max_size": 32}, metric="iou")
     box = torch.tensor([[0.0, 0.0, 10.0, 10.0]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -76,9 +78,31 @@ class ObjectDetector(TaskModule):
         return found
 
     def training_loss(self, batch: tuple[list[Tensor], Boxes]) -> Tensor:
-        """Returns the sum of the network's losses."""
-        losses: dict[str, Tensor] = self.net(*batch)
+        """Returns the sum of the network's losses.
+
+        In evaluation mode norms and dropout stay in that mode, and the same anchors are drawn every time.
+        """
+        with self._giving_losses():
+            losses: dict[str, Tensor] = self.net(*batch)
         return torch.stack([*losses.values()]).sum()
+
+    @contextmanager
+    def _giving_losses(self) -> Iterator[None]:
+        """Tells the detector alone, not the layers in it, that it is trained."""
+        kind = "torchvision.models.detection"
+        asleep = [m for m in self.net.modules() if type(m).__module__.startswith(kind) and not m.training]
+        if self.training or not asleep:
+            yield
+            return
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(0)
+            for module in asleep:
+                module.training = True
+            try:
+                yield
+            finally:
+                for module in asleep:
+                    module.training = False
 
     def evaluate(self, batch: tuple[list[Tensor], Boxes]) -> tuple[None, Boxes, Boxes]:
         """Returns detections and targets; the networks have no loss in evaluation mode."""
