@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,19 @@ def test_stored_figures_are_strict_json(path):
         raise AssertionError(f"{path.name} holds {constant}")
 
     json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_the_spread_over_seeds_is_that_of_the_stored_runs():
+    lines = (ROOT / "benchmarks/results/callbacks.jsonl").read_text().splitlines()
+    runs = [json.loads(line) for line in lines]
+    found = [100 * run["accuracy"] for run in runs if run["variant"] == "`digits/n2uq_w2a2`"]
+    mean, deviation = statistics.mean(found), statistics.stdev(found)
+    said = (
+        f"{len(found)} seeds of `n2uq_w2a2` lie between {min(found):.2f} and {max(found):.2f}, "
+        f"with a mean of {mean:.2f}, a standard deviation of {deviation:.2f} and a standard error of "
+        f"{deviation / len(found) ** 0.5:.2f}"
+    )
+    assert said in " ".join((ROOT / "README.md").read_text().split())
 
 
 @pytest.mark.parametrize("mbit", [100, 1000])
