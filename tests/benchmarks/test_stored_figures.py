@@ -48,7 +48,7 @@ def test_a_run_added_keeps_its_machine_and_the_others(tmp_path, monkeypatch):
             future.set_result({"config": name, "seed": seed, "config_sha256": digest, **values})
             return future
 
-    monkeypatch.setattr(digits_table.concurrent.futures, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(digits_table, "workers", Pool)
     options = ["--output", str(path), "--configs", "float", "--seeds", "0", "99"]
     digits_table.main([*options, "--add"])
     runs = json.loads(path.read_text())["runs"]
