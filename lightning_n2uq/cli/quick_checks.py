@@ -61,9 +61,10 @@ def _check_checkpoint(command: str, arguments: list[str]) -> None:
     checkpoint_file(path, "ckpt_path")
     has_config = {"config", "c", "model"} & {key.partition(".")[0] for key in given}
     if command != "fit" and not has_config and not (Path(path).parent / "config.yaml").is_file():
+        alone = " (or --images, for which the checkpoint is enough)" if command == "predict" else ""
         raise ValueError(
             f"ckpt_path: {path!r} has no config.yaml beside it that says which model and data it is of; give "
-            "--config (n2uq predict --images needs none)"
+            f"--config{alone}"
         )
 
 

@@ -165,8 +165,11 @@ def test_a_folder_or_a_near_name_in_place_of_a_checkpoint_is_named(tmp_path):
 def test_a_checkpoint_alone_needs_a_config(tmp_path, capsys):
     path = tmp_path / "converted.ckpt"
     path.write_bytes(b"x")
+    reason = "has no config.yaml beside it that says which model and data it is of; give --config"
     assert main(["test", "--ckpt", str(path)]) == 2
-    assert "has no config.yaml beside it that says which model and data it is of" in capsys.readouterr().err
+    assert capsys.readouterr().err.rstrip().endswith(reason)
+    assert main(["predict", "--ckpt", str(path)]) == 2
+    assert f"{reason} (or --images, for which the checkpoint is enough)" in capsys.readouterr().err
 
 
 def test_help_has_pages(capsys):
