@@ -6,9 +6,10 @@
   const buttons = ["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"];
   const hidden = new Set();
 
-  // Opaque colours: plotly chooses the colour of a cell's number by what is behind it, in the dark always white.
+  // Opaque colours: plotly chooses the colour of a cell's number by what is behind it, here always dark grey, in
+  // the dark always white. A scale through both would pass cells on which neither can be read.
   const scales = {
-    light: [[0, "#f1f5f9"], [0.02, "#d3e3f3"], [1, "#0b5394"]],
+    light: [[0, "#f6f8fa"], [0.02, "#dbe8f5"], [1, "#8ab8e6"]],
     dark: [[0, "#1d2731"], [0.02, "#27435e"], [1, "#3874b5"]],
   };
 
