@@ -19,6 +19,12 @@ def test_the_table_has_the_mean_difference_with_its_error():
     assert mixed_bits.table(runs[:1]).splitlines()[2].endswith(" | +1.00 | 99.00 |")
 
 
+def test_the_docs_table_is_of_the_stored_figures():
+    stored = json.loads(mixed_bits.OUTPUT.read_text())
+    assert mixed_bits.table(stored) in (mixed_bits.ROOT / "docs/bit_allocation.md").read_text()
+    assert all(run["bitops"]["mixed"] <= run["bitops"]["uniform"] for run in stored)
+
+
 def test_cifar10_needs_its_images(capsys):
     with pytest.raises(SystemExit):
         mixed_bits.main(["cifar10"])
