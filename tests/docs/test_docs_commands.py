@@ -25,12 +25,14 @@ NOT_RUN = {
     r"TORCH=|g\+\+ |\./run": "compiles a program; tests/export/test_pt2_export.py runs it",
     r"python -m venv|git clone|finn-env": "needs a network, and FINN",
     r"n2uq convert": "needs a published checkpoint; tests/interop makes one",
+    r"n2uq advise (RUN|runs/|--ckpt_path)": "needs a run of several ranks, as tests/callbacks has",
     r"n2uq export .*--engines|.*\.zip|n2uq predict --images": "needs a trained network's images",
     r"python .*staircase": "draws a network that has been trained",
 }
 """Beginnings of commands that are not run, and why. Their flags are checked nevertheless (test_docs.py)."""
 MEASURES = r"python (-m )?benchmarks(?!\.scale --ranks)"
-CKPT = r"(runs/\S*|best|RUN/best)\.ckpt|\bbest\.ckpt"
+CKPT = r"(runs/\S*|best|RUN/best|n2uq_r18)\.ckpt|\bbest\.ckpt"
+RUN = r"RUN|RUN_DIR|runs/\S+/TIME"
 
 
 def found() -> list[str]:
@@ -68,7 +70,8 @@ def without_placeholders(words: list[str], folder: Path) -> list[str]:
     """The words with the finished run's files where the docs leave a gap."""
     run = str(made(folder, "metrics.csv").parent)
     filled = [re.sub(CKPT, str(made(folder, "*.ckpt")), word) for word in words]
-    filled = [run if word in ("RUN", "RUN_DIR") else word for word in filled]
+    filled = [run if re.fullmatch(RUN, word) else word for word in filled]
+    filled = ["digits/n2uq_w2a2.yaml" if word == "FILE" else word for word in filled]
     gaps = {i - 1 for i, word in enumerate(filled) if word == "..." and filled[i - 1].startswith("--")}
     kept = [word for i, word in enumerate(filled) if i not in gaps and word != "..."]
     return [word for word in kept if not word.startswith("[") and not word.endswith("]")]
@@ -82,7 +85,8 @@ def bounded(words: list[str]) -> list[str]:
         words = [word for word in words if word not in ("--resume", "auto")]
         config = [] if "--config" in words else ["--config", "digits/n2uq_w2a2.yaml"]
         return [*words, *config, "--print_config"]
-    return words if len(words) > 1 or words[0] == "configs" else [*words, "--help"]
+    named = len(words) == 1 and words[0] != "configs"
+    return [*words, "--help"] if named or ("export" in words and "--ckpt" not in "".join(words)) else words
 
 
 @pytest.mark.parametrize("command", found(), ids=lambda command: re.sub(r"\W+", "-", command)[:60])
