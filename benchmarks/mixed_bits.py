@@ -7,7 +7,8 @@ For every seed a float network is trained, its layers are scored and given bits 
 what `--bits` uniform bits cost), and two networks are trained with the same config and seed: one with these
 bits, one with uniform ones. On the digits they start from random weights, on CIFAR-10 images from the float
 network. The figure is the test accuracy of the checkpoint with the best validation accuracy. Runs are kept
-in `--folder` and the JSON file; those that are there are not repeated.
+in `--folder` and the JSON file; those that are there are not repeated, and those of another length replace
+the figures of their seed.
 """
 
 from __future__ import annotations
@@ -70,9 +71,19 @@ def _fit(folder: Path, configs: Sequence[str], epochs: int, options: Sequence[st
     return done
 
 
+def _lengths(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in LENGTHS[options.data]}
+
+
+def place_of(seed: int, options: argparse.Namespace) -> Path:
+    """The folder of a seed's runs: of these lengths alone, so that no run is taken for a longer one."""
+    lengths = "_".join(str(value) for value in _lengths(options).values())
+    return Path(options.folder).resolve() / f"{options.data}_{options.bits}bit_seed{seed}_{lengths}"
+
+
 def run(seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Trains the three networks of a seed; returns their figures."""
-    place = Path(options.folder).resolve() / f"{options.data}_{options.bits}bit_seed{seed}"
+    place = place_of(seed, options)
     data = ["--data.seed", str(seed)]
     if options.data == "cifar10":
         data += ["--data.root", str(Path(options.root).resolve()), "--data.val_fraction", "0.02"]
@@ -94,7 +105,7 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Any]:
         "data": options.data,
         "bits": options.bits,
         "seed": seed,
-        **{name: getattr(options, name) for name in LENGTHS[options.data]},
+        **_lengths(options),
         "float": reference,
         "uniform": _fit(place / "uniform", [quantized], options.epochs, common),
         "mixed": _fit(place / "mixed", mixed, options.epochs, common),
@@ -145,14 +156,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, value in LENGTHS[options.data].items():
         setattr(options, name, value if getattr(options, name) is None else getattr(options, name))
     kept = json.loads(options.output.read_text()) if options.output.exists() else []
-    same = ("data", "bits", *LENGTHS[options.data])
-    done = {run["seed"] for run in kept if all(run[name] == getattr(options, name) for name in same)}
+    wanted = {"data": options.data, "bits": options.bits, **_lengths(options)}
+    done = {old["seed"] for old in kept if wanted.items() <= old.items()}
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         jobs = [pool.submit(run, seed, options) for seed in options.seeds if seed not in done]
         for job in concurrent.futures.as_completed(jobs):
             new = job.result()
             print({name: new[name] for name in ("seed", "float", "uniform", "mixed")}, flush=True)
-            kept.append(new)
+            one = ("data", "bits", "seed")
+            kept = [old for old in kept if any(old[name] != new[name] for name in one)] + [new]
             kept.sort(key=lambda run: (run["data"], run["bits"], run["seed"]))
             options.output.parent.mkdir(parents=True, exist_ok=True)
             options.output.write_text(json.dumps(kept, indent=1) + "\n")

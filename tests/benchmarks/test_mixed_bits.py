@@ -25,6 +25,25 @@ def test_the_docs_table_is_of_the_stored_figures():
     assert all(run["bitops"]["mixed"] <= run["bitops"]["uniform"] for run in stored)
 
 
+def test_runs_of_another_length_are_trained_anew_and_replace_the_figures(tmp_path, monkeypatch):
+    places = []
+
+    def run(seed, options):
+        places.append(mixed_bits.place_of(seed, options))
+        return figures(seed, 98.0, 97.0) | {
+            "float_epochs": 40,
+            "epochs": options.epochs,
+            "train_fraction": 1.0,
+        }
+
+    monkeypatch.setattr(mixed_bits, "run", run)
+    output = tmp_path / "figures.json"
+    for epochs in ("40", "40", "2"):
+        mixed_bits.main(["digits", "--seeds", "0", "1", "--epochs", epochs, "--output", str(output)])
+    assert len(places) == len(set(places)) == 4
+    assert [(old["seed"], old["epochs"]) for old in json.loads(output.read_text())] == [(0, 2), (1, 2)]
+
+
 def test_cifar10_needs_its_images(capsys):
     with pytest.raises(SystemExit):
         mixed_bits.main(["cifar10"])

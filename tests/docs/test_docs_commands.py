@@ -32,6 +32,7 @@ NOT_RUN = {
 """Beginnings of commands that are not run, and why. Their flags are checked nevertheless (test_docs.py)."""
 MEASURES = r"python (-m )?benchmarks(?!\.scale --ranks)"
 CKPT = r"(runs/\S*|best|RUN/best|n2uq_r18)\.ckpt|\bbest\.ckpt"
+CONFIG = "digits/n2uq_w2a2.yaml"
 RUN = r"RUN|RUN_DIR|runs/\S+/TIME"
 
 
@@ -49,7 +50,7 @@ def found() -> list[str]:
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which a network has been trained for an epoch of two steps."""
     folder = tmp_path_factory.mktemp("docs")
-    fit = ["fit", "--config", "digits/n2uq_w2a2.yaml", "--checkpoint.dirpath", "made"]
+    fit = ["fit", "--config", CONFIG, "--checkpoint.dirpath", "made"]
     fit += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
     plain = os.environ | {"LIGHTNING_N2UQ_KERNELS": "reference"}  # nothing to compile for two steps
     done = warm.n2uq(*fit, cwd=folder, env=plain, timeout=900.0)
@@ -71,7 +72,8 @@ def without_placeholders(words: list[str], folder: Path) -> list[str]:
     run = str(made(folder, "metrics.csv").parent)
     filled = [re.sub(CKPT, str(made(folder, "*.ckpt")), word) for word in words]
     filled = [run if re.fullmatch(RUN, word) else word for word in filled]
-    filled = ["digits/n2uq_w2a2.yaml" if word == "FILE" else word for word in filled]
+    configs = {i + 1 for i, word in enumerate(filled) if word == "--config"}
+    filled = [CONFIG if word == "FILE" and i in configs else word for i, word in enumerate(filled)]
     gaps = {i - 1 for i, word in enumerate(filled) if word == "..." and filled[i - 1].startswith("--")}
     kept = [word for i, word in enumerate(filled) if i not in gaps and word != "..."]
     return [word for word in kept if not word.startswith("[") and not word.endswith("]")]
@@ -83,7 +85,7 @@ def bounded(words: list[str]) -> list[str]:
         return ["--help"]
     if words[0] in TRAINING_COMMANDS:
         words = [word for word in words if word not in ("--resume", "auto")]
-        config = [] if "--config" in words else ["--config", "digits/n2uq_w2a2.yaml"]
+        config = [] if "--config" in words else ["--config", CONFIG]
         return [*words, *config, "--print_config"]
     named = len(words) == 1 and words[0] != "configs"
     return [*words, "--help"] if named or ("export" in words and "--ckpt" not in "".join(words)) else words
