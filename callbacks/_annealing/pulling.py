@@ -41,7 +41,7 @@ class Pull:
         wide = args[0].detach().to(quantized.dtype).float()
         scale = found.scale.float().reshape(-1, *(1,) * (wide.dim() - 1))
         integers = found.integers.float()
-        low, high = _ends(quantizer, found.odd)
+        low, high = ends(quantizer, found.odd)
         level = integers * scale
         beyond = ((integers >= high) & (wide > level)) | ((integers <= low) & (wide < level))
         half_gap = (scale if found.odd else scale / 2).expand_as(wide).masked_fill(beyond, 0.0)
@@ -49,7 +49,8 @@ class Pull:
         return straight_through(quantized, value.to(quantized.dtype))
 
 
-def _ends(quantizer: Any, odd: bool) -> tuple[int, int]:  # noqa: ANN401
+def ends(quantizer: Any, odd: bool) -> tuple[int, int]:  # noqa: ANN401
+    """Returns the lowest and the highest of the integers that `weight_integers` gives for one in `PULLED`."""
     if odd:
         return 1 - quantizer.num_levels, quantizer.num_levels - 1
     if isinstance(quantizer, LSQ):

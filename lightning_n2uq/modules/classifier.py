@@ -33,7 +33,7 @@ from lightning_n2uq.modules.same_network import check_same_network
 from lightning_n2uq.modules.schedules import SCHEDULES, schedule_factor
 from lightning_n2uq.modules.sharding import ShardedByStrategy
 from lightning_n2uq.modules.void_choices import void_choices
-from lightning_n2uq.quantizers.looks import looking
+from lightning_n2uq.quantizers.looks import is_look, looking
 from lightning_n2uq.utils.state_dicts import named_like
 from lightning_n2uq.utils.torchvision_models import TORCHVISION
 from lightning_n2uq.utils.validation import check, check_choice, check_integer, check_number
@@ -260,11 +260,11 @@ class QuantizedClassifier(ShardedByStrategy, ModuleWithExampleInput):
         return self._integer.describe()
 
     def _report_evaluation(self) -> None:
-        """Logs what runs in evaluation, whenever it is another than before; what a summary runs is none.
+        """Logs what runs in evaluation, whenever it is another than before; a summary or a look is none.
 
         An obstacle before training may be that steps have not been fitted: it is told once it lasts.
         """
-        if self._trainer is None or self._integer.obstacle in (self._reported, WATCHED):
+        if self._trainer is None or is_look() or self._integer.obstacle in (self._reported, WATCHED):
             return
         if self._integer.obstacle and self._trainer.sanity_checking:
             return

@@ -22,6 +22,7 @@ from lightning_n2uq.distributed.residuals import state_for_rank
 from lightning_n2uq.strategies import rank_states
 from lightning_n2uq.strategies.base import HookedDDPStrategy, keywords_of
 from lightning_n2uq.strategies.nuqsgd import NUQSGDStrategy
+from lightning_n2uq.strategies.whole_weights import refuse_own_freezing
 from lightning_n2uq.utils import compat_lightning
 from lightning_n2uq.utils.validation import check
 
@@ -76,12 +77,13 @@ class LocalNUQSGDStrategy(NUQSGDStrategy):
 
     @override
     def setup(self, trainer: Trainer) -> None:
-        """Refuses layers that wait for all ranks in every step, and sees to it that rounds end in time."""
+        """Refuses what needs ranks that are equal in every step, and sees to it that rounds end in time."""
         if trainer.state.fn == TrainerFn.FITTING:
             waits = compat_lightning.synchronizes_batch_norm(self)
             check(not waits, "sync_batchnorm", True, "is False: ranks of nuqsgd_local train alone")
             if self.lightning_module is not None:
                 refuse_sync_batch_norm(self.lightning_module)
+            refuse_own_freezing(trainer.callbacks)  # type: ignore[attr-defined]
         super().setup(trainer)
         if trainer.state.fn == TrainerFn.FITTING:
             trainer.callbacks.insert(0, RoundEnds(self))  # type: ignore[attr-defined]

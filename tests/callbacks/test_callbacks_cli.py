@@ -40,3 +40,29 @@ def test_the_annealed_config_trains_with_all_three_callbacks(tmp_path, monkeypat
     assert {"metrics.csv", "quantization.jsonl", "confusion.json", "config.yaml"} <= names
     header = (folder / "metrics.csv").read_text().splitlines()[0]
     assert "quant/layer1.0.conv1/threshold_1" in header
+
+
+@pytest.mark.integration
+def test_the_remedies_against_oscillation_work_together_and_evaluation_stays_as_deployed(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    options = [
+        "--wandb",
+        "disabled",
+        "--trainer.max_epochs",
+        "2",
+        "--model.init_args.backbone_args={width: 4}",
+    ]
+    freezing = ["--trainer.callbacks+=OscillationControl", "--trainer.callbacks.momentum", "0.005"]
+    norms = ["--trainer.callbacks+=BatchNormReestimation", "--trainer.callbacks.batches", "2"]
+    assert main(["fit", "--config", "digits/n2uq_w2a2", *options, *freezing, *norms]) == 0
+    (folder,) = (tmp_path / "runs" / "digits" / "n2uq_w2a2").iterdir()
+    header = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"oscillation/frozen", "oscillation/layer1.0.conv1/oscillating"} <= set(header)
+    said = [record.getMessage() for record in caplog.records]
+    assert any("weights are frozen" in line for line in said)
+    assert [line for line in said if line.startswith("evaluation:")] == [
+        "evaluation: the integer network, as deployed"
+    ]

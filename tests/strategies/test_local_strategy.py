@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from exchange_jobs.launch import run_script
 from exchange_jobs.local_script import MODES, WithNorm
+from lightning_n2uq.callbacks import OscillationControl
 from lightning_n2uq.callbacks.communication_monitor import verdict
 from lightning_n2uq.distributed.stats import StepStats
 from lightning_n2uq.strategies import LocalNUQSGDStrategy, rank_states
@@ -151,15 +152,19 @@ class Waits(WithNorm):
         self.norm = nn.SyncBatchNorm(4)
 
 
+FREEZING = "callbacks: got OscillationControl, allowed with nuqsgd_local are callbacks that freeze no weights"
+
+
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
+        (WithNorm, {"callbacks": [OscillationControl()]}, FREEZING),
         (WithNorm, {"sync_batchnorm": True}, "sync_batchnorm: got True, allowed is False"),
         (Waits, {}, "module: got 'SyncBatchNorm norm'"),
     ],
-    ids=["the Trainer's", "a layer"],
+    ids=["weights frozen by rank", "the Trainer's", "a layer"],
 )
-def test_synchronized_batch_norm_is_refused(tmp_path, module, arguments, message):
+def test_what_needs_equal_ranks_in_every_step_is_refused(tmp_path, module, arguments, message):
     strategy = LocalNUQSGDStrategy()
     runner = Trainer(
         accelerator="cpu", devices=1, strategy=strategy, logger=False, enable_checkpointing=False,

@@ -15,6 +15,8 @@ REFUSED = {
     "ThresholdAnnealing": {},
     "EntropyRegularizer": {"weight": 0.1},
     "ProximalAnnealing": {},
+    "OscillationControl": {},
+    "BatchNormReestimation": {},
     "StochasticWeightAveraging": {"swa_lrs": 0.1},
     "WeightAveraging": {},
     "EMAWeightAveraging": {},

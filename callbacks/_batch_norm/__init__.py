@@ -1,0 +1,1 @@
+"""What `BatchNormReestimation` needs: training batches a second time."""

@@ -1,0 +1,1 @@
+"""What `OscillationControl` keeps of each layer's weights."""
