@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,8 @@ class Run:
             folder of configs.
         seed: Seed of weights, order and augmentation.
         epochs: Length of the run.
-        settings: Options of `n2uq fit` without the leading dashes, and their values.
+        settings: Options of `n2uq fit` without the leading dashes, and their values; `{start}` in one stands
+            for the checkpoint that the run starts from.
         source: Where the optimizer's values are from.
         start: Row whose last checkpoint of the same seed the run starts from; None for random weights.
         config: Name of the config, where several rows share one; else empty.
@@ -59,7 +61,7 @@ class Run:
     @property
     def name(self) -> str:
         """Name of the run's folder and of its file of figures."""
-        return f"{self.row.replace(', ', '_').replace(' ', '_')}_seed{self.seed}"
+        return f"{re.sub('[^a-z0-9]+', '_', self.row.lower())}_seed{self.seed}"
 
     def config_in(self, configs: Path) -> Path:
         """The run's config."""
@@ -185,7 +187,50 @@ def cifar10_ranks(ranks: int = 4, epochs: int = 4, share: float = 0.3) -> Study:
     return Study("cifar10_ranks", runs, options, folder="cifar10")
 
 
-STUDIES = {"cifar10": cifar10, "cifar10_ranks": cifar10_ranks}
+def cifar10_ablation(epochs: int = 3, float_epochs: int = 6, share: float = 0.3) -> Study:
+    """What N2UQ's recipe owes its parts at 4 bits, on a schedule of minutes: each row changes one thing.
+
+    The rows' names are those of the table; all but `float` start from the float network of their seed.
+    """
+    model = "model.init_args."
+    of_lsq = {f"{model}{name}": value for name, value in _LSQ.settings.items()} | {
+        f"{model}weight_decay": _LSQ_DECAY[4]
+    }
+    of_n2uq = {f"{model}{name}": value for name, value in _N2UQ.settings.items()}
+    multiplier = f"{model}quantizer_lr_multiplier"
+    through = {f"{model}weight_gradient": "straight_through"}
+    callback = "trainer.callbacks+"
+    n2uq: dict[str, dict[str, str]] = {
+        "n2uq_w4a4, LSQ's optimizer": of_lsq,
+        "n2uq_w4a4, LSQ's optimizer, straight-through": of_lsq | through,
+        "n2uq_w4a4, straight-through": through,
+        "n2uq_w4a4, quantizers at lr": {multiplier: "1"},
+        "n2uq_w4a4, quantizers at lr/100": {multiplier: "0.01"},
+        "n2uq_w4a4, a teacher": {f"{model}teacher": "{start}"},
+        "n2uq_w4a4, fixed thresholds": {f"{model}activation_quantizer": "n2uq_fixed"},
+        "n2uq_w4a4, LSQ's activations": {f"{model}activation_quantizer": "lsq"},
+        "n2uq_w4a4, LSQ's weights": {f"{model}weight_quantizer": "lsq"},
+        "n2uq_w4a4, norms re-estimated": {callback: "BatchNormReestimation"},
+        "n2uq_w4a4, oscillation frozen": {
+            callback: "OscillationControl",
+            "trainer.callbacks.momentum": "0.005",
+        },
+    }
+    lsq = {"lsq_w4a4": {}, "lsq_w4a4, N2UQ's optimizer": of_n2uq | {multiplier: "0.1"}}
+
+    def run(row: str, changes: Mapping[str, str], base: Run) -> Run:
+        settings = {**dict(base.settings), **changes}
+        start = None if row == "float" else "float"
+        return Run(row, 0, base.epochs, tuple(sorted(settings.items())), base.source, start, base.row)
+
+    rows = [("float", {}), ("n2uq_w4a4", {}), ("lsq_w4a4", {})]
+    rows += [(row, changes) for row, changes in {**n2uq, **lsq}.items() if changes]
+    runs = tuple(run(row, changes, _run(row.split(",")[0], 0, epochs, float_epochs)) for row, changes in rows)
+    options = (("data.init_args.val_fraction", "0"), ("data.init_args.train_fraction", str(share)))
+    return Study("cifar10_ablation", runs, options, folder="cifar10")
+
+
+STUDIES = {"cifar10": cifar10, "cifar10_ranks": cifar10_ranks, "cifar10_ablation": cifar10_ablation}
 
 
 def runs_by_row(study: Study) -> Iterator[tuple[str, list[Run]]]:

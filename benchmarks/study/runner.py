@@ -166,7 +166,8 @@ class Runner:
         }
         if self.data is not None:
             options["data.init_args.root"] = self.data
-        options["model.init_args.init_from"] = self._start_of(run)
+        start = options["model.init_args.init_from"] = self._start_of(run)
+        options = {name: value.replace("{start}", start) for name, value in options.items()}
         flags = [text for name, value in options.items() for text in (f"--{name}", value)]
         return [*self.command, "fit", *flags, *self.extra]
 

@@ -20,6 +20,7 @@ FAKE = """
 import os, pathlib, signal, sys, time
 options = dict(zip(sys.argv[2::2], sys.argv[3::2]))
 place = pathlib.Path(options["--trainer.default_root_dir"])
+(place / "teacher").write_text(options.get("--model.init_args.teacher", ""))
 start = options["--model.init_args.init_from"]
 assert start == "null" or pathlib.Path(start).is_file()
 print("started", flush=True)
@@ -61,6 +62,28 @@ def test_all_runs_are_worked_off_and_keep_their_figures(runner: Runner, study: S
     assert figures["test_acc"] == 0.5
     assert figures["curves"]["val/acc"] == [0.25, 0.5]
     assert figures["settings"] == {"model.init_args.lr": "0.01"}
+
+
+@pytest.mark.integration
+def test_a_setting_may_name_the_checkpoint_that_a_run_starts_from(runner: Runner) -> None:
+    teacher = (("model.init_args.teacher", "{start}"),)
+    runner.study = Study("digits", (run("float"), Run("n2uq_w2a2", 0, 2, teacher, "a paper", "float")))
+    assert runner.work()
+    assert (runner.folder / "n2uq_w2a2_seed0" / "teacher").read_text() == str(
+        runner.folder / "float_seed0" / "last.ckpt"
+    )
+
+
+def test_rows_of_the_ablation_differ_from_their_recipe_in_what_they_say() -> None:
+    runs = {one.row: one for one in plan.cifar10_ablation().runs}
+    assert len({one.name for one in runs.values()}) == len(runs)
+    for row, one in runs.items():
+        base = runs[row.split(",")[0]]
+        assert (one.config, one.epochs, one.start) == (base.config, base.epochs, base.start)
+        changed = set(one.settings) ^ set(base.settings)
+        assert bool(changed) == ("," in row)
+        if "optimizer" not in row:
+            assert len({name for name, _ in changed}) <= 2
 
 
 @pytest.mark.integration
