@@ -13,12 +13,17 @@ from lightning_n2uq.datamodules import CIFAR10DataModule
 
 def test_smooth_images_survive_and_noise_does_not() -> None:
     smooth = torch.linspace(0, 255, 32).to(torch.uint8).expand(1, 3, 32, 32)
-    noise = torch.randint(0, 256, (1, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    for pixels, low, high in ((smooth, 0.0, 3.0), (noise, 20.0, 80.0)):
+    grey = torch.randint(60, 196, (1, 1, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    noise = grey.expand(1, 3, 32, 32)
+    for pixels, low, high in ((smooth, 0.0, 3.0), (noise, 5.0, 30.0)):
         again = encode_again(pixels)
         assert again.shape == pixels.shape
         assert again.dtype == torch.uint8
         assert low <= (again.float() - pixels.float()).square().mean().sqrt() <= high
+        once = encode_again(pixels, moved=0)
+        # On the same grid the second encoding is next to nothing, on another one as much as the first.
+        assert (encode_again(once, moved=0).float() - once.float()).square().mean().sqrt() < high / 15
+    assert (encode_again(once).float() - once.float()).square().mean().sqrt() > 5
     worse = encode_again(noise, quality=5)
     assert not torch.equal(worse, encode_again(noise))
 
