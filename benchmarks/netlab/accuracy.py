@@ -79,6 +79,7 @@ def retime(runs: Sequence[Mapping[str, Any]], speeds: Sequence[Mapping[str, Any]
 def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw test accuracy against training seconds, averaged over seeds, one panel per config."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     configs = list(dict.fromkeys(run["config"] for run in runs))
     figure, panels = plt.subplots(1, len(configs), figsize=(6 * len(configs), 4), squeeze=False)
@@ -90,7 +91,10 @@ def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
             ]
             panel.plot([x for x, _ in points], [y for _, y in points], label=method)
         panel.set(xlabel="seconds of training", ylabel="test accuracy, %", title=config, xscale="log")
-    panels[0][0].legend()
+        panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(NullFormatter())
+    panels[0][0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 

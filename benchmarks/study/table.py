@@ -76,6 +76,7 @@ def draw(study: Study, output: Path, path: Path) -> None:
         ]
         axes.plot(epochs, means, label=row, linewidth=1.2)
     axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("test accuracy [%]")
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     path.parent.mkdir(parents=True, exist_ok=True)

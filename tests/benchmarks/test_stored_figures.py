@@ -12,6 +12,9 @@ from benchmarks import callback_study, callback_tables, digits_table, signed_inp
 from benchmarks.netlab.table import render
 from benchmarks.networks.catalog import NETWORKS
 from benchmarks.networks.table import table
+from benchmarks.study.__main__ import RESULTS
+from benchmarks.study.plan import cifar10_ranks
+from benchmarks.study.table import finished
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -146,3 +149,20 @@ def test_the_front_pages_table_of_slow_links_is_of_the_stored_figures():
         name = re.match(r"\| `(\w+)`", line)[1]
         ratios = " | ".join(f"{seconds[other] / seconds[name]:.2f}" for other in ("ddp", "ddp_fp16"))
         assert line.endswith(f" | {seconds[name]:.3f} | {ratios} | {rows[name]['bytes'] / 1e6:.2f} |")
+
+
+def test_the_table_of_the_ranks_is_the_stored_one():
+    stored = finished(cifar10_ranks(), RESULTS)
+    text = (ROOT / "docs" / "results.md").read_text()
+    text = text[text.index("### CIFAR-10 images, four ranks") :]
+    cells = [row.strip("| ").split("|") for row in re.findall(r"^\| `.*\|$", text, re.MULTILINE)]
+    shown = {cell[0].split("`")[1]: [value.strip() for value in cell[1:]] for cell in cells}
+    assert len(shown) == len(stored) == 7
+    base = 100 * stored["ddp"][0]["test_acc"]
+    for runs in stored.values():
+        (run,) = runs
+        accuracy, against, megabytes = shown[run["settings"]["trainer.strategy"]]
+        assert accuracy == f"{100 * run['test_acc']:.2f}"
+        assert against == ("" if run["row"] == "ddp" else f"{100 * run['test_acc'] - base:+.2f}")
+        if run["sent_bytes"]:
+            assert megabytes.split(",")[0] == f"{run['sent_bytes'] / 1e6:.3f}"
