@@ -16,6 +16,9 @@ from lightning_n2uq.callbacks._common.loss_terms import LossTermHandle, attach_l
 from lightning_n2uq.callbacks._common.quantized_layers import QuantizedLayer, matching_layers
 from lightning_n2uq.callbacks._common.timeline import check_interval, decay, steps_of
 from lightning_n2uq.callbacks._oscillation.tracker import OscillationTracker
+from lightning_n2uq.ops.dispatch import select
+from lightning_n2uq.ops.weight import OP, weight_levels
+from lightning_n2uq.quantizers import EntropyPreservingWeightQuantizer
 from lightning_n2uq.quantizers.integers import WeightIntegers, weight_integers
 from lightning_n2uq.utils.validation import check, check_integer, check_number
 
@@ -53,7 +56,7 @@ class OscillationControl(Callback):
     to the loss.
 
     It works with weights on the nearest of evenly spaced levels: `n2uq`, `lsq`, `lsq_plus`, `statsq`, `seq`,
-    `seq_ternary` and `binary`. Its state, fifteen bytes per float32 weight, is in checkpoints.
+    `seq_ternary` and `binary`. Its state, eleven bytes per weight, is in checkpoints.
 
     Args:
         freeze_above: Frequency, in oscillations per step, above which a weight is frozen at first; None
@@ -99,6 +102,7 @@ class OscillationControl(Callback):
         self.log_every_n_steps = check_integer("log_every_n_steps", log_every_n_steps, 1)
         self._layers: list[QuantizedLayer] = []
         self._trackers: dict[str, OscillationTracker] = {}
+        self._held: dict[str, Tensor] = {}  # weights after the last step, of layers with frozen ones
         self._loaded: dict[str, Any] = {}
         self._steps_per_unit: float | None = None  # known from `on_train_start` on, or from a checkpoint
         self._last_step = -1
@@ -152,15 +156,18 @@ class OscillationControl(Callback):
         for layer in self._layers:
             if layer.name in loaded:
                 state = loaded[layer.name]
-                self._trackers[layer.name] = OscillationTracker.from_state(state, layer.weight.device)
+                tracker = OscillationTracker.from_state(state, layer.weight.device)
+                self._trackers[layer.name] = tracker
+                if tracker.any_frozen:
+                    self._held[layer.name] = layer.weight.detach().clone()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Takes the levels before the first step."""
-        for layer, found in self._untracked():
-            weight = layer.weight.detach()
-            self._trackers[layer.name] = OscillationTracker(weight, _indices(layer, found), _count(layer))
+        for layer in self._untracked():
+            self._trackers[layer.name] = OscillationTracker(_codes(layer), _count(layer))
+            self._held.pop(layer.name, None)
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -173,7 +180,7 @@ class OscillationControl(Callback):
         self._last_step = step
         threshold = self.threshold(step)
         for layer in self._layers:
-            _follow(layer, self._trackers[layer.name], self.momentum, threshold)
+            self._follow(layer, threshold)
         if step == 1 or step % self.log_every_n_steps == 0:
             log_sink.log_metrics(trainer, self._metrics(threshold))
 
@@ -231,12 +238,24 @@ class OscillationControl(Callback):
         self._penalty = value.detach()
         return value
 
-    def _untracked(self) -> Iterator[tuple[QuantizedLayer, WeightIntegers]]:
+    def _follow(self, layer: QuantizedLayer, threshold: float | None) -> None:
+        """Takes a layer's weights after an optimizer step: puts frozen ones back, freezes others."""
+        tracker, weight = self._trackers[layer.name], layer.weight
+        held = self._held.get(layer.name)
+        if held is not None:
+            weight.copy_(torch.where(tracker.frozen, held, weight))
+        codes = _codes(layer)
+        tracker.update(codes, self.momentum, threshold)
+        if tracker.any_frozen:
+            _hold(layer, tracker, codes)
+            self._held[layer.name] = weight.detach().clone() if held is None else held.copy_(weight)
+
+    def _untracked(self) -> Iterator[QuantizedLayer]:
         """Yields layers that are not followed yet, or that have got another number of levels since."""
         for layer in self._layers:
             tracker = self._trackers.get(layer.name)
             if tracker is None or tracker.num_levels != _count(layer):
-                yield layer, _integers(layer)
+                yield layer
 
     def _metrics(self, threshold: float | None) -> dict[str, Tensor | float]:
         metrics: dict[str, Tensor | float] = {}
@@ -277,37 +296,34 @@ def _integers(layer: QuantizedLayer) -> WeightIntegers:
     return found
 
 
-def _step(found: WeightIntegers) -> int:
-    """Returns the distance of two neighbouring levels, in integers."""
-    return 2 if found.odd else 1
-
-
 def _count(layer: QuantizedLayer) -> int:
     return layer.weight_quantizer.num_levels if layer.weight_quantizer is not None else 0
 
 
-def _indices(layer: QuantizedLayer, found: WeightIntegers) -> Tensor:
-    """Returns level indices from 0, uint8, in the shape of the weight."""
-    low, _ = ends(layer.weight_quantizer, found.odd)
-    shape = layer.weight.shape
-    return ((found.integers - low) // _step(found)).to(torch.uint8).reshape(shape)
+def _codes(layer: QuantizedLayer) -> Tensor:
+    """Returns the level index of every weight from 0, uint8; of N2UQ's from the kernel that training uses."""
+    quantizer: Any = layer.weight_quantizer
+    weight = layer.weight.detach()
+    fast = isinstance(quantizer, EntropyPreservingWeightQuantizer) and quantizer.rescale
+    if not fast or quantizer.bits > 7 or weight.dtype != torch.float32:
+        codes: Tensor = quantizer.codes(weight)
+        return codes
+    integers, _ = weight_levels(weight, quantizer.bits, select(OP, weight.device))
+    return (integers.view(torch.uint8) + (quantizer.num_levels - 1)) >> 1  # adds modulo 256
 
 
-def _follow(
-    layer: QuantizedLayer, tracker: OscillationTracker, momentum: float, threshold: float | None
-) -> None:
-    """Takes a layer's weights after an optimizer step: frozen ones are put back, others perhaps frozen."""
-    weight = layer.weight
-    weight.copy_(torch.where(tracker.frozen, tracker.value, weight))
-    found = _integers(layer)
-    indices = _indices(layer, found)
-    tracker.update(indices, momentum, threshold)
+def _hold(layer: QuantizedLayer, tracker: OscillationTracker, codes: Tensor) -> None:
+    """Moves frozen weights back towards the level that they have to be on, where they are on another one."""
+    astray = tracker.frozen & (codes != tracker.levels)
+    if not bool(astray.any()):
+        return
+    found, weight = _integers(layer), layer.weight
     low, _ = ends(layer.weight_quantizer, found.odd)
-    level = _scaled(tracker.levels.to(torch.int16) * _step(found) + low, found, weight)
-    within = _scaled(torch.full_like(found.integers, _step(found)), found, weight) * _WITHIN
+    distance = 2 if found.odd else 1
+    level = _scaled(tracker.levels.to(torch.int16) * distance + low, found, weight)
+    within = _scaled(torch.full_like(found.integers, distance), found, weight) * _WITHIN
     moved = torch.minimum(torch.maximum(weight, level - within), level + within)
-    weight.copy_(torch.where(tracker.frozen & (indices != tracker.levels), moved, weight))
-    tracker.value.copy_(weight)
+    weight.copy_(torch.where(astray, moved, weight))
 
 
 def _scaled(integers: Tensor, found: WeightIntegers, weight: Tensor) -> Tensor:
