@@ -27,7 +27,8 @@ from benchmarks.netlab.network import Network
 from benchmarks.netlab.ranks import run_ranks
 
 _RESULTS = Path(__file__).parent.parent / "results" / "netlab_accuracy.json"
-METHODS = ["ddp", "ddp_fp16", "ddp_powersgd", "qsgd_inf", "nuqsgd", "nuqsgd_2bit", "nuqsgd_local"]
+METHODS = ["ddp", "ddp_fp16", "ddp_powersgd", "qsgd_inf", "alq", "nuqsgd"]
+METHODS += ["nuqsgd_rotated_2bit", "nuqsgd_rotated_1bit", "nuqsgd_local"]
 
 
 def render(runs: Sequence[Mapping[str, Any]]) -> str:

@@ -6,7 +6,6 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
-from ranked_training import train
 from tiny_training import TinyModule, loader, trainer
 
 from lightning_n2uq.callbacks import OscillationControl, ThresholdAnnealing
@@ -248,14 +247,6 @@ def test_another_width_starts_anew(tmp_path):
     narrowing = ThresholdAnnealing(0, 0.25, bits=(4, 2), bits_at=(0, 0.5))
     trainer(tmp_path, [narrowing, callback]).fit(TinyModule(), loader(), loader())
     assert {tracker.num_levels for tracker in callback._trackers.values()} == {4}
-
-
-# Forked workers start in a fraction of the time that fresh interpreters need.
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
-def test_ranks_freeze_the_same_weights(tmp_path):
-    train(tmp_path, 2, instead=OscillationControl(0.2, 0.002, dampening=0.1, momentum=0.001, start=0))
-    one, two = ((tmp_path / f"rank{rank}.json").read_text() for rank in range(2))
-    assert one == two
 
 
 @pytest.mark.parametrize(
