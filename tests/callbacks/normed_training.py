@@ -29,7 +29,7 @@ class Normed(LightningModule):
         x, y = batch
         self.seen.append(float(x.sum()))
         loss = nn.functional.cross_entropy(self.net(x), y)
-        self.log("train/loss", loss, on_epoch=True)
+        self.log("train/loss", loss, on_epoch=True, sync_dist=True)
         self.log_dict({"train/twice": 2 * loss})
         return loss
 
