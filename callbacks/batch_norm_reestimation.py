@@ -61,11 +61,15 @@ class BatchNormReestimation(Callback):
         """Estimates the statistics, in training alone."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or not self._names:
             return
-        state = randomness.capture()
+        state, stage = randomness.capture(), trainer.state.stage
+        trainer.training = (
+            True  # what looks at the trainer, as hooks on batches do, prepares them for training
+        )
         try:
             with torch.inference_mode(False), torch.no_grad(), looking():
                 self._estimate(trainer, pl_module)
         finally:
+            trainer.state.stage = stage
             randomness.restore(state)
 
     def _estimate(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -82,6 +82,23 @@ def test_collections_of_loaders_give_their_batches(tmp_path):
     assert judge.judged == 2
 
 
+def test_hooks_on_batches_see_training(tmp_path):
+    class Prepared(Normed):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            x, y = batch
+            return (x if self.trainer.training else x + 100), y
+
+        def on_validation_batch_start(self, *args):
+            assert self.trainer.validating
+
+    judge = Judge(list(loader(shuffle=False))[:4])
+    callbacks = [BatchNormReestimation(4), judge]
+    trainer(tmp_path, callbacks, limit_val_batches=1).fit(
+        Prepared(), loader(shuffle=False), loader(shuffle=False)
+    )
+    assert judge.judged == 2
+
+
 def test_norms_that_training_keeps_fixed_stay(tmp_path):
     module = Normed(fixed=True)
     before = statistics(module)
