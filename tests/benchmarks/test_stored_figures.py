@@ -166,3 +166,19 @@ def test_the_table_of_the_ranks_is_the_stored_one():
         assert against == ("" if run["row"] == "ddp" else f"{100 * run['test_acc'] - base:+.2f}")
         if run["sent_bytes"]:
             assert megabytes.split(",")[0] == f"{run['sent_bytes'] / 1e6:.3f}"
+
+
+@pytest.mark.parametrize(("network", "file"), [("W2A2 (`n2uq`)", "w2a2"), ("float", "float")])
+def test_rows_of_forty_epochs_with_compressed_gradients_are_the_stored_ones(network, file):
+    runs = json.loads((RESULTS / f"netlab_accuracy_{file}.json").read_text())
+    text = (ROOT / "docs" / "results.md").read_text()
+    rows = re.findall(
+        rf"^\| {re.escape(network)} \| 40 \| `(\w+)`.*\| 10 to 15 \| (.*) \| (.*) \|$", text, re.M
+    )
+    assert {row[0] for row in rows} == {run["method"] for run in runs}
+    for method, by_seed, mean in rows:
+        own = sorted((run for run in runs if run["method"] == method), key=lambda run: run["seed"])
+        assert [run["seed"] for run in own] == list(range(10, 16))
+        last = [run["curve"][-1][1] for run in own]
+        assert by_seed == ", ".join(f"{value:.2f}" for value in last)
+        assert mean == f"{statistics.mean(last):.2f}"
