@@ -21,7 +21,7 @@ class BatchNormReestimation(Callback):
 
     In training they are exponential averages over steps with other weights. Where quantized weights change
     level late, the averages are of networks that are gone, most of all in depthwise layers: Nagel et al.,
-    "Overcoming Oscillations in Quantization-Aware Training", ICML 2022, arXiv 2203.11086, section 4.1. Here
+    "Overcoming Oscillations in Quantization-Aware Training", ICML 2022, arXiv 2203.11086. Here
     mean and variance are plain averages over `batches` batches, with weights and quantizers as they are
     evaluated; validation, the checkpoints it leads to and all that is made from them use these. Training
     itself uses none of them and goes on as without the callback, bit for bit.
@@ -62,9 +62,8 @@ class BatchNormReestimation(Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking or not self._names:
             return
         state, stage = randomness.capture(), trainer.state.stage
-        trainer.training = (
-            True  # what looks at the trainer, as hooks on batches do, prepares them for training
-        )
+        # What looks at the trainer, as hooks on batches do, prepares them for training.
+        trainer.training = True
         try:
             with torch.inference_mode(False), torch.no_grad(), looking():
                 self._estimate(trainer, pl_module)

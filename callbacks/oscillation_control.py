@@ -23,7 +23,7 @@ from lightning_n2uq.quantizers.integers import WeightIntegers, weight_integers
 from lightning_n2uq.utils.validation import check, check_integer, check_number
 
 OSCILLATING = 0.005
-"""Frequency above which a weight counts as oscillating in the log: the paper's."""
+"""Frequency above which a weight counts as oscillating in the log."""
 
 _WITHIN = 0.4  # of the distance of two levels: how far from its level a frozen weight is moved to, at most
 
@@ -34,8 +34,8 @@ class OscillationControl(Callback):
     With straight-through gradients a weight near a decision threshold crosses it back and forth, late in
     training too: batch-norm statistics lag behind, and the network that is deployed is a random one of many.
     This is the remedy of Nagel et al., "Overcoming Oscillations in Quantization-Aware Training", ICML 2022,
-    arXiv 2203.11086: iterative weight freezing (section 4.3, algorithm 1) and the dampening loss (section
-    4.2). `BatchNormReestimation` is the third, of section 4.1.
+    arXiv 2203.11086: iterative weight freezing and the dampening loss. `BatchNormReestimation` is the third.
+    Thresholds, `start` and `momentum` are by default those that the published code is called with at 4 bits.
 
     Freezing: after every optimizer step the frequency of each weight's oscillations is an exponential
     average; a weight above a threshold stays on the level where it was most of the time until the end of the
@@ -47,7 +47,8 @@ class OscillationControl(Callback):
 
     Dampening: `lambda * sum (w - w_q)^2` over all weights is added to the loss, `w_q` the quantized weight as
     a constant; weights beyond the ends of the range have no part in it. The gradient of `w` is
-    `2 lambda (w - w_q)`. `lambda` rises from 0 to `dampening` between `start` and `end` along a cosine.
+    `2 lambda (w - w_q)`. `lambda` rises from 0 to `dampening` between `start` and `end` along a cosine. The
+    published code averages over each kernel by default, so that its values of `lambda` are larger.
 
     Logged every `log_every_n_steps` steps, as shares of the layer's weights: under
     `oscillation/<layer>/oscillating` those that are not frozen and oscillate in more than 0.5 % of the steps,

@@ -190,17 +190,20 @@ def cifar10_ranks(ranks: int = 4, epochs: int = 4, share: float = 0.3) -> Study:
 def cifar10_ablation(epochs: int = 3, float_epochs: int = 6, share: float = 0.3) -> Study:
     """What N2UQ's recipe owes its parts at 4 bits, on a schedule of minutes: each row changes one thing.
 
-    The rows' names are those of the table; all but `float` start from the float network of their seed.
+    The rows' names are those of the table; all but `float` start from the float network of their seed. An
+    empty value leaves a recipe's setting out.
     """
     model = "model.init_args."
-    of_lsq = {f"{model}{name}": value for name, value in _LSQ.settings.items()} | {
-        f"{model}weight_decay": _LSQ_DECAY[4]
-    }
+    of_lsq = {f"{model}{name}": value for name, value in _LSQ.settings.items()}
+    of_lsq |= {f"{model}weight_decay": _LSQ_DECAY[4]}
     of_n2uq = {f"{model}{name}": value for name, value in _N2UQ.settings.items()}
     multiplier = f"{model}quantizer_lr_multiplier"
     through = {f"{model}weight_gradient": "straight_through"}
     callback = "trainer.callbacks+"
-    n2uq: dict[str, dict[str, str]] = {
+    rows: dict[str, dict[str, str]] = {
+        "float": {f"{model}warmup_steps": "58"},
+        "n2uq_w4a4": {},
+        "lsq_w4a4": {},
         "n2uq_w4a4, LSQ's optimizer": of_lsq,
         "n2uq_w4a4, LSQ's optimizer, straight-through": of_lsq | through,
         "n2uq_w4a4, straight-through": through,
@@ -215,17 +218,18 @@ def cifar10_ablation(epochs: int = 3, float_epochs: int = 6, share: float = 0.3)
             callback: "OscillationControl",
             "trainer.callbacks.momentum": "0.005",
         },
+        "lsq_w4a4, N2UQ's optimizer": of_n2uq | {f"{model}momentum": "", multiplier: "0.1"},
     }
-    lsq = {"lsq_w4a4": {}, "lsq_w4a4, N2UQ's optimizer": of_n2uq | {multiplier: "0.1"}}
 
-    def run(row: str, changes: Mapping[str, str], base: Run) -> Run:
-        settings = {**dict(base.settings), **changes}
-        start = None if row == "float" else "float"
-        return Run(row, 0, base.epochs, tuple(sorted(settings.items())), base.source, start, base.row)
+    def run(row: str, changes: Mapping[str, str]) -> Run:
+        base = _run(row.split(",")[0], 0, epochs, float_epochs)
+        settings = dict(base.settings) | changes
+        kept = tuple(sorted((name, value) for name, value in settings.items() if value != ""))
+        other = {"LSQ's optimizer": _LSQ, "N2UQ's optimizer": _N2UQ}
+        source = next((recipe.source for name, recipe in other.items() if name in row), base.source)
+        return Run(row, 0, base.epochs, kept, source, base.start, base.row)
 
-    rows = [("float", {}), ("n2uq_w4a4", {}), ("lsq_w4a4", {})]
-    rows += [(row, changes) for row, changes in {**n2uq, **lsq}.items() if changes]
-    runs = tuple(run(row, changes, _run(row.split(",")[0], 0, epochs, float_epochs)) for row, changes in rows)
+    runs = tuple(run(row, changes) for row, changes in rows.items())
     options = (("data.init_args.val_fraction", "0"), ("data.init_args.train_fraction", str(share)))
     return Study("cifar10_ablation", runs, options, folder="cifar10")
 

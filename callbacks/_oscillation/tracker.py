@@ -13,7 +13,7 @@ class OscillationTracker:
     """Follows the level index of every weight of a layer from optimizer step to optimizer step.
 
     A weight oscillates in a step in which its level changes in the direction opposite to its last change
-    (Nagel et al. 2022, section 4). Its frequency is the exponential average of these events; a weight whose
+    (Nagel et al. 2022). Its frequency is the exponential average of these events; a weight whose
     frequency exceeds a threshold is frozen at the rounded exponential average of its level, on one of the two
     levels between which it went last.
 

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import __main__ as bench
 from benchmarks import callback_study, callback_tables, digits_table, signed_inputs
+from benchmarks.netlab import accuracy
 from benchmarks.netlab.table import render
 from benchmarks.networks.catalog import NETWORKS
 from benchmarks.networks.table import table
@@ -182,3 +183,10 @@ def test_rows_of_forty_epochs_with_compressed_gradients_are_the_stored_ones(netw
         last = [run["curve"][-1][1] for run in own]
         assert by_seed == ", ".join(f"{value:.2f}" for value in last)
         assert mean == f"{statistics.mean(last):.2f}"
+
+
+def test_the_table_of_accuracy_against_time_is_the_stored_one():
+    runs = json.loads((RESULTS / "netlab_accuracy.json").read_text())
+    table = accuracy.render(runs)
+    assert len(table.splitlines()) == 2 + 16
+    assert table in (ROOT / "docs" / "communication.md").read_text()

@@ -80,6 +80,7 @@ def test_rows_of_the_ablation_differ_from_their_recipe_in_what_they_say() -> Non
     for row, one in runs.items():
         base = runs[row.split(",")[0]]
         assert (one.config, one.epochs, one.start) == (base.config, base.epochs, base.start)
+        assert all(value for _, value in one.settings)
         changed = set(one.settings) ^ set(base.settings)
         assert bool(changed) == ("," in row)
         if "optimizer" not in row:
