@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_n2uq.callbacks._annealing.pulling import PULLED, ends
 from lightning_n2uq.callbacks._common import log_sink
+from lightning_n2uq.callbacks._common.even_weights import ends, layers_with_even_weights
 from lightning_n2uq.callbacks._common.loss_terms import LossTermHandle, attach_loss_term
-from lightning_n2uq.callbacks._common.quantized_layers import QuantizedLayer, matching_layers
+from lightning_n2uq.callbacks._common.quantized_layers import QuantizedLayer
 from lightning_n2uq.callbacks._common.timeline import check_interval, decay, steps_of
 from lightning_n2uq.callbacks._oscillation.tracker import OscillationTracker
 from lightning_n2uq.ops.dispatch import select
@@ -56,8 +56,8 @@ class OscillationControl(Callback):
     `oscillation/frozen`, `oscillation/freeze_above`, and `oscillation/dampening`, the penalty that was added
     to the loss.
 
-    It works with weights on the nearest of evenly spaced levels: `n2uq`, `lsq`, `lsq_plus`, `statsq`, `seq`,
-    `seq_ternary` and `binary`. Its state, eleven bytes per weight, is in checkpoints.
+    It works with weights on the nearest of evenly spaced levels: `n2uq`, `lsq`, `lsq_plus`, `statsq`,
+    `least_error`, `seq`, `seq_ternary` and `binary`. Its state, eleven bytes per weight, is in checkpoints.
 
     Args:
         freeze_above: Frequency, in oscillations per step, above which a weight is frozen at first; None
@@ -137,13 +137,7 @@ class OscillationControl(Callback):
         """Finds the layers, and adds the dampening loss, for training only."""
         if stage != "fit":
             return
-        chosen = matching_layers(pl_module, self.patterns, "layers")
-        self._layers = [layer for layer in chosen if _followed(layer)]
-        if not self._layers:
-            raise ValueError(
-                "layers: none of the chosen layers has weights on the nearest of evenly spaced levels "
-                "(n2uq, lsq, lsq_plus, statsq, seq, seq_ternary, binary)"
-            )
+        self._layers = layers_with_even_weights(pl_module, self.patterns, writable=True)
         self._trainer = trainer
         if self.dampening > 0:
             self._handle = attach_loss_term(pl_module, self._term)
@@ -282,11 +276,6 @@ class OscillationControl(Callback):
             self._handle.remove()
             self._handle = None
         self._trainer = None
-
-
-def _followed(layer: QuantizedLayer) -> bool:
-    """Returns whether a layer's weights can be followed and written: none that is computed from others."""
-    return isinstance(layer.weight_quantizer, PULLED) and isinstance(layer.weight, nn.Parameter)
 
 
 def _integers(layer: QuantizedLayer) -> WeightIntegers:

@@ -7,12 +7,12 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_n2uq.callbacks._annealing.pulling import PULLED, Pull
-from lightning_n2uq.callbacks._common.quantized_layers import matching_layers
+from lightning_n2uq.callbacks._annealing.pulling import Pull
+from lightning_n2uq.callbacks._common.even_weights import layers_with_even_weights
 from lightning_n2uq.callbacks._common.timeline import check_interval, steps_of
-from lightning_n2uq.quantizers import Quantizer
 from lightning_n2uq.utils.validation import check
 
 
@@ -37,8 +37,8 @@ class ProximalAnnealing(Callback):
     export always use the levels. See Jin et al., "PARQ: Piecewise-Affine Regularized Quantization", ICML
     2025, arXiv 2503.15748.
 
-    It works with the weight quantizers `n2uq`, `lsq`, `lsq_plus`, `statsq`, `seq`, `seq_ternary` and
-    `binary`, whose values are the nearest of evenly spaced levels.
+    It works with the weight quantizers `n2uq`, `lsq`, `lsq_plus`, `statsq`, `least_error`, `seq`,
+    `seq_ternary` and `binary`, whose values are the nearest of evenly spaced levels.
 
     Args:
         start: Where the inverse slope leaves 1.
@@ -63,7 +63,7 @@ class ProximalAnnealing(Callback):
         check(0 < steepness < 1000, "steepness", steepness, "is a positive number below 1000")
         self.start, self.end, self.unit, self.steepness = start, end, unit, steepness
         self.patterns = tuple(layers)
-        self._quantizers: list[Quantizer] = []
+        self._quantizers: list[nn.Module] = []
         self._hooks: list[RemovableHandle] = []
         self._pull = Pull()
         self._steps_per_unit: float | None = None  # known from `on_train_start` on, or from a checkpoint
@@ -89,13 +89,8 @@ class ProximalAnnealing(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finds the weight quantizers."""
-        chosen = [layer.weight_quantizer for layer in matching_layers(pl_module, self.patterns, "layers")]
-        self._quantizers = [one for one in chosen if isinstance(one, PULLED)]
-        if not self._quantizers:
-            raise ValueError(
-                "layers: none of the chosen layers has weights on the nearest of evenly spaced levels "
-                "(n2uq, lsq, lsq_plus, statsq, seq, seq_ternary, binary)"
-            )
+        layers = layers_with_even_weights(pl_module, self.patterns)
+        self._quantizers = [layer.weight_quantizer for layer in layers if layer.weight_quantizer is not None]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fixes the schedule in steps, now that the length of the run is known."""

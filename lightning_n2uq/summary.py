@@ -26,6 +26,7 @@ from lightning_n2uq.quantizers import (
     SEQ,
     BinaryWeight,
     EntropyPreservingWeightQuantizer,
+    LeastErrorWeight,
     Quantizer,
     StatsQ,
     TernaryWeight,
@@ -34,7 +35,7 @@ from lightning_n2uq.quantizers import (
 from lightning_n2uq.quantizers.looks import looking
 
 FLOAT_BITS = 32
-_PER_CHANNEL = (EntropyPreservingWeightQuantizer, StatsQ, TernaryWeight, BinaryWeight)
+_PER_CHANNEL = (EntropyPreservingWeightQuantizer, LeastErrorWeight, StatsQ, TernaryWeight, BinaryWeight)
 SIZES = ("num_classes", "in_channels", "image_size")
 
 

@@ -213,6 +213,7 @@ def cifar10_ablation(epochs: int = 3, float_epochs: int = 6, share: float = 0.3)
         "n2uq_w4a4, fixed thresholds": {f"{model}activation_quantizer": "n2uq_fixed"},
         "n2uq_w4a4, LSQ's activations": {f"{model}activation_quantizer": "lsq"},
         "n2uq_w4a4, LSQ's weights": {f"{model}weight_quantizer": "lsq"},
+        "n2uq_w4a4, weights of least error": {f"{model}weight_quantizer": "least_error"},
         "n2uq_w4a4, norms re-estimated": {callback: "BatchNormReestimation"},
         "n2uq_w4a4, oscillation frozen": {
             callback: "OscillationControl",

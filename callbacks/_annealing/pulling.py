@@ -6,19 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_n2uq.callbacks._common.even_weights import ends
 from lightning_n2uq.ops.proximal import pulled_to_levels
 from lightning_n2uq.ops.ste import straight_through
-from lightning_n2uq.quantizers import (
-    LSQ,
-    SEQ,
-    BinaryWeight,
-    EntropyPreservingWeightQuantizer,
-    StatsQ,
-)
 from lightning_n2uq.quantizers.integers import weight_integers
-
-PULLED = (EntropyPreservingWeightQuantizer, LSQ, StatsQ, SEQ, BinaryWeight)
-"""Methods whose quantized weight is the nearest of evenly spaced levels."""
 
 
 class Pull:
@@ -47,12 +38,3 @@ class Pull:
         half_gap = (scale if found.odd else scale / 2).expand_as(wide).masked_fill(beyond, 0.0)
         value = pulled_to_levels(wide, level, half_gap, self.inverse_slope)
         return straight_through(quantized, value.to(quantized.dtype))
-
-
-def ends(quantizer: Any, odd: bool) -> tuple[int, int]:  # noqa: ANN401
-    """Returns the lowest and the highest of the integers that `weight_integers` gives for one in `PULLED`."""
-    if odd:
-        return 1 - quantizer.num_levels, quantizer.num_levels - 1
-    if isinstance(quantizer, LSQ):
-        return quantizer.low, quantizer.high
-    return quantizer.lowest, -quantizer.lowest

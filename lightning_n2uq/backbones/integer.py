@@ -17,7 +17,8 @@ GRID_BITS = 8
 INTEGER_OPTIONS = ("residual_bits", "first_last_bits")
 _ACTIVATIONS = ("n2uq", "n2uq_fixed", "lsq", "pact", "dorefa", "ewgs")
 _WEIGHTS = (
-    "n2uq", "lsq", "lsq_plus", "dorefa", "ewgs", "statsq", "seq", "seq_ternary", "ternary", "binary",
+    "n2uq", "lsq", "lsq_plus", "dorefa", "ewgs", "statsq", "least_error", "seq", "seq_ternary", "ternary",
+    "binary",
 )  # fmt: skip
 
 

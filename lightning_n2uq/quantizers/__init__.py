@@ -21,6 +21,7 @@ from lightning_n2uq.quantizers.dorefa import DoReFa, DoReFaWeight
 from lightning_n2uq.quantizers.ewgs import EWGS, EWGSWeight
 from lightning_n2uq.quantizers.grid import UniformGrid
 from lightning_n2uq.quantizers.lcq import LCQ, LCQWeight
+from lightning_n2uq.quantizers.least_error import LeastErrorWeight
 from lightning_n2uq.quantizers.lsq import LSQ, LSQPlus, SignedLSQ
 from lightning_n2uq.quantizers.n2uq import (
     EntropyPreservingWeightQuantizer,
@@ -60,6 +61,7 @@ WEIGHT_QUANTIZERS: dict[str, Callable[..., nn.Module]] = {
     "lcq": LCQWeight,
     "ewgs": EWGSWeight,
     "statsq": StatsQ,
+    "least_error": LeastErrorWeight,
     "seq": SEQ,
     "seq_ternary": SEQTernary,
     "ternary": TernaryWeight,
@@ -130,6 +132,7 @@ __all__ = [
     "LCQWeight",
     "LSQPlus",
     "LearnableThresholdQuantizer",
+    "LeastErrorWeight",
     "NuLSQ",
     "Quantizer",
     "SEQTernary",

@@ -17,6 +17,7 @@ from lightning_n2uq.quantizers.ewgs import EWGS
 from lightning_n2uq.quantizers.grid import UniformGrid
 from lightning_n2uq.quantizers.integer_levels import nonzero
 from lightning_n2uq.quantizers.lcq import LCQ
+from lightning_n2uq.quantizers.least_error import LeastErrorWeight
 from lightning_n2uq.quantizers.looks import looking
 from lightning_n2uq.quantizers.lsq import LSQ
 from lightning_n2uq.quantizers.n2uq import EntropyPreservingWeightQuantizer, LearnableThresholdQuantizer
@@ -134,6 +135,11 @@ def _(quantizer: StatsQ, x: Tensor) -> Tensor:
 def _(quantizer: SEQ, x: Tensor) -> Tensor:
     with looking():
         return quantizer.place(x.to(compute_dtype(x.dtype))).clamp(0, quantizer.num_levels - 1)
+
+
+@level_position.register
+def _(quantizer: LeastErrorWeight, x: Tensor) -> Tensor:
+    return quantizer.place(x.to(compute_dtype(x.dtype))).clamp(0, quantizer.num_levels - 1)
 
 
 @level_position.register

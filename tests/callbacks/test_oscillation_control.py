@@ -13,8 +13,26 @@ from lightning_n2uq.callbacks._oscillation.tracker import OscillationTracker
 from lightning_n2uq.layers import QuantSpec
 from lightning_n2uq.quantizers.integers import weight_integers
 
-METHODS = {"n2uq": 2, "lsq": 3, "lsq_plus": 4, "statsq": 2, "seq": 2, "seq_ternary": 2, "binary": 1}
-ENDS = {"n2uq": 3, "lsq": (-4, 3), "lsq_plus": (-8, 7), "statsq": 3, "seq": 3, "seq_ternary": 1, "binary": 1}
+METHODS = {
+    "n2uq": 2,
+    "lsq": 3,
+    "lsq_plus": 4,
+    "statsq": 2,
+    "least_error": 2,
+    "seq": 2,
+    "seq_ternary": 2,
+    "binary": 1,
+}
+ENDS = {
+    "n2uq": 3,
+    "lsq": (-4, 3),
+    "lsq_plus": (-8, 7),
+    "statsq": 3,
+    "least_error": 3,
+    "seq": 3,
+    "seq_ternary": 1,
+    "binary": 1,
+}
 
 
 def walk(steps, seed=0):

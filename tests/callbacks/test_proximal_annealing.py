@@ -14,7 +14,16 @@ from lightning_n2uq.callbacks.proximal_annealing import inverse_slope
 from lightning_n2uq.layers import QuantConv2d, QuantSpec
 from lightning_n2uq.quantizers import weight_quantizer
 
-METHODS = {"n2uq": 2, "lsq": 3, "lsq_plus": 2, "statsq": 2, "seq": 2, "seq_ternary": 2, "binary": 1}
+METHODS = {
+    "n2uq": 2,
+    "lsq": 3,
+    "lsq_plus": 2,
+    "statsq": 2,
+    "least_error": 3,
+    "seq": 2,
+    "seq_ternary": 2,
+    "binary": 1,
+}
 PARQ = QuantSpec(2, 2, "statsq", "lsq")
 
 

@@ -10,7 +10,7 @@ from lightning_n2uq.export import ExactNetwork, describe, load_safetensors, save
 from lightning_n2uq.export.runtime.engines import ENGINES
 from lightning_n2uq.export.verify.parity import compare, float_engine
 
-EVEN = {"ewgs": 2, "statsq": 2, "seq": 2, "seq_ternary": 2, "ternary": 2, "binary": 1}
+EVEN = {"ewgs": 2, "statsq": 2, "least_error": 4, "seq": 2, "seq_ternary": 2, "ternary": 2, "binary": 1}
 
 
 def network(perturb, weights, bits, activations="lsq", **options):

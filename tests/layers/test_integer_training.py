@@ -59,7 +59,15 @@ def results(
 
 @pytest.mark.parametrize(
     ("weights", "bits"),
-    [("statsq", 3), ("seq", 2), ("seq_ternary", 2), ("ternary", 2), ("binary", 1), ("ewgs", 3)],
+    [
+        ("statsq", 3),
+        ("least_error", 4),
+        ("seq", 2),
+        ("seq_ternary", 2),
+        ("ternary", 2),
+        ("binary", 1),
+        ("ewgs", 3),
+    ],
 )
 def test_every_method_with_integer_weights_trains_on_integers(weights: str, bits: int) -> None:
     torch.manual_seed(0)

@@ -49,7 +49,7 @@ def integer_weight(quantizer: nn.Module, weight: Tensor, name: str) -> IntegerWe
         method = getattr(quantizer, "name", type(quantizer).__name__)
         raise ValueError(
             f"{name}: weight quantizer {method!r} has no integer levels; exportable are n2uq, lsq, lsq_plus, "
-            "dorefa, ewgs, statsq, seq, seq_ternary, ternary, binary and float"
+            "dorefa, ewgs, statsq, least_error, seq, seq_ternary, ternary, binary and float"
         )
     integers, scale = levels.integers.numpy(), levels.scale.numpy()
     return IntegerWeight(integers, scale, int(quantizer.bits), levels.odd)  # type: ignore[arg-type]
