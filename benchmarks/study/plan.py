@@ -222,20 +222,55 @@ def cifar10_ablation(epochs: int = 3, float_epochs: int = 6, share: float = 0.3)
         "lsq_w4a4, N2UQ's optimizer": of_n2uq | {f"{model}momentum": "", multiplier: "0.1"},
     }
 
-    def run(row: str, changes: Mapping[str, str]) -> Run:
-        base = _run(row.split(",")[0], 0, epochs, float_epochs)
-        settings = dict(base.settings) | changes
-        kept = tuple(sorted((name, value) for name, value in settings.items() if value != ""))
-        other = {"LSQ's optimizer": _LSQ, "N2UQ's optimizer": _N2UQ}
-        source = next((recipe.source for name, recipe in other.items() if name in row), base.source)
-        return Run(row, 0, base.epochs, kept, source, base.start, base.row)
-
-    runs = tuple(run(row, changes) for row, changes in rows.items())
-    options = (("data.init_args.val_fraction", "0"), ("data.init_args.train_fraction", str(share)))
-    return Study("cifar10_ablation", runs, options, folder="cifar10")
+    runs = tuple(_changed(row, 0, changes, epochs, float_epochs) for row, changes in rows.items())
+    return Study("cifar10_ablation", runs, _few_images(share), folder="cifar10")
 
 
-STUDIES = {"cifar10": cifar10, "cifar10_ranks": cifar10_ranks, "cifar10_ablation": cifar10_ablation}
+def cifar10_oscillation(epochs: int = 3, float_epochs: int = 6, share: float = 0.3) -> Study:
+    """MobileNetV2, whose depthwise weights oscillate most, at 4 bits: what the remedies bring.
+
+    Every quantized row counts oscillations, also where nothing is done about them.
+    """
+    backbone = {"model.init_args.backbone": "mobilenet_v2"}
+    callbacks = "trainer.callbacks"
+    counted = {f"{callbacks}+": "OscillationControl", f"{callbacks}.momentum": "0.005"}
+    frozen = counted | {f"{callbacks}.freeze_above": "0.1"}
+    counted |= {f"{callbacks}.freeze_above": "null"}
+    rows: dict[str, dict[str, str]] = {
+        "float": {"model.init_args.warmup_steps": "58"},
+        "n2uq_w4a4": counted,
+        "n2uq_w4a4, norms re-estimated": {f"{callbacks}+": "BatchNormReestimation"},
+        "n2uq_w4a4, frozen": frozen,
+        "n2uq_w4a4, dampened": counted | {f"{callbacks}.dampening": "0.01"},
+        "lsq_w4a4": counted,
+        "lsq_w4a4, norms re-estimated": {f"{callbacks}+": "BatchNormReestimation"},
+        "lsq_w4a4, frozen": frozen,
+        "lsq_w4a4, dampened": counted | {f"{callbacks}.dampening": "0.01"},
+    }
+    runs = tuple(
+        _changed(row, seed, backbone | changes, epochs, float_epochs)
+        for seed in (0, 1)
+        for row, changes in rows.items()
+    )
+    return Study("cifar10_oscillation", runs, _few_images(share), folder="cifar10")
+
+
+def _few_images(share: float) -> tuple[tuple[str, str], ...]:
+    """Options of studies in minutes: a share of the training images, and none of them for validation."""
+    return (("data.init_args.val_fraction", "0"), ("data.init_args.train_fraction", str(share)))
+
+
+def _changed(row: str, seed: int, changes: Mapping[str, str], epochs: int, float_epochs: int) -> Run:
+    """A row `BASE, what is changed`: that of `BASE` with other settings; an empty value leaves one out."""
+    base = _run(row.split(",")[0], seed, epochs, float_epochs)
+    settings = dict(base.settings) | changes
+    kept = tuple(sorted((name, value) for name, value in settings.items() if value != ""))
+    other = {"LSQ's optimizer": _LSQ, "N2UQ's optimizer": _N2UQ}
+    source = next((recipe.source for name, recipe in other.items() if name in row), base.source)
+    return Run(row, seed, base.epochs, kept, source, base.start, base.row)
+
+
+STUDIES = {study.__name__: study for study in (cifar10, cifar10_ranks, cifar10_ablation, cifar10_oscillation)}
 
 
 def runs_by_row(study: Study) -> Iterator[tuple[str, list[Run]]]:

@@ -15,6 +15,7 @@ from benchmarks.study.plan import Run, Study
 from lightning_n2uq import __version__
 
 SENT = "comm/sent_bytes"
+OSCILLATING = "oscillation/oscillating"
 CURVES = ("train/loss", "train/acc", "val/loss", "val/acc")
 
 
@@ -36,13 +37,25 @@ def curves(metrics: Iterable[Path]) -> dict[str, list[float]]:
     return {name: [values[epoch] for epoch in sorted(values)] for name, values in by_epoch.items()}
 
 
-def sent_bytes(metrics: Iterable[Path]) -> float | None:
-    """Bytes that a rank sends per exchange, the mean of what `CommunicationMonitor` logged, if it did."""
+def logged(metrics: Iterable[Path], name: str) -> list[float]:
+    """Every value of a metric, in the order of the files and their rows."""
     values = []
     for path in metrics:
         with path.open(newline="", encoding="utf-8") as file:
-            values += [float(row[SENT]) for row in csv.DictReader(file) if row.get(SENT)]
+            values += [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+    return values
+
+
+def sent_bytes(metrics: Iterable[Path]) -> float | None:
+    """Bytes that a rank sends per exchange, the mean of what `CommunicationMonitor` logged, if it did."""
+    values = logged(metrics, SENT)
     return sum(values) / len(values) if values else None
+
+
+def oscillating(metrics: Iterable[Path]) -> float | None:
+    """The share of weights that oscillate at the end, if `OscillationControl` has logged it."""
+    values = logged(metrics, OSCILLATING)
+    return values[-1] if values else None
 
 
 def collect(run: Run, study: Study, folder: Path, seconds: float) -> dict[str, Any]:
@@ -81,6 +94,7 @@ def collect(run: Run, study: Study, folder: Path, seconds: float) -> dict[str, A
         "version": __version__,
         "machine": description(torch.device("cpu")),
         "sent_bytes": sent_bytes(files),
+        "oscillating": oscillating(files),
         "curves": found,
     }
 

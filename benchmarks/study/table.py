@@ -9,6 +9,9 @@ from typing import Any
 from benchmarks.study import results
 from benchmarks.study.plan import Study, runs_by_row
 
+_FURTHER = (("MB per exchange", "sent_bytes", 1e-6, 3), ("oscillating [%]", "oscillating", 100.0, 2))
+"""Columns of figures that not every study has: title, key, factor, decimals."""
+
 
 def finished(study: Study, output: Path) -> dict[str, list[dict[str, Any]]]:
     """Figures of all finished runs by row, in the order of the plan."""
@@ -22,15 +25,20 @@ def finished(study: Study, output: Path) -> dict[str, list[dict[str, Any]]]:
 def markdown(study: Study, output: Path) -> str:
     """A row per config: mean and standard error over the seeds, and each seed's accuracy, in percent.
 
-    The fifth column compares with the first row. Where gradients' bytes were counted a column has them.
+    The fifth column compares with the first row. Where gradients' bytes or oscillations were counted a column
+    has them.
     """
     rows = finished(study, output)
     first = study.runs[0].row
-    sent = any(run["sent_bytes"] for runs in rows.values() for run in runs)
-    lines = [f"| row | accuracy [%] | standard error | per seed | against {first} | optimizer |"]
+    further = [
+        (title, key, factor, digits)
+        for title, key, factor, digits in _FURTHER
+        if any(run.get(key) is not None for runs in rows.values() for run in runs)
+    ]
     lines = [
-        f"{lines[0]} MB per exchange |" if sent else lines[0],
-        "|---|---|---|---|---|---|" + "---|" * sent,
+        f"| row | accuracy [%] | standard error | per seed | against {first} | optimizer |"
+        + "".join(f" {title} |" for title, *_ in further),
+        "|---|---|---|---|---|---|" + "---|" * len(further),
     ]
     base = statistics.mean(run["test_acc"] for run in rows[first]) if first in rows else None
     for row, runs in rows.items():
@@ -41,9 +49,9 @@ def markdown(study: Study, output: Path) -> str:
         against = "-" if base is None or row == first else f"{mean - 100 * base:+.2f}"
         label = f"`{study.configs.name}/{row}`" if runs[0]["config"] == row else row
         lines.append(f"| {label} | {mean:.2f} | {error} | {each} | {against} | {runs[0]['optimizer']} |")
-        if sent:
-            counted = [run["sent_bytes"] for run in runs if run["sent_bytes"]]
-            lines[-1] += f" {statistics.mean(counted) / 1e6:.3f} |" if counted else " - |"
+        for _, key, factor, digits in further:
+            counted = [run[key] for run in runs if run.get(key) is not None]
+            lines[-1] += f" {statistics.mean(counted) * factor:.{digits}f} |" if counted else " - |"
     return "\n".join(lines)
 
 

@@ -87,6 +87,33 @@ def test_rows_of_the_ablation_differ_from_their_recipe_in_what_they_say() -> Non
             assert len({name for name, _ in changed}) <= 2
 
 
+def test_rows_on_oscillation_are_of_one_network_and_count_or_stop_it() -> None:
+    study = plan.cifar10_oscillation()
+    assert len({one.identity(study.configs) for one in study.runs}) == len(study.runs) == 18
+    for one in study.runs:
+        settings = dict(one.settings)
+        assert settings["model.init_args.backbone"] == "mobilenet_v2"
+        if settings.get("trainer.callbacks+") == "OscillationControl":
+            stops = settings["trainer.callbacks.freeze_above"] != "null"
+            assert stops == ("frozen" in one.row)
+            assert ("trainer.callbacks.dampening" in settings) == ("dampened" in one.row)
+        else:
+            assert one.row == "float" or "norms" in one.row
+
+
+def test_the_share_of_oscillating_weights_is_the_last_one_that_was_logged(tmp_path: Path) -> None:
+    study = plan.cifar10_oscillation(epochs=2, float_epochs=2)
+    place = tmp_path / "run"
+    place.mkdir()
+    for entry, shares in zip(study.runs[:2], (("", ""), ("0.5", "0.25")), strict=True):
+        rows = [f"{epoch},0.5,{share}" for epoch, share in enumerate(shares)]
+        (place / "metrics.csv").write_text("\n".join(["epoch,val/acc,oscillation/oscillating", *rows]) + "\n")
+        results.save(tmp_path, study, entry, results.collect(entry, study, place, 1.0))
+    lines = table.markdown(study, tmp_path).splitlines()
+    assert lines[0].endswith("| optimizer | oscillating [%] |")
+    assert [line.split("|")[-2].strip() for line in lines[2:]] == ["-", "25.00"]
+
+
 @pytest.mark.integration
 def test_finished_runs_are_not_repeated(runner: Runner) -> None:
     runner.work()
