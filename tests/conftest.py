@@ -44,14 +44,23 @@ def _no_ranks_left() -> Iterator[None]:
 
 # Folders of tests that start processes and wait for them.
 WAITING = {"faults", "distributed", "strategies", "checkpointing"}
+# Files of tests that share the job of `test_exchange.py`.
+READERS = {"test_exchange_values", "test_local_rounds"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begins with files named `ranks`: they fork the worker itself, where autograd must not have threads yet.
 
-    Those that wait for processes come next, since the longest would otherwise run last, alone.
+    Those that wait for processes come next, since the longest would otherwise run last, alone. Files that
+    read what the job of another has found come at the end: one worker waits for it, the others go on.
     """
-    items.sort(key=lambda item: ("ranks" not in item.path.stem, WAITING.isdisjoint(item.path.parts)))
+    items.sort(
+        key=lambda item: (
+            item.path.stem in READERS,
+            "ranks" not in item.path.stem,
+            WAITING.isdisjoint(item.path.parts),
+        )
+    )
 
 
 # Why a test may be skipped where STRICT_SKIPS is set: what no installation can bring to the machine.

@@ -7,6 +7,7 @@ training alone. Needs root and iproute2.
     python -m benchmarks.netlab.accuracy --mbit 1000 --output accuracy.json    # accuracy, on a busy machine
     python -m benchmarks.netlab.accuracy --epochs 3 --seeds 0 --output speed.json   # seconds, on a quiet one
     python -m benchmarks.netlab.accuracy --merge accuracy.json --speeds speed.json
+    python -m benchmarks.netlab.accuracy --merge accuracy.json --bytes accuracy.svg   # accuracy against bytes
 
 What a network learns does not depend on the link, so that accuracy may be measured whenever there is time and
 the seconds of a step when the machine is quiet.
@@ -20,7 +21,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.netlab.network import Network
@@ -100,6 +101,48 @@ def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def points(runs: Sequence[Mapping[str, Any]], config: str) -> dict[str, tuple[float, list[float]]]:
+    """Return, by method, the megabytes that a rank sends per step, and the last accuracy of each seed."""
+    found = {}
+    for method in dict.fromkeys(run["method"] for run in runs):
+        group = [run for run in runs if (run["config"], run["method"]) == (config, method)]
+        if group:
+            sent = mean(run["megabytes"] / run["steps"] for run in group)
+            found[method] = (sent, [run["curve"][-1][1] for run in group])
+    return found
+
+
+def draw_bytes(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw test accuracy against bytes per step, a panel per config: each seed, mean and standard error."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    configs = list(dict.fromkeys(run["config"] for run in runs))
+    figure, panels = plt.subplots(
+        1, len(configs), figsize=(5 * len(configs), 3.6), squeeze=False, layout="constrained"
+    )
+    colours = {method: f"C{number}" for number, method in enumerate(dict.fromkeys(r["method"] for r in runs))}
+    for panel, config in zip(panels[0], configs, strict=True):
+        for method, (sent, accuracies) in points(runs, config).items():
+            colour = colours[method]
+            error = stdev(accuracies) / len(accuracies) ** 0.5 if len(accuracies) > 1 else 0.0
+            panel.plot([sent] * len(accuracies), accuracies, ".", color=colour, alpha=0.4, markersize=5)
+            panel.errorbar(
+                sent, mean(accuracies), error, fmt="o", color=colour, capsize=4, markersize=5, label=method
+            )
+        panel.set(
+            xlabel="megabytes sent by a rank per step", ylabel="test accuracy, %", title=config, xscale="log"
+        )
+        panel.xaxis.set_major_formatter(ScalarFormatter())
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.set_xticks([0.1, 0.2, 0.5, 1.0, 2.0])
+        panel.legend(fontsize=8)
+    plt.rcParams["svg.hashsalt"] = "lightning_n2uq"  # the same figures give the same file
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    figure.savefig(path, dpi=110, metadata=metadata)
+    plt.close(figure)
+
+
 def main() -> None:
     """Train, print the table, write results and drawing."""
     parser = argparse.ArgumentParser(
@@ -114,12 +157,19 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds for everything")
     parser.add_argument("--output", type=Path, default=_RESULTS)
     parser.add_argument("--merge", type=Path, nargs="+", help="files of earlier runs: train nothing")
+    parser.add_argument(
+        "--bytes", type=Path, help="with --merge: only draw accuracy against bytes, into this"
+    )
     parser.add_argument("--speeds", type=Path, help="with --merge: a short run whose seconds count instead")
     options = parser.parse_args()
-    if options.speeds and not options.merge:
-        parser.error("speeds: allowed with --merge only")
+    for name in ("speeds", "bytes"):
+        if getattr(options, name) and not options.merge:
+            parser.error(f"{name}: allowed with --merge only")
     if options.merge:
         runs = [run for path in options.merge for run in json.loads(path.read_text())]
+        if options.bytes:
+            draw_bytes(runs, options.bytes)
+            return
         _finish(
             retime(runs, json.loads(options.speeds.read_text())) if options.speeds else runs, options.output
         )

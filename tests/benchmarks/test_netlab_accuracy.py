@@ -22,6 +22,19 @@ def test_a_method_without_speed_is_named():
         accuracy.retime([run("float", "nuqsgd", 1.0, [1.0])], [run("float", "ddp", 1.0, [1.0, 2.0])])
 
 
+def test_bytes_are_per_step_and_accuracies_the_last_of_each_seed(tmp_path):
+    first, second = run("float", "ddp", 1.0, [50.0, 90.0]), run("float", "ddp", 1.0, [50.0, 92.0])
+    second["megabytes"] = 5.0
+    other, elsewhere = run("float", "nuqsgd", 1.0, [91.0]), run("n2uq_w2a2", "ddp", 1.0, [80.0])
+    runs = [first, second, other, elsewhere]
+    found = accuracy.points(runs, "float")
+    assert found == {"ddp": (pytest.approx(0.2), [90.0, 92.0]), "nuqsgd": (pytest.approx(0.15), [91.0])}
+    accuracy.draw_bytes(runs, tmp_path / "a.svg")
+    accuracy.draw_bytes(runs, tmp_path / "b.svg")
+    assert (tmp_path / "a.svg").read_text().count("<!-- nuqsgd -->") == 1
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
 def test_the_drawing_has_a_line_per_method(tmp_path):
     runs = [run("float", "ddp", 1.0, [50.0, 90.0]), run("float", "nuqsgd", 0.5, [40.0, 91.0])]
     accuracy.draw(runs, tmp_path / "a.png")

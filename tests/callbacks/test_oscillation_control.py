@@ -131,7 +131,7 @@ def test_frozen_weights_keep_their_level_while_the_others_learn(tmp_path, method
         assert torch.equal(seen[mask], kept)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["n2uq", "least_error", "lsq", "seq"])
 def test_a_layer_of_frozen_weights_stands_still(tmp_path, method):
     """A scale computed from the weights would grow or shrink if they were written onto their levels."""
     callback = OscillationControl(0.5, 0.5, start=0)

@@ -57,6 +57,7 @@ class Kept(Callback):
         return self.folder / f"rank{rank}.pt"
 
 
+@pytest.mark.integration
 def test_ranks_average_what_they_find_in_their_own_batches(tmp_path):
     kept = Kept(tmp_path)
     options = {"devices": 2, "strategy": "ddp_fork", "limit_val_batches": 1, "max_epochs": 1}

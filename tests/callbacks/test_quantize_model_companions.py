@@ -58,6 +58,7 @@ def test_a_copy_from_before_the_first_batch_evaluates_as_its_state_dict_loaded_a
         assert torch.equal(source.eval()(x), fresh.eval()(x))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", NAMES)
 def test_averages_of_weights_resume_exactly(tmp_path, name):
     def both():

@@ -136,6 +136,7 @@ def test_parts_are_compiled_by_pattern_and_evaluation_if_asked(tmp_path):
     assert counters["stats"]["unique_graphs"] == 2
 
 
+@pytest.mark.integration
 def test_hooks_at_every_step_are_a_warning(tmp_path):
     class Hooks(Callback):
         def setup(self, trainer, pl_module, stage):

@@ -95,6 +95,7 @@ def test_classes_that_were_given_in_another_order_are_refused(run, tmp_path, cap
     assert "class 0 of the network is 'cat', that of the data is 'dog'" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:root. the val split has no images of 'wasp'")
 def test_given_classes_number_the_folders(run):
     data = ImageFolderDataModule(str(run[0]), image_size=16, num_workers=0, classes=["wasp", *CLASSES])

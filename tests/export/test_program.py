@@ -245,6 +245,7 @@ def test_inputs_by_name_and_in_lists_keep_their_names_and_an_open_batch():
     assert [i.name for i in export_program(trained(alone, x), x).model.graph.input] == ["input"]
 
 
+@pytest.mark.integration
 def test_differences_are_explained(mixed):
     model, _, program = mixed
     for found in (explain_file(program), explain_modules(program, model)):

@@ -67,10 +67,11 @@ def test_a_rank_killed_while_others_wait_in_validation(tmp_path):
             assert "validation before step 5" in message
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("difference", "words"),
     [
-        pytest.param({"version": "0.0.1"}, "ranks disagree on `version`", marks=pytest.mark.integration),
+        ({"version": "0.0.1"}, "ranks disagree on `version`"),
         ({"arguments": {"config": {"bits": 8}}}, "ranks disagree on `bits`: rank 0 has 4, rank 2 has 8"),
     ],
 )

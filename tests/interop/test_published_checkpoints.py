@@ -11,8 +11,8 @@ from lightning_n2uq.interop import (
 
 CASES = [
     ("resnet18", 2, True),
-    ("resnet18", 2, False),
-    ("resnet18", 3, True),
+    pytest.param("resnet18", 2, False, marks=pytest.mark.integration),
+    pytest.param("resnet18", 3, True, marks=pytest.mark.integration),
     pytest.param("resnet34", 3, True, marks=pytest.mark.integration),
     pytest.param("resnet50", 4, False, marks=pytest.mark.integration),
     ("mobilenet_v2", 4, True),

@@ -239,6 +239,7 @@ def test_float64_stays_float64() -> None:
     assert ours.dtype == torch.float64
 
 
+@pytest.mark.integration
 def test_compiled_and_eager_layers_agree() -> None:
     conv, x = layer(), torch.randn(2, 8, 9, 9)
     plain, grads, _ = results(conv, x, None)

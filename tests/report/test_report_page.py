@@ -101,6 +101,7 @@ def hostile_runs(tmp_path):
         yield folder
 
 
+@pytest.mark.integration
 def test_no_field_of_any_file_can_put_html_into_the_page(tmp_path):
     pages = 0
     for folder in hostile_runs(tmp_path):

@@ -25,7 +25,7 @@ from exchange_jobs.training import (
     train,
     train_with,
 )
-from exchange_jobs.values import values
+from exchange_jobs.values import later_values, values
 from lightning_n2uq.strategies import NUQSGDState, nuqsgd_hook
 from lightning_n2uq.strategies.torch_hooks import ordered_hook, powersgd_state
 from lightning_n2uq.utils import compat
@@ -218,6 +218,12 @@ def all_checks(rank, world_size, folder):
         values,  # last: see there
     )
     return run_all(checks, rank)
+
+
+def combinations(rank, world_size, folder):
+    """Modes of the exchange that combine what `all_checks` shows apart."""
+    join(rank, world_size, folder)
+    return run_all((later_values,), rank)
 
 
 def long_replicas(rank, world_size, folder):
