@@ -1,5 +1,6 @@
 """Settings shared by all tests: seeded, bounded, two threads at most, no variables of ranks left behind."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -40,6 +41,17 @@ def _no_ranks_left() -> Iterator[None]:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+def pytest_collection() -> None:
+    """Imports and collects without garbage collections, which find nothing and take a fifth of the time."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Leaves the million objects of what was imported out of later garbage collections."""
+    gc.enable()
+    gc.freeze()
 
 
 # Folders of tests that start processes and wait for them.

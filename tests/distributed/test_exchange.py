@@ -22,9 +22,9 @@ RUNS = [f"{scheme}, accumulate {times}" for scheme in ("two_phase", "all_gather"
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_replicas_are_bit_identical_after_40_steps(exchange_job, name):
+def test_replicas_are_bit_identical_after_20_steps(exchange_job, name):
     runs = [found[name] for found in on_all(exchange_job, "replicas")]
-    assert [run["steps"] for run in runs] == [40] * len(runs)
+    assert [run["steps"] for run in runs] == [20] * len(runs)
     assert_same_bits([run["parameters"] for run in runs])
 
 

@@ -38,6 +38,7 @@ PRELOADED = [
     "lightning_n2uq.ops.backends.numba.threshold",
     "lightning_n2uq.ops.backends.numba.weight",
     "lightning_n2uq.ops.backends.onednn.integer",
+    "torch._dynamo.convert_frame",  # half of the time of a first `torch.compile`
     "pandas",
     "wandb",
 ]

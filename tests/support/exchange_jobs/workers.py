@@ -31,7 +31,7 @@ from lightning_n2uq.strategies.torch_hooks import ordered_hook, powersgd_state
 from lightning_n2uq.utils import compat
 
 
-def replicas(rank, steps=40):
+def replicas(rank, steps=20):
     """Runs of both schemes, with and without accumulation and error feedback."""
     found = {}
     for scheme, accumulate, feedback in (
