@@ -1,6 +1,6 @@
-"""Share of training time that `NonFiniteGuard` takes on the digits: ``python -m benchmarks.guard_cost``.
+"""Share of training time that callbacks take on the digits: ``python -m benchmarks.callback_cost``.
 
-Processor time of the training thread inside the guard's hooks, over that of all training batches: a machine
+Processor time of the training thread inside a callback's hooks, over that of all training batches: a machine
 that is busy with other work changes both alike.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
-from lightning_n2uq.callbacks import NonFiniteGuard
+from lightning_n2uq.callbacks import NonFiniteGuard, OscillationControl, QuantizationMonitor
 from lightning_n2uq.datamodules import DigitsDataModule
 from lightning_n2uq.modules import QuantizedClassifier
 
@@ -22,10 +22,15 @@ HOOKS = (
     "on_before_backward",
     "on_before_optimizer_step",
     "on_train_batch_end",
-    "on_validation_start",
-    "on_save_checkpoint",
-    "on_train_end",
 )
+
+CALLBACKS: dict[str, Callable[[], Callback]] = {
+    "NonFiniteGuard, stop": lambda: NonFiniteGuard(input="stop", loss="stop", gradient="stop"),
+    "NonFiniteGuard, skip": lambda: NonFiniteGuard(input="skip", loss="skip", gradient="skip"),
+    "OscillationControl": lambda: OscillationControl(start=0, momentum=0.005),
+    "QuantizationMonitor": QuantizationMonitor,
+}
+"""What is measured, with the options of a usual run."""
 
 
 class Clock(Callback):
@@ -54,33 +59,33 @@ class Clock(Callback):
         self.total = time.thread_time() - self.start
 
 
-def measure(action: str, steps: int, skip: int) -> tuple[float, float]:
-    """Milliseconds of a step, and of the guard in it."""
+def measure(build: Callable[[], Callback], steps: int, skip: int) -> tuple[float, float]:
+    """Milliseconds of a step, and of the callback in it."""
     seed_everything(0, verbose=False)
     data = DigitsDataModule(batch_size=64)
     model = QuantizedClassifier("resnet20", 10, 1, 8, weight_bits=2, activation_bits=2)
-    guard = NonFiniteGuard(input=action, loss=action, gradient=action)  # type: ignore[arg-type]
-    clock = Clock(guard, skip)
+    callback = build()
+    clock = Clock(callback, skip)
     Trainer(
         accelerator="cpu", devices=1, max_steps=skip + steps, limit_val_batches=0, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[guard, clock],
+        callbacks=[callback, clock],
     ).fit(model, data)  # fmt: skip
     return 1e3 * clock.total / steps, 1e3 * clock.hooks / steps
 
 
 def main() -> None:
-    """Prints one row for each action."""
+    """Prints a row for each callback."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--skip", type=int, default=20)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    print("action  step [ms]  guard [ms]  share")
-    for action in ("stop", "skip"):
-        step, guard = measure(action, options.steps, options.skip)
-        print(f"{action:<6}  {step:9.2f}  {guard:10.3f}  {guard / step:.2%}")
+    print("| callback | step [ms] | callback [ms] | share |\n|---|---|---|---|")
+    for name, build in CALLBACKS.items():
+        step, callback = measure(build, options.steps, options.skip)
+        print(f"| {name} | {step:.2f} | {callback:.3f} | {callback / step:.2%} |")
 
 
 if __name__ == "__main__":
