@@ -188,7 +188,7 @@ def cifar10_ranks(ranks: int = 4, epochs: int = 4, share: float = 0.3) -> Study:
 
 
 def cifar10_ablation(epochs: int = 3, float_epochs: int = 6, share: float = 0.3) -> Study:
-    """What N2UQ's recipe owes its parts at 4 bits, on a schedule of minutes: each row changes one thing.
+    """What N2UQ's recipe owes its parts, on a schedule of minutes: each row changes one thing.
 
     The rows' names are those of the table; all but `float` start from the float network of their seed. An
     empty value leaves a recipe's setting out.
@@ -200,6 +200,7 @@ def cifar10_ablation(epochs: int = 3, float_epochs: int = 6, share: float = 0.3)
     multiplier = f"{model}quantizer_lr_multiplier"
     through = {f"{model}weight_gradient": "straight_through"}
     callback = "trainer.callbacks+"
+    at_two_bits = {f"{model}weight_decay": _LSQ_DECAY[2]}
     rows: dict[str, dict[str, str]] = {
         "float": {f"{model}warmup_steps": "58"},
         "n2uq_w4a4": {},
@@ -207,19 +208,23 @@ def cifar10_ablation(epochs: int = 3, float_epochs: int = 6, share: float = 0.3)
         "n2uq_w4a4, LSQ's optimizer": of_lsq,
         "n2uq_w4a4, LSQ's optimizer, straight-through": of_lsq | through,
         "n2uq_w4a4, straight-through": through,
-        "n2uq_w4a4, quantizers at lr": {multiplier: "1"},
-        "n2uq_w4a4, quantizers at lr/100": {multiplier: "0.01"},
         "n2uq_w4a4, a teacher": {f"{model}teacher": "{start}"},
-        "n2uq_w4a4, fixed thresholds": {f"{model}activation_quantizer": "n2uq_fixed"},
-        "n2uq_w4a4, LSQ's activations": {f"{model}activation_quantizer": "lsq"},
-        "n2uq_w4a4, LSQ's weights": {f"{model}weight_quantizer": "lsq"},
+        "n2uq_w4a4, four times the lr": {f"{model}lr": "5e-3"},
+        "lsq_w4a4, N2UQ's optimizer": of_n2uq | {f"{model}momentum": "", multiplier: "0.1"},
+        "n2uq_w4a4, quantizers at lr": {multiplier: "1"},
+        "n2uq_w2a2": {},
+        "lsq_w2a2": {},
+        "n2uq_w2a2, LSQ's optimizer": of_lsq | at_two_bits,
         "n2uq_w4a4, weights of least error": {f"{model}weight_quantizer": "least_error"},
+        "n2uq_w4a4, fixed thresholds": {f"{model}activation_quantizer": "n2uq_fixed"},
+        "n2uq_w4a4, LSQ's weights": {f"{model}weight_quantizer": "lsq"},
+        "n2uq_w4a4, LSQ's activations": {f"{model}activation_quantizer": "lsq"},
         "n2uq_w4a4, norms re-estimated": {callback: "BatchNormReestimation"},
         "n2uq_w4a4, oscillation frozen": {
             callback: "OscillationControl",
             "trainer.callbacks.momentum": "0.005",
         },
-        "lsq_w4a4, N2UQ's optimizer": of_n2uq | {f"{model}momentum": "", multiplier: "0.1"},
+        "n2uq_w4a4, quantizers at lr/100": {multiplier: "0.01"},
     }
 
     runs = tuple(_changed(row, 0, changes, epochs, float_epochs) for row, changes in rows.items())
