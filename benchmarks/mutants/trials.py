@@ -69,6 +69,10 @@ class Workspace:
             recorder = Recorder(self.folder / "lightning_n2uq") if record else None
             settings = ["-c", str(self.root / "pyproject.toml"), f"--rootdir={self.root}"]
             quick = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short"]
+            quick += [
+                "-W",
+                "ignore::pytest.PytestAssertRewriteWarning",
+            ]  # plugins are preloaded with lightning
             arguments = [*settings, *quick, *(_absolute(self.root, test) for test in tests)]
             code = int(pytest.main(arguments, plugins=[recorder] if recorder else []))
             if recorder and record:

@@ -150,13 +150,16 @@ def _run(row: str, seed: int, epochs: int, float_epochs: int) -> Run:
 def cifar10(epochs: int = 20, float_epochs: int = 30) -> Study:
     """ResNet-20 on the 50,000 training images: float, then every method from that float network."""
     first = ["float", "n2uq_w2a2", "lsq_w2a2", "n2uq_w4a4", "lsq_w4a4"]
+    swapped = [f"n2uq_w{bits}a{bits}, LSQ's optimizer" for bits in (2, 4)]
     others = ["n2uq_fixed_w2a2", "pact_w2a2", "apot_w2a2", "lsq_plus_w2a2", "dorefa_w2a2"]
     others += ["n2uq_w3a3", "lsq_w3a3"]
-    order: list[tuple[str, int]] = [(row, 0) for row in first + others]
+    order: list[tuple[str, int]] = [(row, 0) for row in first + swapped + others]
     order += [(row, seed) for seed in (1, 2) for row in first]
+    changes = {row: _optimizer_of_lsq(int(row[6])) for row in swapped}
     # All 50,000 images are trained on; the test images, in place of a validation split, choose nothing.
     everything = (("data.init_args.val_fraction", "0"),)
-    return Study("cifar10", tuple(_run(row, seed, epochs, float_epochs) for row, seed in order), everything)
+    runs = tuple(_changed(row, seed, changes.get(row, {}), epochs, float_epochs) for row, seed in order)
+    return Study("cifar10", runs, everything)
 
 
 def cifar10_ranks(ranks: int = 4, epochs: int = 4, share: float = 0.3) -> Study:
@@ -194,13 +197,11 @@ def cifar10_ablation(epochs: int = 3, float_epochs: int = 6, share: float = 0.3)
     empty value leaves a recipe's setting out.
     """
     model = "model.init_args."
-    of_lsq = {f"{model}{name}": value for name, value in _LSQ.settings.items()}
-    of_lsq |= {f"{model}weight_decay": _LSQ_DECAY[4]}
+    of_lsq = _optimizer_of_lsq(4)
     of_n2uq = {f"{model}{name}": value for name, value in _N2UQ.settings.items()}
     multiplier = f"{model}quantizer_lr_multiplier"
     through = {f"{model}weight_gradient": "straight_through"}
     callback = "trainer.callbacks+"
-    at_two_bits = {f"{model}weight_decay": _LSQ_DECAY[2]}
     rows: dict[str, dict[str, str]] = {
         "float": {f"{model}warmup_steps": "58"},
         "n2uq_w4a4": {},
@@ -214,7 +215,7 @@ def cifar10_ablation(epochs: int = 3, float_epochs: int = 6, share: float = 0.3)
         "n2uq_w4a4, quantizers at lr": {multiplier: "1"},
         "n2uq_w2a2": {},
         "lsq_w2a2": {},
-        "n2uq_w2a2, LSQ's optimizer": of_lsq | at_two_bits,
+        "n2uq_w2a2, LSQ's optimizer": _optimizer_of_lsq(2),
         "n2uq_w4a4, weights of least error": {f"{model}weight_quantizer": "least_error"},
         "n2uq_w4a4, fixed thresholds": {f"{model}activation_quantizer": "n2uq_fixed"},
         "n2uq_w4a4, LSQ's weights": {f"{model}weight_quantizer": "lsq"},
@@ -258,6 +259,11 @@ def cifar10_oscillation(epochs: int = 3, float_epochs: int = 6, share: float = 0
         for row, changes in rows.items()
     )
     return Study("cifar10_oscillation", runs, _few_images(share), folder="cifar10")
+
+
+def _optimizer_of_lsq(bits: int) -> dict[str, str]:
+    settings = dict(_LSQ.settings) | {"weight_decay": _LSQ_DECAY[bits]}
+    return {f"model.init_args.{name}": value for name, value in settings.items()}
 
 
 def _few_images(share: float) -> tuple[tuple[str, str], ...]:

@@ -67,7 +67,7 @@ class LocalState(NUQSGDState):
 
     def count(self, coordinates: int) -> None:
         """Counts coordinates that an all-reduce in fp32 averages beside the exchange."""
-        if self.stats is not None and coordinates:
+        if self.stats is not None:
             self.stats.begin(coordinates)
             self.stats.add(sent_bytes=int(8 * coordinates * (self.world_size - 1) / self.world_size))
 
