@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from benchmarks.machine import description
 from benchmarks.mutants.coverage_map import CoverageMap
 from benchmarks.mutants.mutations import Mutation, mutations, sample
 from benchmarks.mutants.trials import Workspace, preload
@@ -166,9 +166,18 @@ def save(path: Path, label: str, part: str, record: dict[str, object]) -> None:
     trials = [found | reasons.get(_key(found), {}) for found in record["trials"]]
     survived = sum(t["outcome"] == "survived" for t in trials)
     score = {"mutants": len(trials), "survived": survived, "score": round(1 - survived / len(trials), 3)}
-    run["machine"] = description(torch.device("cpu"))
+    run["machine"] = _machine()
     run[part] = score | record | {"trials": trials}
     path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _machine() -> dict[str, object]:
+    """Describes the machine in another process, since it imports the package, which this one must not."""
+    code = "from benchmarks.machine import description; import json, torch;"
+    code += "print(json.dumps(description(torch.device('cpu'))))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE.parents[1], check=True, capture_output=True)
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
 
 
 def _key(found: Trial) -> Key:

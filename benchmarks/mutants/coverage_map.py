@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
-import coverage
 import pytest
 
 
@@ -17,6 +16,8 @@ class Recorder:
     """A plugin of pytest that tells coverage whose lines run; a shared fixture's belong to the file."""
 
     def __init__(self, package: Path) -> None:
+        import coverage  # here: trials without a record run where the extra `mutants` is not installed
+
         self._coverage = coverage.Coverage(data_file=None, source=[str(package)], config_file=False)
         self._seconds: dict[str, float] = {}
         self._coverage.start()
