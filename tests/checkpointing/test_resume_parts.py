@@ -38,7 +38,9 @@ def test_random_numbers_go_on_where_they_were_captured() -> None:
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_the_first_signal_is_noted_and_handlers_come_back(name: str) -> None:
-    number, before = getattr(signal, name), signal.getsignal(getattr(signal, name))
+    number, all_of_them = getattr(signal, name), (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = [signal.getsignal(one) for one in all_of_them]
+    assert before[1] == signal.default_int_handler
     signals = StopSignals()
     signals.watch()
     signals.watch()  # a second call changes nothing
@@ -53,9 +55,9 @@ def test_the_first_signal_is_noted_and_handlers_come_back(name: str) -> None:
         assert ended.value.code == 130
     finally:
         signals.release()
-    assert signal.getsignal(number) == before
+    assert [signal.getsignal(one) for one in all_of_them] == before
     signals.release()
-    assert signal.getsignal(number) == before
+    assert [signal.getsignal(one) for one in all_of_them] == before
 
 
 def test_signals_are_left_alone_outside_the_main_thread() -> None:
@@ -152,6 +154,14 @@ def test_without_a_count_every_row_stays_and_a_file_put_aside_is_the_valid_one(t
     assert len(rows_in(tmp_path)) == 4
     metrics_file.bring_back([second])  # nothing is aside any more
     assert len(rows_in(tmp_path)) == 4
+
+
+@pytest.mark.parametrize(("text", "rows"), [("", 0), ("step,loss\n", 0), ("step,loss\n1,0.5\n", 1)])
+def test_a_header_is_no_row(tmp_path, text: str, rows: int) -> None:
+    logger = Logger(tmp_path)
+    logger.save()  # opens its file
+    (tmp_path / "metrics.csv").write_text(text)
+    assert metrics_file.count_rows([logger]) == [rows]
 
 
 def test_a_logger_that_wrote_nothing_has_no_rows(tmp_path) -> None:
