@@ -3,6 +3,7 @@ import sys
 import time
 import warnings
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from lightning_n2uq.distributed.exchange import count_nonfinite
 from lightning_n2uq.distributed.partition import Span, clip_ranges, split_chunks, split_units
 from lightning_n2uq.distributed.pipeline import Pipeline
 from lightning_n2uq.distributed.residuals import Residuals, state_for_rank
+from lightning_n2uq.distributed.resume_layout import ResumeLayout
 from lightning_n2uq.distributed.stats import ExchangeStats, busy_seconds
 from lightning_n2uq.strategies import (
     ExchangeConfig,
@@ -319,3 +321,40 @@ def test_strategy_names_missing_ranks_in_other_errors():
     strategy.state = type("Lost", (), {"report": lambda self, error: "rank 2 is gone"})()
     strategy.on_exception(error)
     assert str(error) == "connection closed by peer [rank 2 is gone]"
+
+
+def bucket_of(buffer, parameters, gradients):
+    """What DDP hands to a hook."""
+    return SimpleNamespace(buffer=lambda: buffer, parameters=lambda: parameters, gradients=lambda: gradients)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_failed_exchange_of_held_buckets_reaches_who_waits_for_them(fails):
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(size)) for size in (3, 4, 5)]
+    names = ["a", "b", "c"]
+    layout = ResumeLayout()
+    buffers = [torch.arange(7.0), torch.arange(5.0)]
+    buckets = [
+        bucket_of(buffers[0], parameters[:2], [buffers[0][:3], buffers[0][3:]]),
+        bucket_of(buffers[1], parameters[2:], [buffers[1]]),
+    ]
+    waiting = [
+        layout.hold(bucket, part) for bucket, part in zip(buckets, (names[:2], names[2:]), strict=True)
+    ]
+
+    def start(index, chosen, gradient, last):
+        future = torch.futures.Future()
+        if fails and last:
+            future.set_exception(RuntimeError("the link broke"))
+        else:
+            future.set_result(gradient + 1)
+        return future
+
+    layout.release([["c", "a"], ["b"]], start)
+    for future, expected in zip(waiting, (torch.arange(7.0) + 1, torch.arange(5.0) + 1), strict=True):
+        if fails:
+            with pytest.raises(RuntimeError, match="the link broke"):
+                future.wait()
+        else:
+            assert torch.equal(future.wait(), expected)
