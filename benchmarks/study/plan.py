@@ -212,6 +212,7 @@ def cifar10_ablation(epochs: int = 3, float_epochs: int = 6, share: float = 0.3)
         "n2uq_w4a4, a teacher": {f"{model}teacher": "{start}"},
         "n2uq_w4a4, four times the lr": {f"{model}lr": "5e-3"},
         "lsq_w4a4, N2UQ's optimizer": of_n2uq | {f"{model}momentum": "", multiplier: "0.1"},
+        "lsq_w4a4, ten times the lr": {f"{model}lr": "0.1"},
         "n2uq_w4a4, quantizers at lr": {multiplier: "1"},
         "n2uq_w2a2": {},
         "lsq_w2a2": {},

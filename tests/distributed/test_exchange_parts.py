@@ -7,12 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.strategies import StrategyRegistry
 from torch import nn
 
 from lightning_n2uq.compression import IdentityCodec, NUQCodec
+from lightning_n2uq.distributed.agreed_buffers import AgreedBuffers
 from lightning_n2uq.distributed.collectives import require_agreement
 from lightning_n2uq.distributed.exchange import count_nonfinite
 from lightning_n2uq.distributed.partition import Span, clip_ranges, split_chunks, split_units
@@ -358,3 +360,22 @@ def test_a_failed_exchange_of_held_buckets_reaches_who_waits_for_them(fails):
                 future.wait()
         else:
             assert torch.equal(future.wait(), expected)
+
+
+def test_buffers_get_the_mean_of_what_they_rose_and_fell_by(monkeypatch):
+    """The other rank's buffer rose by 1 everywhere."""
+    module = nn.BatchNorm1d(4)
+    module.running_mean.copy_(torch.tensor([1.0, 2.0, 3.0, float("inf")]))
+    buffers = AgreedBuffers(module)
+    buffers.follow()
+    module.running_mean += torch.tensor([0.5, -0.5, 0.0, 0.0])
+
+    def add_the_other(values, op=dist.ReduceOp.SUM, group=None):
+        if values.is_floating_point():
+            values -= torch.tensor([1.0, 1.0, 1.0, 0.0])  # changes travel as agreed - buffer
+
+    monkeypatch.setattr(dist, "all_reduce", add_the_other)
+    monkeypatch.setattr(dist, "get_world_size", lambda group=None: 2)
+    monkeypatch.setattr(dist, "get_process_group_ranks", lambda group: [0])
+    assert buffers.average(None, torch.device("cpu")) == 4
+    assert module.running_mean.tolist() == [1.75, 2.25, 3.5, float("inf")]
