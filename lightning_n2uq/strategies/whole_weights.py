@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 
 _OF_QUANTIZERS = (
     "QuantizationMonitor", "ThresholdAnnealing", "EntropyRegularizer", "ProximalAnnealing",
-    "OscillationControl", "BatchNormReestimation",
+    "OscillationControl", "BatchNormReestimation", "RangeInitialization",
 )  # fmt: skip
 _AVERAGES = ("StochasticWeightAveraging", "WeightAveraging")  # the second from Lightning 2.6 on
 

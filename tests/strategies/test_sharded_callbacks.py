@@ -17,6 +17,7 @@ REFUSED = {
     "ProximalAnnealing": {},
     "OscillationControl": {},
     "BatchNormReestimation": {},
+    "RangeInitialization": {},
     "StochasticWeightAveraging": {"swa_lrs": 0.1},
     "WeightAveraging": {},
     "EMAWeightAveraging": {},
