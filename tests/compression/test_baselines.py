@@ -97,6 +97,13 @@ def test_topk_sends_the_largest_exactly():
         TopKCodec(0.05).decode(message, 1000)
 
 
+def test_terngrad_clips_no_bucket_of_equal_values():
+    """Their standard deviation is 0, and so would the clipped values be."""
+    codec = TernGradCodec(bucket_size=64)
+    x = torch.cat([torch.full((64,), 0.25), torch.zeros(64)])
+    assert torch.equal(codec.decode(codec.encode(x, 0), 128), x)
+
+
 def test_terngrad_clips_and_has_three_levels():
     x = torch.cat([laplace(1024), torch.zeros(1024)])
     decoded = TernGradCodec().decode(TernGradCodec().encode(x, 0), 2048)

@@ -156,6 +156,15 @@ def test_buffers_of_the_wrong_kind_are_refused():
         codec.encode(x, 0, out=torch.empty(10, dtype=torch.uint8))
     with pytest.raises(ValueError, match="out must be"):
         codec.decode(payload, 100, out=torch.empty(99))
+    size = codec.nbytes(100)
+    for other in (
+        torch.empty(size),
+        torch.empty(size, dtype=torch.int8),
+        torch.empty(1, size, dtype=torch.uint8),
+        torch.empty(2 * size, dtype=torch.uint8)[::2],
+    ):
+        with pytest.raises(ValueError, match="out must be a contiguous 1-D uint8 tensor"):
+            codec.encode(x, 0, out=other)
     with pytest.raises(ValueError, match="at least one message"):
         codec.decode_mean([], 100)
     with pytest.raises(ValueError, match="numel"):

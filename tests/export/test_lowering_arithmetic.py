@@ -137,3 +137,12 @@ def test_a_sign_stays_where_the_weights_or_a_reader_cannot_take_it() -> None:
     ):
         assert np.array_equal(found["conv"].weight, layer().weight)
     assert fold(codes("q", [1, -1]), odd=False)["q"].sign.tolist() == [1, -1]
+
+
+@pytest.mark.parametrize(("lowest", "folds"), [(-2, False), (-1, True)])
+def test_the_lowest_even_level_has_no_negative(lowest: int, folds: bool) -> None:
+    weight = np.array([1, 0, lowest, 1], np.int16).reshape(2, 2, 1, 1)
+    steps = [Input("x", ()), IntConv("conv", ("x",), weight, odd=False), codes("q", [1, -1])]
+    found = {step.name: step for step in fold_signs(steps)}
+    assert (found["q"].sign is None) == folds
+    assert found["conv"].weight[1].ravel().tolist() == ([-lowest, -1] if folds else [lowest, 1])
