@@ -96,7 +96,9 @@ def draw(model: QuantizedClassifier, images: Tensor, names: list[str], output: s
     axes = figure.subplots(2, len(names), sharex="col", squeeze=False, height_ratios=[3, 1.4])
     for column, name in enumerate(names):
         quantizer = quantizers[name]
-        low, high = -0.6, 2.6
+        with torch.no_grad():
+            places = quantizer.thresholds() / quantizer.scale_in
+        low, high = -0.6, max(2.2, 1.08 * float(places.max()))
         x = torch.linspace(low, high, 4000)
         upper, lower = axes[0, column], axes[1, column]
         first, learned = parameters_of(evenly_spaced(quantizer)), parameters_of(quantizer)
@@ -106,9 +108,7 @@ def draw(model: QuantizedClassifier, images: Tensor, names: list[str], output: s
         upper.set(title=name, ylabel="output" if column == 0 else "")
         shown = inputs[name][(inputs[name] > low) & (inputs[name] < high)]
         lower.hist(shown.numpy(), bins=120, color=_LIGHT)
-        with torch.no_grad():
-            places = (quantizer.thresholds() / quantizer.scale_in).tolist()
-        for place in places:
+        for place in places.tolist():
             lower.axvline(place, color=_BLUE, lw=0.8)
         lower.set(xlabel="input", yticks=[], xlim=(low, high), ylabel="inputs" if column == 0 else "")
     axes[0, 0].legend(frameon=False, fontsize=9)
