@@ -218,6 +218,7 @@ def cifar10_ablation(epochs: int = 3, float_epochs: int = 6, share: float = 0.3)
             callback: "RangeInitialization",
             f"{model}weight_quantizer": "least_error",
         },
+        "n2uq_w4a4, ranges from data, LSQ's optimizer": of_lsq | {callback: "RangeInitialization"},
         "n2uq_w2a2": {},
         "n2uq_w2a2, ranges from data": {callback: "RangeInitialization"},
         "lsq_w2a2": {},
