@@ -14,7 +14,7 @@ from benchmarks.netlab.table import render
 from benchmarks.networks.catalog import NETWORKS
 from benchmarks.networks.table import table
 from benchmarks.study.__main__ import RESULTS
-from benchmarks.study.plan import cifar10_ranks
+from benchmarks.study.plan import cifar10_ablation, cifar10_ranks
 from benchmarks.study.table import finished
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,6 +167,25 @@ def test_the_table_of_the_ranks_is_the_stored_one():
         assert against == ("" if run["row"] == "ddp" else f"{100 * run['test_acc'] - base:+.2f}")
         if run["sent_bytes"]:
             assert megabytes.split(",")[0] == f"{run['sent_bytes'] / 1e6:.3f}"
+
+
+def test_the_table_of_the_ablation_is_the_stored_one():
+    stored = {row: 100 * runs[0]["test_acc"] for row, runs in finished(cifar10_ablation(), RESULTS).items()}
+    text = (ROOT / "docs" / "results.md").read_text()
+    text = text[text.index("### Why N2UQ falls behind") : text.index("benchmarks.study cifar10_ablation")]
+    shown = {}
+    for line in re.findall(r"^\| `.*\|$", text, re.MULTILINE):
+        row, accuracy, against = (cell.strip() for cell in line.strip("|").split("|"))
+        shown[row.replace("`", "")] = (accuracy, against)
+    assert len(stored) >= 15
+    assert shown.keys() == stored.keys()
+    for row, accuracy in stored.items():
+        assert shown[row][0] == f"{accuracy:.2f}"
+        if row == "float" or (row.startswith("n2uq") and "," not in row):
+            assert shown[row][1] == ""
+        else:
+            base = stored["n2uq_w4a4" if "w4a4" in row else "n2uq_w2a2"]
+            assert shown[row][1] == f"{accuracy - base:+.2f}"
 
 
 @pytest.mark.parametrize(("network", "file"), [("W2A2 (`n2uq`)", "w2a2"), ("float", "float")])
