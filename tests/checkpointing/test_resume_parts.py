@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -36,11 +37,23 @@ def test_random_numbers_go_on_where_they_were_captured() -> None:
     assert draws() not in expected
 
 
+@pytest.fixture
+def own_handlers() -> Iterator[list[object]]:
+    """Handlers of the test's own for all signals that are watched, whatever the process began with."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    own = [signal.default_int_handler, lambda *_: None, lambda *_: None]
+    for number, handler in zip(numbers, own, strict=True):
+        signal.signal(number, handler)
+    yield own
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
-def test_the_first_signal_is_noted_and_handlers_come_back(name: str) -> None:
+def test_the_first_signal_is_noted_and_handlers_come_back(name: str, own_handlers: list[object]) -> None:
     number, all_of_them = getattr(signal, name), (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = [signal.getsignal(one) for one in all_of_them]
-    assert before[1] == signal.default_int_handler
+    before = own_handlers
     signals = StopSignals()
     signals.watch()
     signals.watch()  # a second call changes nothing
