@@ -57,6 +57,10 @@ class RangeInitialization(Callback):
         """Fits nothing again in a run that goes on."""
         self._done, self.ranges = state_dict["done"], dict(state_dict["ranges"])
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begins anew with every fit; a checkpoint that the run goes on from is read afterwards."""
+        self._done, self.ranges = False, {}
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds the quantizers and waits for their first input."""
         if self._done:
@@ -85,7 +89,9 @@ class RangeInitialization(Callback):
             self._release()
         if not self._done and self._waiting:
             names = ", ".join(self._waiting)
-            rank_zero_warn(f"RangeInitialization: no input above 0 in the first batch, not fitted: {names}")
+            rank_zero_warn(
+                f"RangeInitialization: no finite input above 0 in the first batch, not fitted: {names}"
+            )
         self._done, self._waiting = True, {}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -83,6 +83,13 @@ def test_a_resumed_run_fits_nothing_again(tmp_path):
     assert len(callback.ranges) == 2
 
 
+def test_a_second_module_is_fitted_too(tmp_path):
+    callback, modules = RangeInitialization(), [TinyModule(), TinyModule()]
+    for module in modules:
+        trainer(tmp_path, [callback], max_epochs=1).fit(module, loader(), loader())
+    assert same(*map(quantizers_of, modules))
+
+
 def test_loaded_thresholds_stay(tmp_path):
     module, watch = TinyModule(), Watch()
     with torch.no_grad():
@@ -103,7 +110,7 @@ def test_inputs_without_a_range_leave_the_first_values(tmp_path, value):
     callback = RangeInitialization(("0",))
     module.on_before_batch_transfer = lambda batch, index: (torch.full_like(batch[0], value), batch[1])
     before = quantizers_of(module)
-    with pytest.warns(UserWarning, match="no input above 0 in the first batch, not fitted: 0"):
+    with pytest.warns(UserWarning, match="no finite input above 0 in the first batch, not fitted: 0"):
         trainer(tmp_path, [callback, watch], max_steps=1).fit(module, loader(), loader())
     assert same(watch.seen[0], before)
     assert callback.ranges == {}
