@@ -5,6 +5,7 @@ that is busy with other work changes both alike.
 """
 
 import argparse
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -37,7 +38,7 @@ class Clock(Callback):
     """Processor time of every batch after the first `skip`, and of a callback's hooks within."""
 
     def __init__(self, watched: Callback, skip: int) -> None:
-        self.skip, self.inside, self.hooks = skip, 0.0, 0.0
+        self.skip, self.hooks = skip, 0.0
         self.start = self.total = 0.0
         for name in HOOKS:
             setattr(watched, name, self._timed(getattr(watched, name)))
@@ -66,12 +67,19 @@ def measure(build: Callable[[], Callback], steps: int, skip: int) -> tuple[float
     model = QuantizedClassifier("resnet20", 10, 1, 8, weight_bits=2, activation_bits=2)
     callback = build()
     clock = Clock(callback, skip)
-    Trainer(
-        accelerator="cpu", devices=1, max_steps=skip + steps, limit_val_batches=0, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[callback, clock],
-    ).fit(model, data)  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        _train(model, data, [callback, clock], skip + steps, folder)
     return 1e3 * clock.total / steps, 1e3 * clock.hooks / steps
+
+
+def _train(
+    model: LightningModule, data: DigitsDataModule, callbacks: list[Callback], steps: int, folder: str
+) -> None:
+    Trainer(
+        accelerator="cpu", devices=1, max_steps=steps, limit_val_batches=0, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=callbacks, default_root_dir=folder,
+    ).fit(model, data)  # fmt: skip
 
 
 def main() -> None:

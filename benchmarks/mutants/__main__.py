@@ -10,6 +10,7 @@ Survivors keep the `reason` that the results file already has for the same error
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
@@ -171,6 +172,7 @@ def save(path: Path, label: str, part: str, record: dict[str, object]) -> None:
     path.write_text(json.dumps(results, indent=1) + "\n")
 
 
+@functools.cache
 def _machine() -> dict[str, object]:
     """Describes the machine in another process, since it imports the package, which this one must not."""
     code = "from benchmarks.machine import description; import json, torch;"

@@ -150,15 +150,14 @@ def _run(row: str, seed: int, epochs: int, float_epochs: int) -> Run:
 def cifar10(epochs: int = 20, float_epochs: int = 30) -> Study:
     """ResNet-20 on the 50,000 training images: float, then every method from that float network."""
     first = ["float", "n2uq_w2a2", "lsq_w2a2", "n2uq_w4a4", "lsq_w4a4"]
-    swapped = [f"n2uq_w{bits}a{bits}, LSQ's optimizer" for bits in (2, 4)]
+    swapped = {f"n2uq_w{bits}a{bits}, LSQ's optimizer": _optimizer_of_lsq(bits) for bits in (2, 4)}
     others = ["n2uq_fixed_w2a2", "pact_w2a2", "apot_w2a2", "lsq_plus_w2a2", "dorefa_w2a2"]
     others += ["n2uq_w3a3", "lsq_w3a3"]
-    order: list[tuple[str, int]] = [(row, 0) for row in first + swapped + others]
+    order: list[tuple[str, int]] = [(row, 0) for row in [*first, *swapped, *others]]
     order += [(row, seed) for seed in (1, 2) for row in first]
-    changes = {row: _optimizer_of_lsq(int(row[6])) for row in swapped}
     # All 50,000 images are trained on; the test images, in place of a validation split, choose nothing.
     everything = (("data.init_args.val_fraction", "0"),)
-    runs = tuple(_changed(row, seed, changes.get(row, {}), epochs, float_epochs) for row, seed in order)
+    runs = tuple(_changed(row, seed, swapped.get(row, {}), epochs, float_epochs) for row, seed in order)
     return Study("cifar10", runs, everything)
 
 
