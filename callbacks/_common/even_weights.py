@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -17,6 +16,7 @@ from lightning_n2uq.quantizers import (
     EntropyPreservingWeightQuantizer,
     LeastErrorWeight,
     StatsQ,
+    quantizer_type,
 )
 
 _EVEN = (EntropyPreservingWeightQuantizer, LeastErrorWeight, LSQ, StatsQ, SEQ, BinaryWeight)
@@ -24,9 +24,7 @@ _EVEN = (EntropyPreservingWeightQuantizer, LeastErrorWeight, LSQ, StatsQ, SEQ, B
 
 def names() -> list[str]:
     """Returns the names of these methods in configs."""
-    kinds = {
-        name: build.func if isinstance(build, partial) else build for name, build in WEIGHT_QUANTIZERS.items()
-    }
+    kinds = {name: quantizer_type(build) for name, build in WEIGHT_QUANTIZERS.items()}
     return [name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, _EVEN)]
 
 

@@ -87,9 +87,13 @@ def _build(registry: dict[str, Callable[..., nn.Module]], key: str, name: str, b
 
 def allowed_bits(build: Callable[..., nn.Module]) -> tuple[int, int]:
     """Returns the smallest and the largest code width of an entry of the registries, both 32 for `float`."""
-    kind = build.func if isinstance(build, partial) else build
-    widths: tuple[int, int] = getattr(kind, "widths_allowed", (32, 32))
+    widths: tuple[int, int] = getattr(quantizer_type(build), "widths_allowed", (32, 32))
     return widths
+
+
+def quantizer_type(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Returns the class of an entry of the registries."""
+    return build.func if isinstance(build, partial) else build
 
 
 def activation_quantizer(name: str, bits: int) -> nn.Module:
@@ -143,5 +147,6 @@ __all__ = [
     "activation_quantizer",
     "allowed_bits",
     "quantizer_parameters",
+    "quantizer_type",
     "weight_quantizer",
 ]
