@@ -9,6 +9,7 @@ from lightning_n2uq.callbacks.proximal_annealing import ProximalAnnealing
 from lightning_n2uq.callbacks.quantization_monitor import QuantizationMonitor
 from lightning_n2uq.callbacks.quantize_model import QuantizeModel
 from lightning_n2uq.callbacks.range_initialization import RangeInitialization
+from lightning_n2uq.callbacks.simulated_ranks import SimulatedRanks
 from lightning_n2uq.callbacks.threshold_annealing import ThresholdAnnealing
 from lightning_n2uq.callbacks.torch_compile import TorchCompile
 
@@ -23,6 +24,7 @@ __all__ = [
     "QuantizationMonitor",
     "QuantizeModel",
     "RangeInitialization",
+    "SimulatedRanks",
     "ThresholdAnnealing",
     "TorchCompile",
 ]

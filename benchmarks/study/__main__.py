@@ -4,7 +4,7 @@
     python -m benchmarks.study cifar10 --pause      # its processes stand still (for a quiet measurement)
     python -m benchmarks.study cifar10 --go-on
     python -m benchmarks.study cifar10 --status
-    python -m benchmarks.study cifar10 --table      # Markdown, and the curves under docs/figures
+    python -m benchmarks.study cifar10 --table      # Markdown, and the pictures under docs/figures
 
 Stop it with Ctrl-C or SIGTERM: its runs save their state, and the same command goes on from there. A run is
 `n2uq fit --resume auto` with a shipped config; plan.py lists them with their settings.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.study import table
+from benchmarks.study import pictures, table
 from benchmarks.study.plan import ROOT, STUDIES
 from benchmarks.study.runner import PAUSE_FILE, Runner
 
@@ -38,7 +38,7 @@ def main() -> int:
         ("--pause", "make running processes stand still"),
         ("--go-on", "end a pause"),
         ("--status", "list the runs"),
-        ("--table", "print the table and draw the curves"),
+        ("--table", "print the table and draw the pictures"),
     ):
         action.add_argument(name, action="store_true", help=what)
     options = parser.parse_args()
@@ -53,7 +53,7 @@ def main() -> int:
         print(table.status(study, options.output))
     elif options.table:
         print(table.markdown(study, options.output))
-        table.draw(study, options.output, options.figures / f"study_{study.name}.svg")
+        pictures.draw_all(study, options.output, options.figures)
     else:
         if options.data is None:
             parser.error("--data: missing, allowed is a folder or .zip of the images")

@@ -189,6 +189,37 @@ def cifar10_ranks(ranks: int = 4, epochs: int = 4, share: float = 0.3) -> Study:
     return Study("cifar10_ranks", runs, options, folder="cifar10")
 
 
+def cifar10_codecs(ranks: int = 4, epochs: int = 4, quantized_epochs: int = 3, share: float = 0.3) -> Study:
+    """What codecs and their bits do to accuracy: float ResNet-20, then W2A2 from it, on simulated ranks.
+
+    As in `cifar10_ranks` the ranks share a batch of 128. They are simulated in one process, whose exchange is
+    that of real ranks bit for bit, so that a row takes one core.
+    """
+    codecs = {"ddp": {"strategy": "ddp"}}
+    for method in ("nuqsgd", "qsgd", "qsgd_inf"):
+        for bits in (4, 3, 2):
+            codecs[f"{method}, {bits} bits"] = {"strategy": method, "settings": json.dumps({"bits": bits})}
+    rotated = {"4 bits": "", "2 bits": "_2bit", "1 bit": "_1bit"}
+    codecs |= {f"rotated, {bits}": {"strategy": f"nuqsgd_rotated{name}"} for bits, name in rotated.items()}
+    few = {"data.init_args.batch_size": str(128 // ranks), "data.init_args.train_fraction": str(share)}
+
+    def run(network: str, codec: str, seed: int) -> Run:
+        base = _run(network, seed, quantized_epochs, epochs)
+        settings = dict(base.settings) | few | {"trainer.callbacks+": "SimulatedRanks"}
+        if network == "float":
+            settings["model.init_args.warmup_steps"] = "58"
+        options = {"ranks": str(ranks), **codecs[codec]}
+        settings |= {f"trainer.callbacks.{name}": value for name, value in options.items()}
+        kept = tuple(sorted(settings.items()))  # a callback comes before its arguments
+        start = base.start and "float, ddp"
+        return Run(f"{network}, {codec}", seed, base.epochs, kept, base.source, start, network)
+
+    runs = tuple(
+        run(net, codec, seed) for seed in (0, 1) for net in ("float", "n2uq_w2a2") for codec in codecs
+    )
+    return Study("cifar10_codecs", runs, (("data.init_args.val_fraction", "0"),), folder="cifar10")
+
+
 def cifar10_ablation(epochs: int = 3, float_epochs: int = 6, share: float = 0.3) -> Study:
     """What N2UQ's recipe owes its parts, on a schedule of minutes: each row changes one thing.
 
@@ -288,7 +319,8 @@ def _changed(row: str, seed: int, changes: Mapping[str, str], epochs: int, float
     return Run(row, seed, base.epochs, kept, source, base.start, base.row)
 
 
-STUDIES = {study.__name__: study for study in (cifar10, cifar10_ranks, cifar10_ablation, cifar10_oscillation)}
+_ALL = (cifar10, cifar10_ranks, cifar10_codecs, cifar10_ablation, cifar10_oscillation)
+STUDIES = {study.__name__: study for study in _ALL}
 
 
 def runs_by_row(study: Study) -> Iterator[tuple[str, list[Run]]]:

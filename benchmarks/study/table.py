@@ -1,4 +1,4 @@
-"""The study's table and curves, from its JSON files alone."""
+"""The study's table, from its JSON files alone."""
 
 from __future__ import annotations
 
@@ -65,28 +65,3 @@ def status(study: Study, output: Path) -> str:
         )
         lines.append(f"{run.name:24} {text}")
     return "\n".join(lines)
-
-
-def draw(study: Study, output: Path, path: Path) -> None:
-    """Test accuracy by epoch, one line per row (the mean of its seeds); needs matplotlib."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    mpl.rcParams["svg.hashsalt"] = "lightning_n2uq"  # the same figures give the same file
-    figure, axes = pyplot.subplots(figsize=(8, 4))
-    for row, runs in finished(study, output).items():
-        epochs = range(1, runs[0]["epochs"] + 1)
-        means = [
-            100 * statistics.mean(values)
-            for values in zip(*(r["curves"]["val/acc"] for r in runs), strict=True)
-        ]
-        axes.plot(epochs, means, label=row, linewidth=1.2)
-    axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_ylabel("test accuracy [%]")
-    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
-    pyplot.close(figure)

@@ -56,15 +56,25 @@ class LevelAdaptation:
             futures, self._futures = self._futures, []
             for one in futures:
                 one.wait()
-            counts, self._counts = self._counts, None
+            counts = self.take_counts()
             if counts is not None:
                 self._adapt(counts, group)
+
+    def take_counts(self) -> Tensor | None:
+        """Returns what was counted since the last call; None if nothing was."""
+        counts, self._counts = self._counts, None
+        return counts
+
+    def adapt(self, counts: Tensor) -> None:
+        """Adapts every codec to counts of all ranks."""
+        for codec in self.codecs:
+            codec.adapt(counts)
 
     def _adapt(self, counts: Tensor, group: dist.ProcessGroup | None) -> None:
         dist.all_reduce(counts, group=group)
         root = dist.get_process_group_ranks(group)[0]
+        self.adapt(counts)
         for codec in self.codecs:
-            codec.adapt(counts)
             levels = torch.tensor(codec.levels, dtype=torch.float64, device=counts.device)
             dist.broadcast(levels, src=root, group=group)  # another processor may round otherwise
             codec.levels = levels.tolist()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, cast
+from functools import partial
+from typing import Any, Protocol, cast
 from uuid import uuid4
 
 import torch
@@ -19,8 +21,61 @@ from lightning_n2uq.distributed.config import ExchangeConfig
 _RECORD_BYTES = 4096
 
 
-class Collectives:
+class Work(Protocol):
+    """What is under way, as torch's `Work`."""
+
+    def wait(self) -> object:
+        """Returns when what this rank receives is there."""
+
+
+class Collectives(ABC):
     """The collectives of one phase, with their bytes counted where they are issued.
+
+    Args:
+        rank: This rank among those that take part.
+        size: How many they are.
+
+    Attributes:
+        group: Their process group, where they are processes.
+        sent: Bytes handed to other ranks so far (what a rank keeps for itself is not counted).
+    """
+
+    group: dist.ProcessGroup | None = None
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size, self.sent = rank, size, 0
+
+    def all_to_all(
+        self, recv: Tensor, send: Tensor, recv_sizes: Sequence[int], send_sizes: Sequence[int]
+    ) -> Work | None:
+        """Starts sending the `i`-th piece of `send` to rank `i`; sizes in bytes, tensors 1-D uint8."""
+        self.sent += sum(send_sizes) - send_sizes[self.rank]
+        return self._all_to_all(recv, send, list(recv_sizes), list(send_sizes))
+
+    def all_gather(self, recv: Tensor, send: Tensor) -> Work | None:
+        """Starts sending `send` to every rank; as many bytes on each of them."""
+        self.sent += send.numel() * (self.size - 1)
+        return self._all_gather(recv, send)
+
+    def announce_sizes(self, theirs: Tensor, mine: Tensor) -> Work | None:
+        """Starts telling every rank the size of its message; int64 tensors, one element per rank."""
+        self.sent += mine.element_size() * (self.size - 1)
+        return self._announce_sizes(theirs, mine)
+
+    @abstractmethod
+    def _all_to_all(
+        self, recv: Tensor, send: Tensor, recv_sizes: list[int], send_sizes: list[int]
+    ) -> Work | None: ...
+
+    @abstractmethod
+    def _all_gather(self, recv: Tensor, send: Tensor) -> Work | None: ...
+
+    @abstractmethod
+    def _announce_sizes(self, theirs: Tensor, mine: Tensor) -> Work | None: ...
+
+
+class ProcessCollectives(Collectives):
+    """Collectives between processes.
 
     Every phase has its own process group: within a group collectives are issued by one thread in the order
     of the units, which is the same on all ranks, so the groups need no order among each other. That is what
@@ -29,35 +84,22 @@ class Collectives:
     Args:
         group: The process group; only this phase may use it.
         sizes_group: Another one for the sizes of messages that vary in size; `group` if None.
-
-    Attributes:
-        sent: Bytes handed to other ranks so far (what a rank keeps for itself is not counted).
     """
 
     def __init__(self, group: dist.ProcessGroup, sizes_group: dist.ProcessGroup | None = None) -> None:
+        super().__init__(dist.get_rank(group), dist.get_world_size(group))
         self.group = group
         self.sizes_group = group if sizes_group is None else sizes_group
-        self.rank = dist.get_rank(group)
-        self.size = dist.get_world_size(group)
-        self.sent = 0
 
-    def all_to_all(
-        self, recv: Tensor, send: Tensor, recv_sizes: Sequence[int], send_sizes: Sequence[int]
-    ) -> dist.Work | None:
-        """Starts sending the `i`-th piece of `send` to rank `i`; sizes in bytes, tensors 1-D uint8."""
-        self.sent += sum(send_sizes) - send_sizes[self.rank]
-        return dist.all_to_all_single(
-            recv, send, list(recv_sizes), list(send_sizes), group=self.group, async_op=True
-        )
+    def _all_to_all(
+        self, recv: Tensor, send: Tensor, recv_sizes: list[int], send_sizes: list[int]
+    ) -> Work | None:
+        return dist.all_to_all_single(recv, send, recv_sizes, send_sizes, group=self.group, async_op=True)
 
-    def all_gather(self, recv: Tensor, send: Tensor) -> dist.Work | None:
-        """Starts sending `send` to every rank; as many bytes on each of them."""
-        self.sent += send.numel() * (self.size - 1)
+    def _all_gather(self, recv: Tensor, send: Tensor) -> Work | None:
         return all_gather(recv, send, self.group, async_op=True)
 
-    def announce_sizes(self, theirs: Tensor, mine: Tensor) -> dist.Work | None:
-        """Starts telling every rank the size of its message; int64 tensors, one element per rank."""
-        self.sent += mine.element_size() * (self.size - 1)
+    def _announce_sizes(self, theirs: Tensor, mine: Tensor) -> Work | None:
         return dist.all_to_all_single(theirs, mine, group=self.sizes_group, async_op=True)
 
 
@@ -73,12 +115,55 @@ def all_gather(
     return work
 
 
-class ProcessGroups:
-    """This rank's collectives, one per phase of the exchange.
+Join = Callable[[list[int], int, bool], Sequence[Collectives]]
+"""From ranks, a number and whether messages vary in size to as many collectives over these ranks.
+
+None where there is nobody to talk to.
+"""
+
+
+class ExchangeGroups:
+    """One rank's collectives, one per phase of the exchange.
 
     Ranks `[k L, (k+1) L)` form node `k`, with `L` ranks per node. Intra-node collectives join the ranks of
     a node, inter-node collectives the ranks with one place in their nodes. A flat exchange has nodes of one
     rank, and no intra-node collectives.
+
+    Args:
+        ranks: Global ranks that take part.
+        rank: The one whose collectives these are.
+        config: The settings.
+        vary: Whether compressed messages vary in size.
+        join: Makes collectives.
+
+    Raises:
+        ValueError: If the size of a node is not known or nodes would differ in size.
+    """
+
+    def __init__(
+        self, ranks: Sequence[int], rank: int, config: ExchangeConfig, vary: bool, join: Join
+    ) -> None:
+        self.rank, self.world_size = rank, len(ranks)
+        self.local_size = _ranks_per_node(config, len(ranks))
+        self.nodes = len(ranks) // self.local_size
+        node, self.local_rank = divmod(list(ranks).index(rank), self.local_size)
+        peers = list(ranks[node * self.local_size : (node + 1) * self.local_size])
+        others = list(ranks[self.local_rank :: self.local_size])
+        halves = 2 if config.scheme == "two_phase" else 1
+        self.inter_node = join(others, halves, vary)
+        self.intra_node = join(peers, 2, False)
+        self.phases = len(self.inter_node) + len(self.intra_node)
+
+    @property
+    def sent(self) -> int:
+        """Bytes handed to other ranks so far."""
+        return sum(collectives.sent for collectives in (*self.inter_node, *self.intra_node))
+
+
+def process_groups(
+    ranks: Sequence[int], config: ExchangeConfig, timeout: timedelta | None, shared: bool, vary: bool
+) -> ExchangeGroups:
+    """Returns this process's collectives over new process groups. A collective call.
 
     Args:
         ranks: Global ranks that take part.
@@ -87,33 +172,9 @@ class ProcessGroups:
         shared: Whether all phases of a set of ranks share one group (NCCL, where one thread issues
             everything) instead of one each.
         vary: Whether compressed messages vary in size.
-
-    Raises:
-        ValueError: If the size of a node is not known or nodes would differ in size.
     """
-
-    def __init__(
-        self,
-        ranks: Sequence[int],
-        config: ExchangeConfig,
-        timeout: timedelta | None,
-        shared: bool,
-        vary: bool,
-    ) -> None:
-        self.local_size = _ranks_per_node(config, len(ranks))
-        self.nodes = len(ranks) // self.local_size
-        node, self.local_rank = divmod(list(ranks).index(dist.get_rank()), self.local_size)
-        peers = list(ranks[node * self.local_size : (node + 1) * self.local_size])
-        others = list(ranks[self.local_rank :: self.local_size])
-        halves = 2 if config.scheme == "two_phase" else 1
-        self.inter_node = _collectives(others, halves, timeout, shared, vary)
-        self.intra_node = _collectives(peers, 2, timeout, shared, vary=False)
-        self.phases = len(self.inter_node) + len(self.intra_node)
-
-    @property
-    def sent(self) -> int:
-        """Bytes handed to other ranks so far."""
-        return sum(collectives.sent for collectives in (*self.inter_node, *self.intra_node))
+    join = partial(_join_processes, timeout=timeout, shared=shared)
+    return ExchangeGroups(ranks, dist.get_rank(), config, vary, join)
 
 
 def _ranks_per_node(config: ExchangeConfig, world_size: int) -> int:
@@ -128,9 +189,9 @@ def _ranks_per_node(config: ExchangeConfig, world_size: int) -> int:
     return size
 
 
-def _collectives(
-    members: list[int], count: int, timeout: timedelta | None, shared: bool, vary: bool
-) -> list[Collectives]:
+def _join_processes(
+    members: list[int], count: int, vary: bool, timeout: timedelta | None, shared: bool
+) -> list[ProcessCollectives]:
     """Returns collectives over new groups of `members`; none if there is nobody to talk to."""
     if len(members) == 1:
         return []
@@ -143,8 +204,8 @@ def _collectives(
 
     if shared:
         common = group()
-        return [Collectives(common) for _ in range(count)]
-    return [Collectives(group(), group() if vary else None) for _ in range(count)]
+        return [ProcessCollectives(common) for _ in range(count)]
+    return [ProcessCollectives(group(), group() if vary else None) for _ in range(count)]
 
 
 def time_all_reduce(coordinates: int, device: torch.device, limit: int = 1 << 22) -> float:

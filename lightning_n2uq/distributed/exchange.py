@@ -20,10 +20,10 @@ Ramezani-Kebrya et al., "NUQSGD", JMLR 22(114), 2021, arXiv 1908.06077.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -31,12 +31,12 @@ from torch import Tensor
 
 from lightning_n2uq._version import __version__
 from lightning_n2uq.compression import Codec, MessageSeed, mix_seed
-from lightning_n2uq.distributed.collectives import ProcessGroups, shake_hands
+from lightning_n2uq.distributed.collectives import ExchangeGroups, Work, process_groups, shake_hands
 from lightning_n2uq.distributed.config import ExchangeConfig
 from lightning_n2uq.distributed.failure_report import FailureReport
 from lightning_n2uq.distributed.partition import Place, Span, bucket_span, split_units
 from lightning_n2uq.distributed.phases import Phase, build_phases
-from lightning_n2uq.distributed.pipeline import Pipeline
+from lightning_n2uq.distributed.pipeline import Pipeline, Task
 from lightning_n2uq.distributed.stats import ExchangeStats
 from lightning_n2uq.utils import compat
 
@@ -88,7 +88,7 @@ class UnitExchange:
         self._wide = None if dtype == torch.float32 else torch.empty(unit.numel, device=device)
         self._bucket: BucketInFlight | None = None
         self._final = False
-        self._work: dist.Work | None = None
+        self._work: Work | None = None
         self._sent = 0.0
 
     @property
@@ -204,55 +204,67 @@ class BucketPlan:
         return tuple(place.name for place in self.places)
 
 
-class Exchange:
-    """Connects the ranks and runs buckets through the exchange. Creating it is a collective call.
+class TaskRunner(Protocol):
+    """What takes units through their stages."""
 
-    Nothing of it is saved.
+    def submit(self, task: Task) -> None:
+        """Takes a unit; returns at once."""
+
+    def close(self) -> None:
+        """Ends."""
+
+
+class Report(Protocol):
+    """What tells and learns which rank a failure began with."""
+
+    status: str
+    handed_over: int
+
+    def explain(self, error: BaseException) -> BaseException:
+        """Returns the error that users see for one in the exchange."""
+
+    def report(self, error: BaseException) -> str:
+        """Tells that this rank ends by an error; returns what other ranks have to do with it."""
+
+    def close(self) -> None:
+        """Ends."""
+
+
+class Exchange:
+    """One rank's side of the exchange: runs its buckets through the phases. Nothing of it is saved.
 
     Args:
         config: The settings, equal on all ranks.
-        codecs: The codecs of the two phases after warm-up.
-        group: The process group whose ranks synchronize; the default group if None.
+        groups: How messages travel.
         device: The device of the gradients.
-        timeout: How long the exchange's process groups wait for a peer before they fail; torch's default if
-            None.
-        facts: Further things that have to be equal on all ranks.
+        vary: Whether compressed messages vary in size.
+        report: Tells and learns which rank a failure began with.
+        runner: From the number of stages of a unit to what takes units through them.
 
     Attributes:
         stats: The counters.
         plans: The plans by the index of the DDP bucket.
-        report: Tells and learns which rank a failure began with.
         activity: How failure reports call an exchange, before its number.
         first_lossy_phase: The phase that quantizes this rank's gradient.
         stages_per_phase: 1, or 2 where sizes vary and encoding goes on while they are told.
-
-    Raises:
-        ValueError: On every rank, if two ranks disagree.
     """
 
     def __init__(
         self,
         config: ExchangeConfig,
-        codecs: tuple[Codec, Codec],
-        group: dist.ProcessGroup | None,
+        groups: ExchangeGroups,
         device: torch.device,
-        timeout: timedelta | None,
-        facts: Mapping[str, Any],
+        vary: bool,
+        report: Report,
+        runner: Callable[[int], TaskRunner],
     ) -> None:
         self.config, self.device, self.stats = config, device, ExchangeStats()
         self.plans: dict[int, BucketPlan] = {}
-        self.activity = "gradient exchange of step"
-        ranks = dist.get_process_group_ranks(group)
-        self._rank, self._world_size, self._counted = dist.get_rank(), len(ranks), 0
-        name = shake_hands({**_record(config, codecs), **facts}, group, device)
-        # Two NCCL communicators at once may deadlock; one thread and one group per set of ranks cannot.
-        vary = not all(codec.fixed_size for codec in codecs)
-        self._groups = ProcessGroups(ranks, config, timeout, shared=device.type == "cuda", vary=vary)
-        self.report = FailureReport(name, ranks, self._rank, compat.default_store())
-        self.first_lossy_phase = int(bool(self._groups.intra_node))
+        self.report, self.activity = report, "gradient exchange of step"
+        self._groups, self._counted = groups, 0
+        self.first_lossy_phase = int(bool(groups.intra_node))
         self.stages_per_phase = 2 if vary else 1
-        stages = self.stages_per_phase * self._groups.phases + 1
-        self._pipeline = Pipeline(stages, device, self.report.explain)
+        self._runner = runner(self.stages_per_phase * groups.phases + 1)
 
     def plan(
         self,
@@ -272,7 +284,8 @@ class Exchange:
             dtype: The dtype of the gradients.
         """
         config, first = self.config, index * _UNITS_PER_BUCKET
-        spans = split_units(bucket_span(places), config.unit_numel, config.bucket_size * self._world_size)
+        align = config.bucket_size * self._groups.world_size
+        spans = split_units(bucket_span(places), config.unit_numel, align)
         units = [
             UnitExchange(
                 self, span, number, build_phases(span, config, self._groups, codecs, self.device), dtype
@@ -294,26 +307,68 @@ class Exchange:
         self.report.status = f"{self.activity} {step}"
         for unit in plan.units:
             self.report.handed_over += 1
-            self._pipeline.submit(unit.begin(bucket, final=unit is plan.units[-1]))
+            self._runner.submit(unit.begin(bucket, final=unit is plan.units[-1]))
         return result
 
     def seed(self, step: int, unit: int, phase: int, message: int) -> MessageSeed:
         """Returns the seed of a message, which no other of a run has, with one that all ranks share."""
-        number = (unit * self._groups.phases + phase) * self._world_size + message
-        own = mix_seed(self.config.seed, self._rank, step, number)
+        groups = self._groups
+        number = (unit * groups.phases + phase) * groups.world_size + message
+        own = mix_seed(self.config.seed, groups.rank, step, number)
         return MessageSeed(own, mix_seed(self.config.seed, _ALL_RANKS, step, number))
 
     def close_step(self, step: int) -> None:
         """Closes the counters of a step, whose last gradient is back."""
         sent = self._groups.sent
-        self.stats.close(step, sent - self._counted, self._world_size)
+        self.stats.close(step, sent - self._counted, self._groups.world_size)
         self._counted = sent
         self.report.status = f"work after the {self.activity} {step}"
 
     def close(self) -> None:
         """Ends the threads."""
-        self._pipeline.close()
+        self._runner.close()
         self.report.close()
+
+
+def connect(
+    config: ExchangeConfig,
+    codecs: tuple[Codec, Codec],
+    group: dist.ProcessGroup | None,
+    device: torch.device,
+    timeout: timedelta | None,
+    facts: Mapping[str, Any],
+) -> Exchange:
+    """Joins the other ranks: handshake, process groups, threads. A collective call.
+
+    Args:
+        config: The settings, equal on all ranks.
+        codecs: The codecs of the two phases after warm-up.
+        group: The process group whose ranks synchronize; the default group if None.
+        device: The device of the gradients.
+        timeout: How long the exchange's process groups wait for a peer before they fail; torch's default if
+            None.
+        facts: Further things that have to be equal on all ranks.
+
+    Returns:
+        This rank's side of the exchange.
+
+    Raises:
+        ValueError: On every rank, if two ranks disagree.
+    """
+    ranks = dist.get_process_group_ranks(group)
+    name = shake_hands({**_record(config, codecs), **facts}, group, device)
+    vary = sizes_vary(codecs)
+    # Two NCCL communicators at once may deadlock; one thread and one group per set of ranks cannot.
+    groups = process_groups(ranks, config, timeout, shared=device.type == "cuda", vary=vary)
+    report = FailureReport(name, ranks, groups.rank, compat.default_store())
+    return Exchange(
+        config, groups, device, vary, report, lambda stages: Pipeline(stages, device, report.explain)
+    )
+
+
+def sizes_vary(codecs: Sequence[Codec]) -> bool:
+    """Returns whether messages of some codec vary in size, so that sizes have to be told."""
+    return not all(codec.fixed_size for codec in codecs)
 
 
 def _record(config: ExchangeConfig, codecs: tuple[Codec, Codec]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from lightning_n2uq.compression import Codec, codec_at_step
 from lightning_n2uq.distributed.adaptation import LevelAdaptation
 from lightning_n2uq.distributed.config import ExchangeConfig
-from lightning_n2uq.distributed.exchange import BucketPlan, Exchange
+from lightning_n2uq.distributed.exchange import BucketPlan, Exchange, connect
 from lightning_n2uq.distributed.partition import place_parameters
 from lightning_n2uq.distributed.residuals import Layout, Residuals, as_layout
 from lightning_n2uq.distributed.resume_layout import ResumeLayout
@@ -133,7 +133,7 @@ class NUQSGDState:
             ValueError: On every rank, if two ranks disagree on a setting.
         """
         if self._exchange is None and self.world_size > 1:
-            self._exchange = Exchange(
+            self._exchange = connect(
                 self.config, self._codecs, self.process_group, device, self.timeout, self.facts()
             )
             self._exchange.activity = self.activity

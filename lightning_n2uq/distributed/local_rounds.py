@@ -15,8 +15,7 @@ Douillard et al., 2023, arXiv 2311.08105.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +27,7 @@ from lightning_n2uq.compression import Codec
 from lightning_n2uq.distributed.agreed_buffers import AgreedBuffers, copy_from_first
 from lightning_n2uq.distributed.agreed_weights import AgreedWeights, LocalConfig
 from lightning_n2uq.distributed.config import take_fields
+from lightning_n2uq.distributed.flat_bucket import FlatBucket
 from lightning_n2uq.distributed.hook import NUQSGDState, plain_name
 from lightning_n2uq.utils.validation import check
 
@@ -79,36 +79,6 @@ class LocalState(NUQSGDState):
         """Restores; see `NUQSGDState`."""
         self.local, self.trained = saved["local"], ""
         super().__setstate__(saved)
-
-
-@dataclass(frozen=True)
-class _Change:
-    """The change of all weights, as the exchange takes a bucket of DDP's."""
-
-    followed: Sequence[Tensor]
-    flat: Tensor
-
-    def index(self) -> int:
-        return 0
-
-    def is_last(self) -> bool:
-        return True
-
-    def buffer(self) -> Tensor:
-        return self.flat
-
-    def parameters(self) -> Sequence[Tensor]:
-        return self.followed
-
-    def gradients(self) -> list[Tensor]:
-        return [
-            piece.view(parameter.shape)
-            for parameter, piece in zip(
-                self.followed,
-                self.flat.split([parameter.numel() for parameter in self.followed]),
-                strict=True,
-            )
-        ]
 
 
 class LocalRounds:
@@ -240,7 +210,7 @@ class LocalRounds:
         if self._weights.parameters and (together or not self.local.averages):
             mean = self._weights.change()
             if together:
-                change: Any = _Change(self._weights.parameters, mean)
+                change: Any = FlatBucket(self._weights.parameters, mean)
                 mean = self.state.synchronize(change).wait()
             self._weights.advance(mean)
         self.steps = 0

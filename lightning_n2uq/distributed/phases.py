@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from lightning_n2uq.compression import Codec, ErrorFeedback, IdentityCodec, SkipCodec
-from lightning_n2uq.distributed.collectives import Collectives, ProcessGroups
+from lightning_n2uq.distributed.collectives import Collectives, ExchangeGroups, Work
 from lightning_n2uq.distributed.config import ExchangeConfig
 from lightning_n2uq.distributed.partition import Span, split_chunks
 
@@ -102,7 +101,7 @@ class Phase(ABC):
         self._announced = torch.empty(collectives.size, dtype=torch.int64, device=device)
         self._expected = torch.empty_like(self._announced)
 
-    def encode(self, source: Tensor, seed: SeedFn) -> dist.Work | None:
+    def encode(self, source: Tensor, seed: SeedFn) -> Work | None:
         """Encodes `source` (fp32, 1-D); where sizes vary, starts telling the receivers."""
         if self.empty:
             return None
@@ -128,7 +127,7 @@ class Phase(ABC):
             place += padded(size)
         return sizes
 
-    def transmit(self) -> dist.Work | None:
+    def transmit(self) -> Work | None:
         """Starts sending; the work of `encode` must be done."""
         if self.empty:
             return None
@@ -172,7 +171,7 @@ class Phase(ABC):
                 yield index, slice(self.origin + message.where.start, self.origin + message.where.stop)
 
     @abstractmethod
-    def _transmit(self, outgoing: list[int], incoming: list[int]) -> dist.Work | None:
+    def _transmit(self, outgoing: list[int], incoming: list[int]) -> Work | None:
         """Issues the collective, given the padded bytes of every message."""
 
     @abstractmethod
@@ -186,7 +185,7 @@ class ReduceScatterPhase(Phase):
     The mean is taken in rank order in fp32 by one rank, so it does not depend on who is faster.
     """
 
-    def _transmit(self, outgoing: list[int], incoming: list[int]) -> dist.Work | None:
+    def _transmit(self, outgoing: list[int], incoming: list[int]) -> Work | None:
         send, recv = self.send[: sum(outgoing)], self.recv[: sum(incoming)]
         return self.collectives.all_to_all(recv, send, incoming, outgoing)
 
@@ -197,7 +196,7 @@ class ReduceScatterPhase(Phase):
 class AllGatherPhase(Phase):
     """Every rank sends its chunk to all, which decode the same bytes to the same numbers."""
 
-    def _transmit(self, outgoing: list[int], incoming: list[int]) -> dist.Work | None:
+    def _transmit(self, outgoing: list[int], incoming: list[int]) -> Work | None:
         slot, recv = outgoing[0], self.recv[: sum(incoming)]
         if len(set(incoming)) == 1:
             return self.collectives.all_gather(recv, self.send[:slot])
@@ -236,7 +235,7 @@ def _unpack(buffer: Tensor, sizes: Sequence[int]) -> Sequence[Tensor] | Tensor:
 
 
 def build_phases(
-    unit: Span, config: ExchangeConfig, groups: ProcessGroups, codecs: CodecPair, device: torch.device
+    unit: Span, config: ExchangeConfig, groups: ExchangeGroups, codecs: CodecPair, device: torch.device
 ) -> list[Phase]:
     """Returns the phases of one unit.
 
@@ -259,7 +258,7 @@ def build_phases(
 
 
 def _inter_node_phases(
-    own: Span, config: ExchangeConfig, groups: ProcessGroups, codecs: CodecPair, device: torch.device
+    own: Span, config: ExchangeConfig, groups: ExchangeGroups, codecs: CodecPair, device: torch.device
 ) -> list[Phase]:
     """Returns the compressed phases about the slice `own` of a unit."""
     feedback = config.error_feedback and not isinstance(codecs[0], IdentityCodec)

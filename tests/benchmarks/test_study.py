@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.study import plan, results, table
+from benchmarks.study import pictures, plan, results, table
 from benchmarks.study.plan import Run, Study
 from benchmarks.study.runner import PAUSE_FILE, Runner
+from lightning_n2uq.callbacks import SimulatedRanks
 
 # Stands in for the command where the runner itself is tested: leaves a run's files, or does as it is told.
 FAKE = """
@@ -235,6 +237,75 @@ def test_rows_of_one_config_have_their_own_names_and_bytes(tmp_path: Path) -> No
     assert lines[3].endswith(" 1.000 |")
 
 
+def test_rows_with_other_codecs_differ_in_what_they_say() -> None:
+    study = plan.cifar10_codecs()
+    assert len({entry.identity(study.configs) for entry in study.runs}) == len(study.runs) == 52
+    first = {entry.row: dict(entry.settings) for entry in study.runs if entry.seed == 0}
+    assert first["float, qsgd_inf, 2 bits"]["trainer.callbacks.settings"] == '{"bits": 2}'
+    chosen = ("trainer.callbacks.strategy", "trainer.callbacks.settings")
+    for network in ("float", "n2uq_w2a2"):
+        rows = [row for name, row in first.items() if name.startswith(network)]
+        same = [{name: value for name, value in row.items() if name not in chosen} for row in rows]
+        assert len(rows) == 13
+        assert all(row == same[0] for row in same)
+        assert list(rows[0]).index("trainer.callbacks+") < list(rows[0]).index("trainer.callbacks.ranks")
+        for row in rows:  # allowed
+            settings = json.loads(row.get("trainer.callbacks.settings", "{}"))
+            SimulatedRanks(int(row["trainer.callbacks.ranks"]), row["trainer.callbacks.strategy"], settings)
+    starts = {entry.row.split(",")[0]: entry.start for entry in study.runs}
+    assert starts == {"float": None, "n2uq_w2a2": "float, ddp"}
+
+
+def _figures(accuracy: float, sent: float | None = None, config: str = "float") -> dict[str, Any]:
+    return {
+        "test_acc": accuracy,
+        "config": config,
+        "sent_bytes": sent,
+        "epochs": 1,
+        "curves": {"val/acc": [accuracy]},
+    }
+
+
+def test_points_of_the_pictures_are_those_of_the_rows(tmp_path: Path) -> None:
+    bits = pictures.by_bits(
+        {
+            "float": [_figures(0.9)],
+            "lsq_w4a4": [_figures(0.8)],
+            "n2uq_w2a2, ranges from data": [_figures(0.7)],
+            "lsq_w2a2": [_figures(0.5), _figures(0.7)],
+        }
+    )
+    assert bits.keys() == {"lsq", "n2uq, ranges from data"}
+    assert bits["lsq"] == [(2.0, pytest.approx(60.0), pytest.approx(10.0)), (4.0, pytest.approx(80.0), 0.0)]
+    sent = pictures.by_bytes(
+        {
+            "float, ddp": [_figures(0.9, 4e6)],
+            "float, qsgd, 4 bits": [_figures(0.8, 1e6)],
+            "float, qsgd, 2 bits": [_figures(0.7, 5e5)],
+            "n2uq_w2a2, rotated, 1 bit": [_figures(0.6, 3e5, "n2uq_w2a2")],
+            "4 bits, rotated": [_figures(0.6, 3e5)],
+            "n2uq_w2a2": [_figures(0.6)],
+        }
+    )
+    assert [(name, list(points)) for name, points in sent.items()] == [
+        ("float", ["ddp", "qsgd"]),
+        ("n2uq_w2a2", ["rotated"]),
+    ]
+    assert [place for place, _, _ in sent["float"]["qsgd"]] == [0.5, 1.0]
+
+
+def test_pictures_are_drawn_where_rows_have_what_they_show(tmp_path: Path) -> None:
+    study = plan.cifar10_codecs(epochs=1, quantized_epochs=1)
+    place = tmp_path / "run"
+    place.mkdir()
+    (place / "metrics.csv").write_text("epoch,val/acc,comm/sent_bytes\n0,0.5,1e6\n")
+    for entry in study.runs[:14]:
+        results.save(tmp_path, study, entry, results.collect(entry, study, place, 1.0))
+    made = pictures.draw_all(study, tmp_path, tmp_path)
+    assert [path.name for path in made] == ["study_cifar10_codecs.svg", "study_cifar10_codecs_bytes.svg"]
+    assert all("qsgd_inf" in path.read_text() for path in made)
+
+
 @pytest.mark.integration
 def test_the_table_has_means_and_errors(runner: Runner, study: Study, tmp_path: Path) -> None:
     runner.work()
@@ -244,8 +315,9 @@ def test_the_table_has_means_and_errors(runner: Runner, study: Study, tmp_path: 
     lines = table.markdown(study, runner.output).splitlines()
     assert lines[2] == "| `digits/float` | 55.00 | 5.00 | 50.00, 60.00 | - | a paper |"
     assert lines[3] == "| `digits/n2uq_w2a2` | 50.00 | - | 50.00 | -5.00 | a paper |"
-    table.draw(study, runner.output, tmp_path / "curves.svg")
-    assert (tmp_path / "curves.svg").read_text().count("n2uq_w2a2") >= 1
+    curves, *others = pictures.draw_all(study, runner.output, tmp_path)
+    assert not others
+    assert curves.read_text().count("n2uq_w2a2") >= 1
 
 
 def _real(folder: Path) -> list[str]:

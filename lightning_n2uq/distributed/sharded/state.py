@@ -14,7 +14,13 @@ from torch import nn
 
 from lightning_n2uq._version import __version__
 from lightning_n2uq.compression import Codec, IdentityCodec, NUQCodec, codec_at_step, mix_seed
-from lightning_n2uq.distributed.collectives import Collectives, ProcessGroups, shake_hands
+from lightning_n2uq.distributed.collectives import (
+    Collectives,
+    ExchangeGroups,
+    ProcessCollectives,
+    process_groups,
+    shake_hands,
+)
 from lightning_n2uq.distributed.config import ExchangeConfig
 from lightning_n2uq.distributed.failure_report import FailureReport
 from lightning_n2uq.distributed.hook import plain_name
@@ -195,12 +201,12 @@ class ShardedState:
     def collectives(self, group: dist.ProcessGroup) -> Collectives:
         """Returns the counting collectives of a group that FSDP2 uses."""
         if group not in self._collectives:
-            self._collectives[group] = Collectives(group)
+            self._collectives[group] = ProcessCollectives(group)
         return self._collectives[group]
 
-    def replica_groups(self, ranks: Sequence[int]) -> ProcessGroups:
+    def replica_groups(self, ranks: Sequence[int]) -> ExchangeGroups:
         """Returns the process groups of the exchange between replicas. A collective call of these ranks."""
-        return ProcessGroups(list(ranks), self.config, self.timeout, shared=True, vary=False)
+        return process_groups(list(ranks), self.config, self.timeout, shared=True, vary=False)
 
     def _name(self, module: nn.Module, name: str) -> str:
         return self._names.setdefault(module, f"module{len(self._names)}.") + name

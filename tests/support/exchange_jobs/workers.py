@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from exchange_jobs.rounds import local_rounds
+from exchange_jobs.simulated import real_steps
 from exchange_jobs.training import (
     SMALL_UNITS,
     TINY_BUCKETS,
@@ -215,6 +216,7 @@ def all_checks(rank, world_size, folder):
         saved_state,
         resumed,
         local_rounds,
+        real_steps,
         values,  # last: see there
     )
     return run_all(checks, rank)

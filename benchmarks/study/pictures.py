@@ -1,0 +1,124 @@
+"""The study's pictures, from its JSON files alone; they need matplotlib."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.plan import Study
+from benchmarks.study.table import finished
+
+_QUANTIZED = re.compile(r"(?P<method>\w+)_w(?P<bits>\d)a(?P=bits)(?P<change>.*)")
+_CODEC = re.compile(r"(?P<method>.+?)(, (?P<bits>\d) bits?)?")
+
+Points = dict[str, list[tuple[float, float, float]]]
+"""By the name of a line: place on the horizontal axis, mean accuracy and its standard error, in percent."""
+
+
+def draw_all(study: Study, output: Path, folder: Path) -> list[Path]:
+    """Draw what the figures allow: curves, accuracy by bits, accuracy against bytes; returns the files."""
+    rows = finished(study, output)
+    made = [_curves(rows, folder / f"study_{study.name}.svg")]
+    bits = by_bits(rows)
+    if any(len(points) > 1 for points in bits.values()):
+        made.append(
+            _lines({"": bits}, "bits of weights and activations", folder / f"study_{study.name}_bits.svg")
+        )
+    sent = by_bytes(rows)
+    if sent:
+        made.append(
+            _lines(sent, "MB that a rank sends per step", folder / f"study_{study.name}_bytes.svg", True)
+        )
+    return made
+
+
+def mean_and_error(runs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Mean of the last test accuracies in percent, and its standard error (0 with one seed)."""
+    values = [100 * run["test_acc"] for run in runs]
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return statistics.mean(values), error
+
+
+def by_bits(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Points:
+    """Accuracy by method and bits, of rows named `METHOD_wBaB` with or without a change; `float` at 32."""
+    found: Points = {}
+    for row, runs in rows.items():
+        match = _QUANTIZED.fullmatch(row)
+        if match:
+            points = found.setdefault(match["method"] + match["change"], [])
+            points.append((float(match["bits"]), *mean_and_error(runs)))
+    return {name: sorted(points) for name, points in found.items()}
+
+
+def by_bytes(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Points]:
+    """Accuracy against megabytes per step by network and codec, of rows named `NETWORK, CODEC, B bits`."""
+    found: dict[str, Points] = {}
+    for row, runs in rows.items():
+        network, _, codec = row.partition(", ")
+        sent = [run["sent_bytes"] for run in runs if run.get("sent_bytes")]
+        match = _CODEC.fullmatch(codec)
+        if sent and match and runs[0]["config"] == network:
+            points = found.setdefault(network, {}).setdefault(match["method"], [])
+            points.append((statistics.mean(sent) / 1e6, *mean_and_error(runs)))
+    return {network: {name: sorted(p) for name, p in points.items()} for network, points in found.items()}
+
+
+def _curves(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
+    """Test accuracy by epoch, one line per row (the mean of its seeds)."""
+    figure, axes = _figure(1)
+    for row, runs in rows.items():
+        epochs = range(1, runs[0]["epochs"] + 1)
+        curves = zip(*(run["curves"]["val/acc"] for run in runs), strict=True)
+        means = [100 * statistics.mean(values) for values in curves]
+        axes[0].plot(epochs, means, label=row, linewidth=1.2)
+    axes[0].set_xlabel("epoch")
+    axes[0].xaxis.get_major_locator().set_params(integer=True)
+    return _save(figure, axes, path)
+
+
+def _lines(panels: Mapping[str, Points], label: str, path: Path, logarithmic: bool = False) -> Path:
+    """A panel per network, a line per method, with the standard errors of the means."""
+    figure, axes = _figure(len(panels))
+    names = list(dict.fromkeys(name for points in panels.values() for name in points))
+    for axis, (title, points) in zip(axes, panels.items(), strict=True):
+        for name, line in points.items():
+            places, means, errors = zip(*line, strict=True)
+            style = {"color": f"C{names.index(name)}", "marker": "o", "markersize": 4, "capsize": 2}
+            axis.errorbar(places, means, errors, label=name, linewidth=1.2, **style)
+        axis.set_title(title)
+        axis.set_xlabel(label)
+        if logarithmic:
+            axis.set_xscale("log")
+        else:
+            axis.xaxis.get_major_locator().set_params(integer=True)
+    return _save(figure, axes, path)
+
+
+def _figure(panels: int) -> tuple[Any, list[Any]]:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    mpl.rcParams["svg.hashsalt"] = "lightning_n2uq"  # the same figures give the same file
+    figure, axes = pyplot.subplots(1, panels, figsize=(max(8.0, 5.0 * panels), 4), squeeze=False)
+    return figure, list(axes[0])
+
+
+def _save(figure: Any, axes: Sequence[Any], path: Path) -> Path:
+    from matplotlib import pyplot
+
+    axes[0].set_ylabel("test accuracy [%]")
+    found = [axis.get_legend_handles_labels() for axis in axes]
+    entries = {
+        label: handle for handles, labels in found for handle, label in zip(handles, labels, strict=True)
+    }
+    place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+    axes[-1].legend(list(entries.values()), list(entries), fontsize=7, **place)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
+    pyplot.close(figure)
+    return path
