@@ -71,8 +71,13 @@ class SimulatedRanks(Callback):
         self._ends_step = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the ranks' step counters, levels and residuals."""
-        return {} if self.exchange is None else self.exchange.state_dict()
+        """Returns the ranks' step counters, levels, residuals; within a step also what ranks have so far."""
+        if self.exchange is None:
+            return {}
+        state = self.exchange.state_dict()
+        if self._gradients:
+            state["step"] = {"gradients": self._gradients, "before": self._before, "first": self._first}
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from them once training starts."""
@@ -102,14 +107,26 @@ class SimulatedRanks(Callback):
         """Makes the ranks."""
         self._parameters = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
         self.exchange = SimulatedExchange(self.ranks, pl_module, **self._arguments)
-        if self._saved is not None:
-            self.exchange.load_state_dict(self._saved)
-            self._saved = None
         self._stats = self.exchange.connect(pl_module.device)
         self._stats.measure_every = self.every_n_steps
         self._gradients = []
         self._buffers = list(pl_module.buffers())
         self._before, self._first = _copies(self._buffers), _copies(self._buffers)
+        if self._saved is not None:
+            self._restore(self._saved, pl_module.device)
+            self._saved = None
+
+    def _restore(self, saved: dict[str, Any], device: torch.device) -> None:
+        """Goes on from what `state_dict` returned."""
+        if self.exchange is not None:
+            self.exchange.load_state_dict(saved)
+        if "step" in saved:
+            step = saved["step"]
+            self._gradients = [
+                [None if one is None else one.to(device) for one in own] for own in step["gradients"]
+            ]
+            _copy(self._before, step["before"])
+            _copy(self._first, step["first"])
 
     def on_train_batch_start(
         self,

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
 
+from lightning_n2uq.callbacks import SimulatedRanks
 from lightning_n2uq.checkpointing import AtomicCheckpointIO, ExactResume
 from lightning_n2uq.checkpointing.exact_resume import RunInterrupted
 from lightning_n2uq.datamodules import DigitsDataModule
@@ -130,6 +131,19 @@ def test_a_checkpoint_between_accumulated_batches_keeps_their_gradients(tmp_path
         for expected, found in zip(whole.parameters(), resumed.parameters(), strict=True):
             assert torch.equal(expected, found)
     assert sizes == {3: 2, 6: 0, 9: 2}  # a weight and a bias; after a step there is nothing to keep
+
+
+def test_a_checkpoint_between_simulated_ranks_keeps_what_they_have(tmp_path) -> None:
+    def ranks() -> SimulatedRanks:
+        return SimulatedRanks(4, "nuqsgd_rotated", {"error_feedback": True, "min_numel": 16})
+
+    options = {"val_check_interval": 3}
+    whole, _ = run(tmp_path, more=[ranks(), SaveAtValidation()], **options)
+    for batches in (3, 6, 9):
+        resumed, _ = run(tmp_path, tmp_path / f"{batches}.ckpt", more=[ranks()], **options)
+        assert resumed.seen == whole.seen[batches:]
+        for expected, found in zip(whole.parameters(), resumed.parameters(), strict=True):
+            assert torch.equal(expected, found)
 
 
 def test_a_trial_run_saves_nothing(tmp_path, monkeypatch, capsys) -> None:
