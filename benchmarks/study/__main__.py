@@ -4,6 +4,7 @@
     python -m benchmarks.study cifar10 --pause      # its processes stand still (for a quiet measurement)
     python -m benchmarks.study cifar10 --go-on
     python -m benchmarks.study cifar10 --status
+    python -m benchmarks.study cifar10 --release networks   # weights, configs, figures, to ship
     python -m benchmarks.study cifar10 --table      # Markdown, and the pictures under docs/figures
 
 Stop it with Ctrl-C or SIGTERM: its runs save their state, and the same command goes on from there. A run is
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.study import pictures, table
+from benchmarks.study import pictures, release, table
 from benchmarks.study.plan import ROOT, STUDIES
 from benchmarks.study.runner import PAUSE_FILE, Runner
 
@@ -41,6 +42,9 @@ def main() -> int:
         ("--table", "print the table and draw the pictures"),
     ):
         action.add_argument(name, action="store_true", help=what)
+    action.add_argument(
+        "--release", type=Path, metavar="PLACE", help="write weights, configs and figures of the rows"
+    )
     options = parser.parse_args()
     study = STUDIES[options.study]()
     folder = options.folder or Path("runs") / "study" / study.name
@@ -54,6 +58,9 @@ def main() -> int:
     elif options.table:
         print(table.markdown(study, options.output))
         pictures.draw_all(study, options.output, options.figures)
+    elif options.release:
+        made = release.release(study, folder, options.output, options.release)
+        print("\n".join(str(path) for path in made) or "no run of the study has finished")
     else:
         if options.data is None:
             parser.error("--data: missing, allowed is a folder or .zip of the images")

@@ -1,5 +1,6 @@
 """The study runner: order, starts, stops, pauses, and that a stopped study ends as an uninterrupted one."""
 
+import hashlib
 import json
 import os
 import signal
@@ -11,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch import Trainer
 
-from benchmarks.study import pictures, plan, results, table
+from benchmarks.study import pictures, plan, release, results, table
 from benchmarks.study.plan import Run, Study
 from benchmarks.study.runner import PAUSE_FILE, Runner
 from lightning_n2uq.callbacks import SimulatedRanks
+from lightning_n2uq.datamodules import DigitsDataModule
+from lightning_n2uq.modules import QuantizedClassifier
 
 # Stands in for the command where the runner itself is tested: leaves a run's files, or does as it is told.
 FAKE = """
@@ -331,6 +336,35 @@ def _real(folder: Path) -> list[str]:
         "raise SystemExit(not done)"
     )
     return [sys.executable, "-c", program]
+
+
+@pytest.mark.integration
+def test_a_release_has_weights_that_reach_the_figures_and_no_path(tmp_path: Path) -> None:
+    runs = (plan.Run("float", 0, 1, (), "x"), plan.Run("n2uq_w2a2", 0, 1, (), "x", "float"))
+    study, folder, output = Study("digits", runs), tmp_path / "runs", tmp_path / "out"
+    assert release.release(study, folder, output, tmp_path / "none") == []
+    assert Runner(study, None, folder, output).work()
+    made = release.release(study, folder, output, tmp_path / "networks")
+    assert [path.name for path in made] == ["float_seed0", "n2uq_w2a2_seed0"]
+    for path in made:
+        checkpoint = torch.load(path / "weights.ckpt", weights_only=True)
+        assert "optimizer_states" not in checkpoint
+        files = [path / "weights.ckpt", path / "config.yaml", path / "figures.json"]
+        assert sorted(path.iterdir()) == sorted(files)
+        assert all(str(tmp_path).encode() not in file.read_bytes() for file in files)
+        module = QuantizedClassifier.load_from_checkpoint(path / "weights.ckpt")
+        data = DigitsDataModule(num_workers=0, seed=0)
+        options = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu", "devices": 1}
+        found = Trainer(default_root_dir=tmp_path, **options).validate(module, data, verbose=False)[0]
+        figures = json.loads((path / "figures.json").read_text())
+        assert found["val/acc"] == pytest.approx(figures["test_acc"], abs=1e-6)
+    sums = dict(
+        reversed(line.split("  ")) for line in (tmp_path / "networks/SHA256SUMS").read_text().splitlines()
+    )
+    assert sums.keys() == {f"{path.name}/{file.name}" for path in made for file in path.iterdir()}
+    for name, digest in sums.items():
+        assert hashlib.sha256((tmp_path / "networks" / name).read_bytes()).hexdigest() == digest
+    assert "| `digits/n2uq_w2a2` | " in (tmp_path / "networks/README.md").read_text()
 
 
 @pytest.mark.slow
