@@ -147,17 +147,21 @@ def _run(row: str, seed: int, epochs: int, float_epochs: int) -> Run:
     return Run(row, seed, length, tuple(sorted(settings.items())), recipe.source, start)
 
 
+_MENDED = ", ranges from data, LSQ's optimizer"
+"""What rows of `_mended` are called."""
+
+
 def cifar10(epochs: int = 20, float_epochs: int = 30) -> Study:
     """ResNet-20 on the 50,000 training images: float, then every method from that float network."""
     first = ["float", "n2uq_w2a2", "lsq_w2a2", "n2uq_w4a4", "lsq_w4a4"]
-    swapped = {f"n2uq_w{bits}a{bits}, LSQ's optimizer": _optimizer_of_lsq(bits) for bits in (2, 4)}
+    ours = {f"n2uq_w{bits}a{bits}{_MENDED}": _mended(bits) for bits in (2, 4)}
     others = ["n2uq_fixed_w2a2", "pact_w2a2", "apot_w2a2", "lsq_plus_w2a2", "dorefa_w2a2"]
     others += ["n2uq_w3a3", "lsq_w3a3"]
-    order: list[tuple[str, int]] = [(row, 0) for row in [*first, *swapped, *others]]
+    order: list[tuple[str, int]] = [(row, 0) for row in [*first, *ours, *others]]
     order += [(row, seed) for seed in (1, 2) for row in first]
     # All 50,000 images are trained on; the test images, in place of a validation split, choose nothing.
     everything = (("data.init_args.val_fraction", "0"),)
-    runs = tuple(_changed(row, seed, swapped.get(row, {}), epochs, float_epochs) for row, seed in order)
+    runs = tuple(_changed(row, seed, ours.get(row, {}), epochs, float_epochs) for row, seed in order)
     return Study("cifar10", runs, everything)
 
 
@@ -231,6 +235,7 @@ def cifar10_ablation(epochs: int = 3, float_epochs: int = 6, share: float = 0.3)
     of_n2uq = {f"{model}{name}": value for name, value in _N2UQ.settings.items()}
     multiplier = f"{model}quantizer_lr_multiplier"
     through = {f"{model}weight_gradient": "straight_through"}
+    fixed = {f"{model}activation_quantizer": "n2uq_fixed"}
     callback = "trainer.callbacks+"
     rows: dict[str, dict[str, str]] = {
         "float": {f"{model}warmup_steps": "58"},
@@ -248,14 +253,17 @@ def cifar10_ablation(epochs: int = 3, float_epochs: int = 6, share: float = 0.3)
             callback: "RangeInitialization",
             f"{model}weight_quantizer": "least_error",
         },
-        "n2uq_w4a4, ranges from data, LSQ's optimizer": of_lsq | {callback: "RangeInitialization"},
+        f"n2uq_w4a4{_MENDED}": _mended(4),
         "n2uq_w2a2": {},
         "n2uq_w2a2, ranges from data": {callback: "RangeInitialization"},
         "lsq_w2a2": {},
         "n2uq_w2a2, LSQ's optimizer": _optimizer_of_lsq(2),
+        f"n2uq_w2a2{_MENDED}": _mended(2),
+        f"n2uq_w2a2{_MENDED}, fixed thresholds": _mended(2) | fixed,
+        f"n2uq_w4a4{_MENDED}, fixed thresholds": _mended(4) | fixed,
         "n2uq_w4a4, quantizers at lr": {multiplier: "1"},
         "n2uq_w4a4, weights of least error": {f"{model}weight_quantizer": "least_error"},
-        "n2uq_w4a4, fixed thresholds": {f"{model}activation_quantizer": "n2uq_fixed"},
+        "n2uq_w4a4, fixed thresholds": fixed,
         "n2uq_w4a4, LSQ's weights": {f"{model}weight_quantizer": "lsq"},
         "n2uq_w4a4, LSQ's activations": {f"{model}activation_quantizer": "lsq"},
         "n2uq_w4a4, norms re-estimated": {callback: "BatchNormReestimation"},
@@ -297,6 +305,11 @@ def cifar10_oscillation(epochs: int = 3, float_epochs: int = 6, share: float = 0
         for row, changes in rows.items()
     )
     return Study("cifar10_oscillation", runs, _few_images(share), folder="cifar10")
+
+
+def _mended(bits: int) -> dict[str, str]:
+    """N2UQ as the ablation leaves it: ranges from the first batch, and a rate at which thresholds move."""
+    return _optimizer_of_lsq(bits) | {"trainer.callbacks+": "RangeInitialization"}
 
 
 def _optimizer_of_lsq(bits: int) -> dict[str, str]:

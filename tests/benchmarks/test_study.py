@@ -209,12 +209,14 @@ def test_the_plan_of_cifar10_names_shipped_configs_and_sources() -> None:
     decay = {e.row: dict(e.settings)["model.init_args.weight_decay"] for e in study.runs}
     assert (decay["lsq_w2a2"], decay["lsq_w3a3"], decay["lsq_w4a4"]) == ("2.5e-5", "5e-5", "1e-4")
     for bits in (2, 4):
-        swapped, lsq = (
+        mended, lsq = (
             next(e for e in study.runs if e.row == row)
-            for row in (f"n2uq_w{bits}a{bits}, LSQ's optimizer", f"lsq_w{bits}a{bits}")
+            for row in (f"n2uq_w{bits}a{bits}, ranges from data, LSQ's optimizer", f"lsq_w{bits}a{bits}")
         )
-        assert (swapped.settings, swapped.source) == (lsq.settings, lsq.source)
-        assert swapped.config_in(study.configs).stem == f"n2uq_w{bits}a{bits}"
+        settings = dict(mended.settings)
+        assert settings.pop("trainer.callbacks+") == "RangeInitialization"
+        assert (settings, mended.source) == (dict(lsq.settings), lsq.source)
+        assert mended.config_in(study.configs).stem == f"n2uq_w{bits}a{bits}"
 
 
 def test_the_ranks_of_the_second_study_differ_in_their_strategy_alone() -> None:
