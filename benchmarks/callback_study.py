@@ -29,7 +29,7 @@ from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 from benchmarks import digits_table
 from lightning_n2uq.backbones.blocks import BasicBlock
 from lightning_n2uq.backbones.resnet import ResNet
-from lightning_n2uq.callbacks import EntropyRegularizer, ThresholdAnnealing
+from lightning_n2uq.callbacks import EntropyRegularizer, RangeInitialization, ThresholdAnnealing
 from lightning_n2uq.callbacks._common.quantized_layers import quantized_layers
 from lightning_n2uq.datamodules import DigitsDataModule
 from lightning_n2uq.layers import QuantSpec
@@ -38,6 +38,7 @@ from lightning_n2uq.ops.entropy import entropy_bits, hard_histogram
 
 CONFIGS = digits_table.ROOT / "configs" / "digits"
 ANNEALING = "--trainer.callbacks+=ThresholdAnnealing --trainer.callbacks.end"
+RANGES = "ranges from data"
 VARIANTS = {
     "none": lambda: [],
     "annealing": lambda: [ThresholdAnnealing(0.0, 0.5)],
@@ -50,6 +51,7 @@ VARIANTS = {
     "annealing and penalty 10": lambda: [ThresholdAnnealing(0.0, 0.5), EntropyRegularizer(10.0)],
     "without rescaling": lambda: [EntropyRegularizer(no_rescale=("*",))],
     "without rescaling, penalty 10": lambda: [EntropyRegularizer(10.0, no_rescale=("*",))],
+    RANGES: lambda: [RangeInitialization()],
 }
 
 
@@ -63,6 +65,7 @@ SHIPPED = {
         "n2uq_w2a2",
         f"{ANNEALING}=0.2 {PENALTY} --trainer.callbacks.weight=1.0",
     ),
+    "the same, ranges from data": ("n2uq_w2a2", "--trainer.callbacks+=RangeInitialization"),
     "penalty 10 alone": ("n2uq_w2a2", f"{PENALTY} --trainer.callbacks.weight=10.0"),
 }
 """Packaged configs, and what the command adds to them."""
