@@ -62,8 +62,9 @@ def test_a_simulation_goes_on_where_it_was_saved(mode):
     np.testing.assert_array_equal(rest[-1], whole[-1])
 
 
-def test_without_a_codec_that_loses_the_mean_is_exact():
-    net = make_net()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_a_codec_that_loses_the_mean_is_exact(dtype):
+    net = make_net().to(dtype)
     exchange = SimulatedExchange(3, net, codec=IdentityCodec())
     own = [[torch.randn_like(p) for p in net.parameters()] for _ in range(3)]
     for mean, *ranks in zip(exchange.average(own), *own, strict=True):
