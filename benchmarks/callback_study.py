@@ -65,7 +65,6 @@ SHIPPED = {
         "n2uq_w2a2",
         f"{ANNEALING}=0.2 {PENALTY} --trainer.callbacks.weight=1.0",
     ),
-    "the same, ranges from data": ("n2uq_w2a2", "--trainer.callbacks+=RangeInitialization"),
     "penalty 10 alone": ("n2uq_w2a2", f"{PENALTY} --trainer.callbacks.weight=10.0"),
 }
 """Packaged configs, and what the command adds to them."""

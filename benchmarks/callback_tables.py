@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 STORED = Path(__file__).parent / "results" / "callbacks.jsonl"
+RANGES = STORED.with_name("callbacks_ranges.jsonl")
 VARIANTS = {
     "none": "none",
     "annealing": "`ThresholdAnnealing(0, 0.5)`",
@@ -77,6 +78,22 @@ def shipped(runs: dict[tuple[str, str], Runs]) -> list[str]:
     return rows
 
 
+def ranges() -> list[str]:
+    """Returns the rows of `RangeInitialization` on the digits, by bits, with the difference seed by seed."""
+    found: dict[tuple[int, str], dict[int, float]] = {}
+    for line in RANGES.read_text().splitlines():
+        run = json.loads(line)
+        found.setdefault((run["bits"], run["variant"]), {})[run["seed"]] = 100 * run["accuracy"]
+    rows = []
+    for bits in (2, 4):
+        none, mine = found[bits, "none"], found[bits, "ranges from data"]
+        less = [mine[seed] - none[seed] for seed in none]
+        means = [f"{statistics.mean(values.values()):.2f}" for values in (none, mine)]
+        seeds = f"{min(none)}-{max(none)}"
+        rows.append(_row([f"W{bits}A{bits}", seeds, *means, f"{statistics.mean(less):+.2f}", _error(less)]))
+    return rows
+
+
 def gaussian() -> list[str]:
     """Returns the rows of the entropy of Gaussian weights `[64, 576]`, by the way that they are scaled."""
     from lightning_n2uq.ops.entropy import entropy_bits, hard_histogram
@@ -99,6 +116,7 @@ TABLES: dict[str, Callable[[dict[tuple[str, str], Runs]], list[str]]] = {
     "| callback | digits | by seed | CIFAR-10 | by seed | weight entropy (CIFAR-10) |": study,
     "| callback, digits | seeds | mean | less none | standard error |": paired,
     "| config | seeds | mean | standard error |": shipped,
+    "| digits | seeds | over 0 to 2 | ranges from data | difference | standard error |": lambda _: ranges(),
     "| bits | entropy-preserving scale | `max abs(W)` (`no_rescale`) |": lambda _: gaussian(),
 }
 """By head."""

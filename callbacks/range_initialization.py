@@ -34,7 +34,8 @@ class RangeInitialization(Callback):
         layers: Shell patterns of layer names, for example `layer1.*`.
 
     Raises:
-        ValueError: No layer that matches has learned thresholds (or the ablation's fixed ones).
+        ValueError: No layer that matches the given patterns has learned thresholds (or the ablation's fixed
+            ones). Without patterns it is a warning.
     """
 
     def __init__(self, layers: tuple[str, ...] = ("*",)) -> None:
@@ -70,9 +71,14 @@ class RangeInitialization(Callback):
             for layer in matching_layers(pl_module, self.patterns, "layers")
             if isinstance(layer.activation_quantizer, LearnableThresholdQuantizer)
         }
-        if not found:
+        if not found and self.patterns != ("*",):
             raise ValueError(
                 "layers: none of the chosen layers has an activation quantizer 'n2uq' or 'n2uq_fixed'"
+            )
+        if not found:  # a config that has it, with another method
+            rank_zero_warn(
+                "RangeInitialization: no layer has an activation quantizer 'n2uq' or 'n2uq_fixed', so there is "
+                "nothing to fit; other methods fit their ranges by themselves"
             )
         self._waiting = {name: one for name, one in found.items() if is_new(one)}
         if kept := len(found) - len(self._waiting):

@@ -116,9 +116,15 @@ def test_inputs_without_a_range_leave_the_first_values(tmp_path, value):
     assert callback.ranges == {}
 
 
-def test_other_quantizers_are_refused(tmp_path):
+def test_another_method_in_a_config_that_has_it_is_a_warning(tmp_path):
+    module = TinyModule(spec=QuantSpec(2, 2, "n2uq", "lsq"))
+    with pytest.warns(UserWarning, match="RangeInitialization: no layer has an activation quantizer 'n2uq'"):
+        trainer(tmp_path, [RangeInitialization()], max_epochs=1).fit(module, loader(), loader())
+
+
+def test_named_layers_of_other_methods_are_refused(tmp_path):
     module = TinyModule(spec=QuantSpec(2, 2, "n2uq", "lsq"))
     with pytest.raises(
         ValueError, match="layers: none of the chosen layers has an activation quantizer 'n2uq'"
     ):
-        trainer(tmp_path, [RangeInitialization()]).fit(module, loader(), loader())
+        trainer(tmp_path, [RangeInitialization(("0",))]).fit(module, loader(), loader())
