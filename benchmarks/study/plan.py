@@ -257,6 +257,8 @@ def cifar10_ablation(epochs: int = 3, float_epochs: int = 6, share: float = 0.3)
         "n2uq_w2a2": {},
         "n2uq_w2a2, ranges from data": {callback: "RangeInitialization"},
         "lsq_w2a2": {},
+        "lsq_w2a2, N2UQ's optimizer": of_n2uq | {f"{model}momentum": "", multiplier: "0.1"},
+        "lsq_w2a2, ten times the lr": {f"{model}lr": "0.1"},
         "n2uq_w2a2, LSQ's optimizer": _optimizer_of_lsq(2),
         f"n2uq_w2a2{_MENDED}": _mended(2),
         f"n2uq_w2a2{_MENDED}, fixed thresholds": _mended(2) | fixed,
