@@ -77,8 +77,8 @@ class RangeInitialization(Callback):
             )
         if not found:  # a config that has it, with another method
             rank_zero_warn(
-                "RangeInitialization: no layer has an activation quantizer 'n2uq' or 'n2uq_fixed', so there is "
-                "nothing to fit; other methods fit their ranges by themselves"
+                "RangeInitialization: no layer has an activation quantizer 'n2uq' or 'n2uq_fixed', so there "
+                "is nothing to fit; other methods fit their ranges by themselves"
             )
         self._waiting = {name: one for name, one in found.items() if is_new(one)}
         if kept := len(found) - len(self._waiting):
