@@ -43,7 +43,7 @@ def mean_and_error(runs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 
 def by_bits(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Points:
-    """Accuracy by method and bits, of rows named `METHOD_wBaB` with or without a change; `float` at 32."""
+    """Accuracy by method and bits, of rows named `METHOD_wBaB` with or without a change."""
     found: Points = {}
     for row, runs in rows.items():
         match = _QUANTIZED.fullmatch(row)

@@ -34,6 +34,11 @@ class Recipe:
     weight_decay: Mapping[int, str] = field(default_factory=dict)
 
 
+def run_name(row: str, seed: int) -> str:
+    """Name of the folder and of the file of figures of a row's run."""
+    return f"{re.sub('[^a-z0-9]+', '_', row.lower())}_seed{seed}"
+
+
 @dataclass(frozen=True)
 class Run:
     """One training run.
@@ -61,7 +66,7 @@ class Run:
     @property
     def name(self) -> str:
         """Name of the run's folder and of its file of figures."""
-        return f"{re.sub('[^a-z0-9]+', '_', self.row.lower())}_seed{self.seed}"
+        return run_name(self.row, self.seed)
 
     def config_in(self, configs: Path) -> Path:
         """The run's config."""

@@ -60,18 +60,14 @@ def release(study: Study, folder: Path, output: Path, place: Path) -> list[Path]
 
 
 def _write(run: Run, folder: Path, figures: Path, place: Path) -> Path:
-    found = sorted((folder / run.name).rglob("last.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise ValueError(
-            f"{run.name}: got no last.ckpt in {folder / run.name}, expected that of a finished run"
-        )
+    last = results.last_checkpoint(folder / run.name)
     place.mkdir(parents=True, exist_ok=True)
     files = AtomicCheckpointIO()
-    checkpoint = files.load_checkpoint(found[-1])
+    checkpoint = files.load_checkpoint(last)
     weights = {name: value for name, value in checkpoint.items() if name not in _TRAINING}
     weights["hyper_parameters"] = checkpoint["hyper_parameters"] | _NO_PATHS
     files.save_checkpoint(weights, place / "weights.ckpt")
-    saved = yaml.safe_load(found[-1].with_name("config.yaml").read_text(encoding="utf-8"))
+    saved = yaml.safe_load(last.with_name("config.yaml").read_text(encoding="utf-8"))
     (place / "config.yaml").write_text(yaml.safe_dump(_portable(saved), sort_keys=False), encoding="utf-8")
     (place / "figures.json").write_bytes(figures.read_bytes())
     return place

@@ -19,6 +19,18 @@ OSCILLATING = "oscillation/oscillating"
 CURVES = ("train/loss", "train/acc", "val/loss", "val/acc")
 
 
+def last_checkpoint(folder: Path) -> Path:
+    """The last checkpoint below a run's folder.
+
+    Raises:
+        ValueError: There is none.
+    """
+    found = sorted(folder.rglob("last.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ValueError(f"got no last.ckpt in {folder}, expected that of a finished run")
+    return found[-1]
+
+
 def curves(metrics: Iterable[Path]) -> dict[str, list[float]]:
     """One number per epoch and curve from a run's `metrics.csv` files.
 

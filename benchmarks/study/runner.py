@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from benchmarks.study import results
-from benchmarks.study.plan import Run, Study
+from benchmarks.study.plan import Run, Study, run_name
 
 PAUSE_FILE = "PAUSE"
 _POLL_SECONDS = 1.0
@@ -175,11 +175,7 @@ class Runner:
         """The last checkpoint of the run that `run` starts from, or `null`."""
         if run.start is None:
             return "null"
-        place = self.folder / f"{run.start}_seed{run.seed}"
-        found = sorted(place.rglob("last.ckpt"), key=lambda path: path.stat().st_mtime)
-        if not found:
-            raise ValueError(f"{run.name}: got no last.ckpt in {place}, expected that of its start")
-        return str(found[-1])
+        return str(results.last_checkpoint(self.folder / run_name(run.start, run.seed)))
 
     def _wait(self, running: list[Job]) -> None:
         """Sleep a little, or as long as the pause file is there; pass a stop on."""

@@ -20,7 +20,7 @@ from lightning_n2uq.distributed.adaptation import LevelAdaptation
 from lightning_n2uq.distributed.collectives import Collectives, ExchangeGroups
 from lightning_n2uq.distributed.exchange import Exchange, sizes_vary
 from lightning_n2uq.distributed.flat_bucket import FlatBucket
-from lightning_n2uq.distributed.hook import NUQSGDState, plain_name
+from lightning_n2uq.distributed.hook import NUQSGDState
 from lightning_n2uq.distributed.pipeline import Task
 from lightning_n2uq.distributed.stats import ExchangeStats
 from lightning_n2uq.utils.validation import check, check_integer
@@ -197,7 +197,6 @@ class SimulatedExchange:
         self.ranks = check_integer("ranks", ranks, 2)
         self._turns = TakingTurns(ranks)
         self._posts: dict[tuple[int, ...], list[tuple[list[Post], list[Post]]]] = {}
-        self.names = [plain_name(name) for name, p in module.named_parameters() if p.requires_grad]
         self._parameters = [p for p in module.parameters() if p.requires_grad][::-1]
         self._states = [
             _RankState(ranks, self._connector(rank), module=module, codec=codec, **settings)

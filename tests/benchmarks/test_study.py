@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,12 @@ def test_a_setting_may_name_the_checkpoint_that_a_run_starts_from(runner: Runner
     assert (runner.folder / "n2uq_w2a2_seed0" / "teacher").read_text() == str(
         runner.folder / "float_seed0" / "last.ckpt"
     )
+
+
+def test_a_run_may_start_from_a_row_whose_name_is_no_folder(runner: Runner) -> None:
+    first = run("float, ddp")
+    runner.study = Study("digits", (replace(first, config="float"), run("n2uq_w2a2", start="float, ddp")))
+    assert runner.work()
 
 
 def test_rows_of_the_ablation_differ_from_their_recipe_in_what_they_say() -> None:

@@ -95,6 +95,23 @@ def test_running_statistics_are_those_of_the_first_rank(tmp_path):
     assert int(module.net[1].num_batches_tracked) == len(own) // RANKS
 
 
+def test_every_rank_s_forward_pass_starts_from_the_first_one_s_buffers(tmp_path):
+    seen = []
+
+    class Counting(TinyModule):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def training_step(self, batch, batch_idx):
+            seen.append(float(self.calls))
+            self.calls += 1
+            return super().training_step(batch, batch_idx)
+
+    trainer(tmp_path, [SimulatedRanks(4)], max_epochs=1).fit(Counting(), loader())
+    assert seen == [0.0] * 4 + [1.0] * 4
+
+
 def test_an_epoch_that_ends_within_a_step_repeats_what_there_is(tmp_path):
     watch = Watch()
     run = trainer(tmp_path, [SimulatedRanks(3, "ddp"), watch], max_epochs=1, limit_train_batches=5)
