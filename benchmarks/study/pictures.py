@@ -86,7 +86,8 @@ def _lines(panels: Mapping[str, Points], label: str, path: Path, logarithmic: bo
     for axis, (title, points) in zip(axes, panels.items(), strict=True):
         for name, line in points.items():
             places, means, errors = zip(*line, strict=True)
-            style = {"color": f"C{names.index(name)}", "marker": "o", "markersize": 4, "capsize": 2}
+            turn, color = divmod(names.index(name), 10)  # ten colours, then the next marker
+            style = {"color": f"C{color}", "marker": "os^v"[turn % 4], "markersize": 4, "capsize": 2}
             axis.errorbar(places, means, errors, label=name, linewidth=1.2, **style)
         axis.set_title(title)
         axis.set_xlabel(label)
