@@ -166,7 +166,9 @@ def cifar10(epochs: int = 20, float_epochs: int = 30) -> Study:
     order += [(row, seed) for seed in (1, 2) for row in first]
     # All 50,000 images are trained on; the test images, in place of a validation split, choose nothing.
     everything = (("data.init_args.val_fraction", "0"),)
-    runs = tuple(_changed(row, seed, ours.get(row, {}), epochs, float_epochs) for row, seed in order)
+    runs = tuple(
+        _changed(row, seed, _faster(row) | ours.get(row, {}), epochs, float_epochs) for row, seed in order
+    )
     return Study("cifar10", runs, everything)
 
 
@@ -312,6 +314,11 @@ def cifar10_oscillation(epochs: int = 3, float_epochs: int = 6, share: float = 0
         for row, changes in rows.items()
     )
     return Study("cifar10_oscillation", runs, _few_images(share), folder="cifar10")
+
+
+def _faster(row: str) -> dict[str, str]:
+    """The order of maps in memory that takes an eighth less time; only the order of sums differs."""
+    return {} if row == "float" else {"model.init_args.memory_format": "channels_last"}
 
 
 def _mended(bits: int) -> dict[str, str]:
