@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from lightning.pytorch import Trainer
 
 from benchmarks.study import pictures, plan, release, results, table
@@ -104,15 +105,24 @@ def test_rows_of_the_ablation_differ_from_their_recipe_in_what_they_say() -> Non
 def test_rows_on_oscillation_are_of_one_network_and_count_or_stop_it() -> None:
     study = plan.cifar10_oscillation()
     assert len({one.identity(study.configs) for one in study.runs}) == len(study.runs) == 18
+    backbone = {"model.init_args.backbone", "model.init_args.backbone_args"}
+    assert len({tuple(dict(one.settings)[name] for name in sorted(backbone)) for one in study.runs}) == 1
     for one in study.runs:
         settings = dict(one.settings)
-        assert settings["model.init_args.backbone"] == "mobilenet_v2"
         if settings.get("trainer.callbacks+") == "OscillationControl":
             stops = settings["trainer.callbacks.freeze_above"] != "null"
             assert stops == ("frozen" in one.row)
             assert ("trainer.callbacks.dampening" in settings) == ("dampened" in one.row)
         else:
             assert one.row == "float" or "norms" in one.row
+
+
+def test_the_network_on_oscillation_ends_at_maps_of_two_by_two_pixels() -> None:
+    settings = dict(plan.cifar10_oscillation().runs[0].settings)
+    assert settings["model.init_args.backbone"] == "torchvision/mobilenet_v2"
+    arguments = json.loads(settings["model.init_args.backbone_args"])["model_args"]
+    network = torchvision.models.mobilenet_v2(num_classes=10, **arguments)
+    assert network.features(torch.zeros(2, 3, 32, 32)).shape == (2, 1280, 2, 2)
 
 
 def test_the_share_of_oscillating_weights_is_the_last_one_that_was_logged(tmp_path: Path) -> None:
