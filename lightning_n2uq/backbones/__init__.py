@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -36,14 +37,15 @@ def names() -> list[str]:
 def build(name: str, **arguments: Any) -> nn.Module:  # noqa: ANN401 -- each network types its own arguments
     """Builds the network `name`, one of another library (`CONVERTED`), or one of the user's own (`own`).
 
-    Any of them takes `policy`, the fields of `convert.Policy`, for methods and bits layer by layer.
+    Any of them takes `policy`, the fields of `convert.Policy`, for methods and bits layer by layer. A network
+    of another library and a float one of the user's own get what `convert.build_converted` does not know.
 
     Raises:
         ValueError: The name or an argument is unknown, or the network refuses a value.
     """
     own = find_own(name)
     if own is not None and quantizes_itself(own):
-        return own(**taken(own, arguments))
+        return own(**taken(name, own, arguments))
     if own is not None or name.startswith(CONVERTED):
         from lightning_n2uq.convert import build_converted  # only where one is asked for
 
@@ -56,6 +58,11 @@ def build(name: str, **arguments: Any) -> nn.Module:  # noqa: ANN401 -- each net
                 f"is null with backbone {name!r}; integer-only are {', '.join(BACKBONES)}",
             )
 
+        of_network = {
+            key: arguments.pop(key) for key in arguments.keys() - signature(build_converted).parameters
+        }
+        if of_network:
+            arguments["model_args"] = {**(arguments.get("model_args") or {}), **of_network}
         try:
             return build_converted(name, own=own, **arguments)
         except TypeError as error:

@@ -9,12 +9,24 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from lightning_n2uq.backbones.integer import INTEGER_OPTIONS
 from lightning_n2uq.utils.validation import check
 
 Maker = Callable[..., nn.Module]
 M = TypeVar("M", bound=Maker)
 _REGISTERED: dict[str, Maker] = {}
 _BY_BITS = "weight_bits"
+OFFERED = (
+    "num_classes",
+    "in_channels",
+    "weight_bits",
+    "activation_bits",
+    "weight_quantizer",
+    "activation_quantizer",
+    "quantize_downsample",
+    *INTEGER_OPTIONS,
+)
+"""Arguments that every network is offered, and one of the user's own need not take."""
 
 
 def register(name: str) -> Callable[[M], M]:
@@ -87,9 +99,15 @@ def quantizes_itself(maker: Maker) -> bool:
     return _BY_BITS in inspect.signature(maker).parameters
 
 
-def taken(maker: Maker, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments that a network takes."""
+def taken(name: str, maker: Maker, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments that a network takes; of those that every network is offered it may leave some.
+
+    Raises:
+        ValueError: One that only this network was given is not among them.
+    """
     parameters = inspect.signature(maker).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return arguments
+    if unknown := sorted(arguments.keys() - parameters.keys() - set(OFFERED)):
+        raise ValueError(f"backbone_args: got {', '.join(unknown)}, {name} takes {', '.join(parameters)}")
     return {name: value for name, value in arguments.items() if name in parameters}

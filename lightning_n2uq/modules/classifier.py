@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from lightning_n2uq import backbones
 from lightning_n2uq.backbones.integer import INTEGER_OPTIONS
+from lightning_n2uq.backbones.own import OFFERED
 from lightning_n2uq.backbones.pretrained import load_pretrained
 from lightning_n2uq.checkpointing.identity import other_version
 from lightning_n2uq.modules.checkpoints import load_matching, read_checkpoint
@@ -72,7 +73,8 @@ class QuantizedClassifier(ShardedByStrategy, ModuleWithExampleInput):
             null leaves them real numbers. The networks of this package only.
         first_last_bits: 8 quantizes weights and inputs of the first and the last layer; null leaves them in
             full precision. With both options a network computes with integers only (docs/deployment.md).
-        backbone_args: Further keywords of the backbone, for example `{"width": 32}`.
+        backbone_args: Further keywords of the backbone, for example `{"width": 32}`; `policy`, `pretrained`
+            and the network's own for one of another library.
         label_smoothing: The smoothing of the cross-entropy on labels while training, 0 to 1.
         teacher: `torchvision/<model>` or the path of a checkpoint of this package; the loss is then the
             cross-entropy against its probabilities. The teacher is neither trained nor saved.
@@ -180,24 +182,14 @@ class QuantizedClassifier(ShardedByStrategy, ModuleWithExampleInput):
         check(fits, "betas", hp.betas, "are two numbers from 0 to below 1")
 
     def _build_backbone(self) -> nn.Module:
-        shared = (
-            "num_classes",
-            "in_channels",
-            "weight_bits",
-            "activation_bits",
-            "weight_quantizer",
-            "activation_quantizer",
-            "quantize_downsample",
-            *INTEGER_OPTIONS,
-        )
         hp: Any = self.hparams
         extra = hp.backbone_args or {}
-        if doubled := sorted(extra.keys() & set(shared)):
+        if doubled := sorted(extra.keys() & set(OFFERED)):
             raise ValueError(
                 f"backbone_args: got {', '.join(doubled)}, set this as an argument of the model instead"
             )
         # Converted networks do not know the options: they are handed on only where they are set.
-        arguments = {name: hp[name] for name in shared if name not in INTEGER_OPTIONS or hp[name]}
+        arguments = {name: hp[name] for name in OFFERED if name not in INTEGER_OPTIONS or hp[name]}
         return backbones.build(hp.backbone, **arguments, **extra)
 
     def _build_metrics(self) -> nn.ModuleDict:

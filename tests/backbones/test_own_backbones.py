@@ -80,6 +80,15 @@ def test_one_that_takes_bits_quantizes_itself(mine):
 
     network = backbones.build("by_bits", num_classes=4, in_channels=1, weight_bits=2, activation_bits=2)
     assert network(torch.zeros(1, 3)).shape == (1, 6)
+    with pytest.raises(ValueError, match=r"got policy, by_bits takes num_classes, weight_bits$"):
+        QuantizedClassifier(backbone="by_bits", backbone_args={"policy": {}})
+
+
+def test_arguments_of_a_float_network_stand_among_the_backbones(mine):
+    model = QuantizedClassifier(backbone="own_net.Small", in_channels=1, backbone_args={"width": 5})
+    assert model.backbone.head.in_features == 5
+    with pytest.raises(ValueError, match=r"backbone 'own_net\.Small': .*'widht'"):
+        QuantizedClassifier(backbone="own_net.Small", in_channels=1, backbone_args={"widht": 5})
 
 
 @pytest.mark.parametrize(

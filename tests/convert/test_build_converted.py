@@ -40,13 +40,21 @@ def test_timm_networks_by_name_take_any_channels():
     assert set(bits(model).values()) == {3}
 
 
+def test_a_networks_own_arguments_may_stand_beside_the_policy():
+    arguments = {"model_args": {"dropout": 0.5}, "width_mult": 0.25, "policy": {"weight_bits": 5}}
+    model = backbones.build("torchvision/mobilenet_v2", **{**SHARED, **arguments})
+    assert model.features[0][0].out_channels == 8
+    assert model.classifier[0].p == 0.5
+    assert set(bits(model).values()) == {5}
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
         ("torchvision/nope", {}, "torchvision has no classification model 'nope'"),
         ("torchvision/resnet18", {"in_channels": 1}, "in_channels: got 1"),
         ("torchvision/resnet18", {"policy": {"rule": []}}, "policy: got rule"),
-        ("torchvision/resnet18", {"width": 3}, "width"),
+        ("torchvision/resnet18", {"wdith": 3}, "model_args: got {'wdith': 3}, torchvision/resnet18 refuses"),
         ("torchvision/resnet18", {"model_args": {"wdith": 3}}, "model_args: got .*wdith"),
         ("hub/resnet18", {}, "backbone: got 'hub/resnet18'"),
     ],
