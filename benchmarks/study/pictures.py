@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.plan import Study
-from benchmarks.study.table import finished
+from benchmarks.study.table import finished, mean_and_error
 
 _QUANTIZED = re.compile(r"(?P<method>\w+)_w(?P<bits>\d)a(?P=bits)(?P<change>.*)")
 _CODEC = re.compile(r"(?P<method>.+?)(, (?P<bits>\d) bits?)?")
@@ -24,22 +24,14 @@ def draw_all(study: Study, output: Path, folder: Path) -> list[Path]:
     made = [_curves(rows, folder / f"study_{study.name}.svg")]
     bits = by_bits(rows)
     if any(len(points) > 1 for points in bits.values()):
-        made.append(
-            _lines({"": bits}, "bits of weights and activations", folder / f"study_{study.name}_bits.svg")
-        )
+        level = mean_and_error(rows["float"])[0] if "float" in rows else None
+        place = folder / f"study_{study.name}_bits.svg"
+        made.append(_lines({"": bits}, "bits of weights and activations", place, level=level))
     sent = by_bytes(rows)
     if sent:
-        made.append(
-            _lines(sent, "MB that a rank sends per step", folder / f"study_{study.name}_bytes.svg", True)
-        )
+        place = folder / f"study_{study.name}_bytes.svg"
+        made.append(_lines(sent, "MB that a rank sends per step", place, logarithmic=True))
     return made
-
-
-def mean_and_error(runs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Mean of the last test accuracies in percent, and its standard error (0 with one seed)."""
-    values = [100 * run["test_acc"] for run in runs]
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return statistics.mean(values), error
 
 
 def by_bits(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Points:
@@ -79,8 +71,15 @@ def _curves(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path
     return _save(figure, axes, path)
 
 
-def _lines(panels: Mapping[str, Points], label: str, path: Path, logarithmic: bool = False) -> Path:
-    """A panel per network, a line per method, with the standard errors of the means."""
+def _lines(
+    panels: Mapping[str, Points],
+    label: str,
+    path: Path,
+    *,
+    logarithmic: bool = False,
+    level: float | None = None,
+) -> Path:
+    """A panel per network, a line per method with the means' standard errors, dashed the `level` of float."""
     figure, axes = _figure(len(panels))
     names = list(dict.fromkeys(name for points in panels.values() for name in points))
     for axis, (title, points) in zip(axes, panels.items(), strict=True):
@@ -89,6 +88,8 @@ def _lines(panels: Mapping[str, Points], label: str, path: Path, logarithmic: bo
             turn, color = divmod(names.index(name), 10)  # ten colours, then the next marker
             style = {"color": f"C{color}", "marker": "os^v"[turn % 4], "markersize": 4, "capsize": 2}
             axis.errorbar(places, means, errors, label=name, linewidth=1.2, **style)
+        if level is not None:
+            axis.axhline(level, label="float", color="0.4", linestyle="--", linewidth=1.0)
         axis.set_title(title)
         axis.set_xlabel(label)
         if logarithmic:

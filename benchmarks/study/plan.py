@@ -160,10 +160,12 @@ _MENDED = ", ranges from data, LSQ's optimizer"
 """What rows of `_mended` are called."""
 
 
-def cifar10(epochs: int = 20, float_epochs: int = 30) -> Study:
+def cifar10(epochs: int = 10, float_epochs: int = 30) -> Study:
     """ResNet-20 on the 50,000 training images: float, then every method from that float network."""
     first = ["float", "n2uq_w2a2", "lsq_w2a2", "n2uq_w4a4", "lsq_w4a4"]
     ours = {f"n2uq_w{bits}a{bits}{_MENDED}": _mended(bits) for bits in (2, 4)}
+    fixed = {"model.init_args.activation_quantizer": "n2uq_fixed"}
+    ours[f"n2uq_w2a2{_MENDED}, fixed thresholds"] = _mended(2) | fixed
     others = ["n2uq_fixed_w2a2", "pact_w2a2", "apot_w2a2", "lsq_plus_w2a2", "dorefa_w2a2"]
     others += ["n2uq_w3a3", "lsq_w3a3"]
     order: list[tuple[str, int]] = [(row, 0) for row in [*first, *ours, *others]]

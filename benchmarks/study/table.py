@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ def finished(study: Study, output: Path) -> dict[str, list[dict[str, Any]]]:
         for row, runs in runs_by_row(study)
     }
     return {row: runs for row, runs in found.items() if runs}
+
+
+def mean_and_error(runs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Mean of the last test accuracies in percent, and its standard error (0 with one seed)."""
+    values = [100 * run["test_acc"] for run in runs]
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return statistics.mean(values), error
 
 
 def markdown(study: Study, output: Path) -> str:
@@ -40,15 +48,14 @@ def markdown(study: Study, output: Path) -> str:
         + "".join(f" {title} |" for title, *_ in further),
         "|---|---|---|---|---|---|" + "---|" * len(further),
     ]
-    base = statistics.mean(run["test_acc"] for run in rows[first]) if first in rows else None
+    base = mean_and_error(rows[first])[0] if first in rows else None
     for row, runs in rows.items():
-        values = [100 * run["test_acc"] for run in runs]
-        mean = statistics.mean(values)
-        error = f"{statistics.stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else "-"
-        each = ", ".join(f"{value:.2f}" for value in values)
-        against = "-" if base is None or row == first else f"{mean - 100 * base:+.2f}"
+        mean, error = mean_and_error(runs)
+        scatter = f"{error:.2f}" if len(runs) > 1 else "-"
+        each = ", ".join(f"{100 * run['test_acc']:.2f}" for run in runs)
+        against = "-" if base is None or row == first else f"{mean - base:+.2f}"
         label = f"`{study.configs.name}/{row}`" if runs[0]["config"] == row else row
-        lines.append(f"| {label} | {mean:.2f} | {error} | {each} | {against} | {runs[0]['optimizer']} |")
+        lines.append(f"| {label} | {mean:.2f} | {scatter} | {each} | {against} | {runs[0]['optimizer']} |")
         for _, key, factor, digits in further:
             counted = [run[key] for run in runs if run.get(key) is not None]
             lines[-1] += f" {statistics.mean(counted) * factor:.{digits}f} |" if counted else " - |"

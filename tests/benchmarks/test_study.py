@@ -330,6 +330,18 @@ def test_pictures_are_drawn_where_rows_have_what_they_show(tmp_path: Path) -> No
     assert all("qsgd_inf" in path.read_text() for path in made)
 
 
+def test_accuracy_by_bits_is_drawn_beside_that_of_float(tmp_path: Path) -> None:
+    study = plan.cifar10_ablation(epochs=1, float_epochs=1)
+    place = tmp_path / "run"
+    place.mkdir()
+    (place / "metrics.csv").write_text("epoch,val/acc\n0,0.5\n")
+    for entry in study.runs:
+        results.save(tmp_path, study, entry, results.collect(entry, study, place, 1.0))
+    _, bits = pictures.draw_all(study, tmp_path, tmp_path)
+    assert bits.name == "study_cifar10_ablation_bits.svg"
+    assert bits.read_text().count("<!-- float -->") == 1
+
+
 @pytest.mark.integration
 def test_the_table_has_means_and_errors(runner: Runner, study: Study, tmp_path: Path) -> None:
     runner.work()
