@@ -59,10 +59,12 @@ def by_bytes(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Point
 
 
 def _curves(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
-    """Test accuracy by epoch, one line per row (the mean of its seeds)."""
+    """Test accuracy by epoch, a line per row (the mean of its seeds), behind that of the row it starts from."""
     figure, axes = _figure(1)
     for row, runs in rows.items():
-        epochs = range(1, runs[0]["epochs"] + 1)
+        start = rows.get(runs[0]["start"])
+        before = start[0]["epochs"] if start else 0
+        epochs = range(before + 1, before + runs[0]["epochs"] + 1)
         curves = zip(*(run["curves"]["val/acc"] for run in runs), strict=True)
         means = [100 * statistics.mean(values) for values in curves]
         axes[0].plot(epochs, means, label=row, linewidth=1.2)

@@ -14,8 +14,8 @@ from benchmarks.netlab.table import render
 from benchmarks.networks.catalog import NETWORKS
 from benchmarks.networks.table import table
 from benchmarks.study.__main__ import RESULTS
-from benchmarks.study.plan import cifar10_ablation, cifar10_ranks
-from benchmarks.study.table import finished
+from benchmarks.study.plan import cifar10, cifar10_ablation, cifar10_ranks
+from benchmarks.study.table import finished, markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -188,6 +188,12 @@ def test_the_table_of_the_ablation_is_the_stored_one():
         else:
             base = stored["n2uq_w4a4" if "w4a4" in row else "n2uq_w2a2"]
             assert shown[row][1] == f"{accuracy - base:+.2f}"
+
+
+def test_the_table_of_the_long_study_is_the_stored_one():
+    study = cifar10()
+    assert {"float", "n2uq_w2a2", "lsq_w2a2"} <= finished(study, RESULTS).keys()
+    assert f"\n{markdown(study, RESULTS)}\n\n" in (ROOT / "docs" / "results.md").read_text()
 
 
 @pytest.mark.parametrize(("network", "file"), [("W2A2 (`n2uq`)", "w2a2"), ("float", "float")])
