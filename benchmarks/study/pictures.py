@@ -59,7 +59,7 @@ def by_bytes(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Point
 
 
 def _curves(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
-    """Test accuracy by epoch, a line per row (the mean of its seeds), behind that of the row it starts from."""
+    """Test accuracy by epoch, a line per row (mean of its seeds), behind that of the row it starts from."""
     figure, axes = _figure(1)
     for row, runs in rows.items():
         start = rows.get(runs[0]["start"])

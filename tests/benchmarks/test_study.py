@@ -218,7 +218,7 @@ def test_the_plan_of_cifar10_names_shipped_configs_and_sources() -> None:
         "n2uq_w4a4_seed0",
         "lsq_w4a4_seed0",
     ]
-    assert len({entry.name for entry in study.runs}) == len(study.runs) == 24
+    assert len({entry.name for entry in study.runs}) == len(study.runs) == 25
     for entry in study.runs:
         assert entry.identity(study.configs)  # reads the config
         assert entry.source
@@ -234,6 +234,18 @@ def test_the_plan_of_cifar10_names_shipped_configs_and_sources() -> None:
         assert settings.pop("trainer.callbacks+") == "RangeInitialization"
         assert (settings, mended.source) == (dict(lsq.settings), lsq.source)
         assert mended.config_in(study.configs).stem == f"n2uq_w{bits}a{bits}"
+    learned, fixed = (
+        next(
+            set(e.settings)
+            for e in study.runs
+            if e.row == f"n2uq_w2a2, ranges from data, LSQ's optimizer{end}"
+        )
+        for end in ("", ", fixed thresholds")
+    )
+    assert fixed - learned == {("model.init_args.activation_quantizer", "n2uq_fixed")}
+    assert learned < fixed
+    formats = {e.row == "float": dict(e.settings).get("model.init_args.memory_format") for e in study.runs}
+    assert formats == {True: None, False: "channels_last"}
 
 
 def test_the_ranks_of_the_second_study_differ_in_their_strategy_alone() -> None:
