@@ -14,7 +14,7 @@ from benchmarks.netlab.table import render
 from benchmarks.networks.catalog import NETWORKS
 from benchmarks.networks.table import table
 from benchmarks.study.__main__ import RESULTS
-from benchmarks.study.plan import cifar10, cifar10_ablation, cifar10_ranks
+from benchmarks.study.plan import cifar10, cifar10_ablation, cifar10_oscillation, cifar10_ranks
 from benchmarks.study.table import finished, markdown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,9 +190,16 @@ def test_the_table_of_the_ablation_is_the_stored_one():
             assert shown[row][1] == f"{accuracy - base:+.2f}"
 
 
-def test_the_table_of_the_long_study_is_the_stored_one():
-    study = cifar10()
-    assert {"float", "n2uq_w2a2", "lsq_w2a2"} <= finished(study, RESULTS).keys()
+@pytest.mark.parametrize(
+    ("study", "rows"),
+    [
+        (cifar10(), {"float", "n2uq_w2a2", "lsq_w2a2"}),
+        (cifar10_oscillation(), {"float", "n2uq_w4a4", "n2uq_w4a4, frozen", "n2uq_w4a4, dampened"}),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_tables_of_the_studies_are_the_stored_ones(study, rows):
+    assert rows <= finished(study, RESULTS).keys()
     assert f"\n{markdown(study, RESULTS)}\n\n" in (ROOT / "docs" / "results.md").read_text()
 
 
