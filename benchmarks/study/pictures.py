@@ -58,16 +58,24 @@ def by_bytes(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Point
     return {network: {name: sorted(p) for name, p in points.items()} for network, points in found.items()}
 
 
-def _curves(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
-    """Test accuracy by epoch, a line per row (mean of its seeds), behind that of the row it starts from."""
-    figure, axes = _figure(1)
+def by_epoch(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[tuple[int, float]]]:
+    """Epoch and mean test accuracy in percent, by row; epochs count on from those of a row started from."""
+    found = {}
     for row, runs in rows.items():
         start = rows.get(runs[0]["start"])
         before = start[0]["epochs"] if start else 0
-        epochs = range(before + 1, before + runs[0]["epochs"] + 1)
         curves = zip(*(run["curves"]["val/acc"] for run in runs), strict=True)
-        means = [100 * statistics.mean(values) for values in curves]
-        axes[0].plot(epochs, means, label=row, linewidth=1.2)
+        found[row] = [
+            (epoch, 100 * statistics.mean(values)) for epoch, values in enumerate(curves, before + 1)
+        ]
+    return found
+
+
+def _curves(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
+    """Test accuracy by epoch, a line per row."""
+    figure, axes = _figure(1)
+    for row, points in by_epoch(rows).items():
+        axes[0].plot(*zip(*points, strict=True), label=row, linewidth=1.2)
     axes[0].set_xlabel("epoch")
     axes[0].xaxis.get_major_locator().set_params(integer=True)
     return _save(figure, axes, path)

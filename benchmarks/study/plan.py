@@ -158,14 +158,14 @@ _STAGES_OF_SMALL_IMAGES = [
 """MobileNetV2's (its table 2: expansion, channels, blocks, stride), the second stage without its stride."""
 _MENDED = ", ranges from data, LSQ's optimizer"
 """What rows of `_mended` are called."""
+_FIXED = {"model.init_args.activation_quantizer": "n2uq_fixed"}
 
 
 def cifar10(epochs: int = 10, float_epochs: int = 30) -> Study:
     """ResNet-20 on the 50,000 training images: float, then every method from that float network."""
     first = ["float", "n2uq_w2a2", "lsq_w2a2", "n2uq_w4a4", "lsq_w4a4"]
     ours = {f"n2uq_w{bits}a{bits}{_MENDED}": _mended(bits) for bits in (2, 4)}
-    fixed = {"model.init_args.activation_quantizer": "n2uq_fixed"}
-    ours[f"n2uq_w2a2{_MENDED}, fixed thresholds"] = _mended(2) | fixed
+    ours[f"n2uq_w2a2{_MENDED}, fixed thresholds"] = _mended(2) | _FIXED
     others = ["n2uq_fixed_w2a2", "pact_w2a2", "apot_w2a2", "lsq_plus_w2a2", "dorefa_w2a2"]
     others += ["n2uq_w3a3", "lsq_w3a3"]
     order: list[tuple[str, int]] = [(row, 0) for row in [*first, *ours, *others]]
@@ -248,7 +248,6 @@ def cifar10_ablation(epochs: int = 3, float_epochs: int = 6, share: float = 0.3)
     of_n2uq = {f"{model}{name}": value for name, value in _N2UQ.settings.items()}
     multiplier = f"{model}quantizer_lr_multiplier"
     through = {f"{model}weight_gradient": "straight_through"}
-    fixed = {f"{model}activation_quantizer": "n2uq_fixed"}
     callback = "trainer.callbacks+"
     rows: dict[str, dict[str, str]] = {
         "float": {f"{model}warmup_steps": "58"},
@@ -274,11 +273,11 @@ def cifar10_ablation(epochs: int = 3, float_epochs: int = 6, share: float = 0.3)
         "lsq_w2a2, ten times the lr": {f"{model}lr": "0.1"},
         "n2uq_w2a2, LSQ's optimizer": _optimizer_of_lsq(2),
         f"n2uq_w2a2{_MENDED}": _mended(2),
-        f"n2uq_w2a2{_MENDED}, fixed thresholds": _mended(2) | fixed,
-        f"n2uq_w4a4{_MENDED}, fixed thresholds": _mended(4) | fixed,
+        f"n2uq_w2a2{_MENDED}, fixed thresholds": _mended(2) | _FIXED,
+        f"n2uq_w4a4{_MENDED}, fixed thresholds": _mended(4) | _FIXED,
         "n2uq_w4a4, quantizers at lr": {multiplier: "1"},
         "n2uq_w4a4, weights of least error": {f"{model}weight_quantizer": "least_error"},
-        "n2uq_w4a4, fixed thresholds": fixed,
+        "n2uq_w4a4, fixed thresholds": _FIXED,
         "n2uq_w4a4, LSQ's weights": {f"{model}weight_quantizer": "lsq"},
         "n2uq_w4a4, LSQ's activations": {f"{model}activation_quantizer": "lsq"},
         "n2uq_w4a4, norms re-estimated": {callback: "BatchNormReestimation"},

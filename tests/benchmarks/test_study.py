@@ -10,7 +10,6 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -290,68 +289,6 @@ def test_rows_with_other_codecs_differ_in_what_they_say() -> None:
             SimulatedRanks(int(row["trainer.callbacks.ranks"]), row["trainer.callbacks.strategy"], settings)
     starts = {entry.row.split(",")[0]: entry.start for entry in study.runs}
     assert starts == {"float": None, "n2uq_w2a2": "float, ddp"}
-
-
-def _figures(accuracy: float, sent: float | None = None, config: str = "float") -> dict[str, Any]:
-    return {
-        "test_acc": accuracy,
-        "config": config,
-        "sent_bytes": sent,
-        "epochs": 1,
-        "curves": {"val/acc": [accuracy]},
-    }
-
-
-def test_points_of_the_pictures_are_those_of_the_rows(tmp_path: Path) -> None:
-    bits = pictures.by_bits(
-        {
-            "float": [_figures(0.9)],
-            "lsq_w4a4": [_figures(0.8)],
-            "n2uq_w2a2, ranges from data": [_figures(0.7)],
-            "lsq_w2a2": [_figures(0.5), _figures(0.7)],
-        }
-    )
-    assert bits.keys() == {"lsq", "n2uq, ranges from data"}
-    assert bits["lsq"] == [(2.0, pytest.approx(60.0), pytest.approx(10.0)), (4.0, pytest.approx(80.0), 0.0)]
-    sent = pictures.by_bytes(
-        {
-            "float, ddp": [_figures(0.9, 4e6)],
-            "float, qsgd, 4 bits": [_figures(0.8, 1e6)],
-            "float, qsgd, 2 bits": [_figures(0.7, 5e5)],
-            "n2uq_w2a2, rotated, 1 bit": [_figures(0.6, 3e5, "n2uq_w2a2")],
-            "4 bits, rotated": [_figures(0.6, 3e5)],
-            "n2uq_w2a2": [_figures(0.6)],
-        }
-    )
-    assert [(name, list(points)) for name, points in sent.items()] == [
-        ("float", ["ddp", "qsgd"]),
-        ("n2uq_w2a2", ["rotated"]),
-    ]
-    assert [place for place, _, _ in sent["float"]["qsgd"]] == [0.5, 1.0]
-
-
-def test_pictures_are_drawn_where_rows_have_what_they_show(tmp_path: Path) -> None:
-    study = plan.cifar10_codecs(epochs=1, quantized_epochs=1)
-    place = tmp_path / "run"
-    place.mkdir()
-    (place / "metrics.csv").write_text("epoch,val/acc,comm/sent_bytes\n0,0.5,1e6\n")
-    for entry in study.runs[:14]:
-        results.save(tmp_path, study, entry, results.collect(entry, study, place, 1.0))
-    made = pictures.draw_all(study, tmp_path, tmp_path)
-    assert [path.name for path in made] == ["study_cifar10_codecs.svg", "study_cifar10_codecs_bytes.svg"]
-    assert all("qsgd_inf" in path.read_text() for path in made)
-
-
-def test_accuracy_by_bits_is_drawn_beside_that_of_float(tmp_path: Path) -> None:
-    study = plan.cifar10_ablation(epochs=1, float_epochs=1)
-    place = tmp_path / "run"
-    place.mkdir()
-    (place / "metrics.csv").write_text("epoch,val/acc\n0,0.5\n")
-    for entry in study.runs:
-        results.save(tmp_path, study, entry, results.collect(entry, study, place, 1.0))
-    _, bits = pictures.draw_all(study, tmp_path, tmp_path)
-    assert bits.name == "study_cifar10_ablation_bits.svg"
-    assert bits.read_text().count("<!-- float -->") == 1
 
 
 @pytest.mark.integration
