@@ -164,7 +164,13 @@ def _strategy_is_ours(entry: Any) -> bool:  # noqa: ANN401  # a dictionary of th
 
 
 def _missing_argument(text: str) -> str | None:
-    """Explains a class that lacks an argument, which the parser shows as one that is None."""
+    """Explains a class that lacks an argument, which the parser names, or shows as one that is None."""
+    named = re.search(
+        r"Problem with given class_path '([\w.]+)':\s*the following arguments are required: (\w+)", text
+    )
+    if named:
+        name = named.group(1).rpartition(".")[2]
+        return f"{_key(text)}.{named.group(2)}: missing, {name} has no default for it"
     found = re.search(
         r"Given value: \"?Namespace\(class_path='([\w.]+)', init_args=Namespace\((.*)\)\)", text, re.DOTALL
     )

@@ -75,7 +75,7 @@ def build_converted(
     try:
         model = build(name, num_classes, in_channels, pretrained, dict(model_args or {}))
     except TypeError as error:
-        raise ValueError(f"model_args: got {dict(model_args or {})}, {name} refuses: {error}") from error
+        raise ValueError(f"arguments of {name}: got {dict(model_args or {})}, refused: {error}") from error
     return _quantized(name, model, checked)
 
 

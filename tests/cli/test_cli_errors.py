@@ -35,6 +35,10 @@ CASES = {
         ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitr", "x"],
         ["trainer.callbacks.monitr", "'x'", "'monitor'"],
     ),
+    "callback without its argument": (
+        ["--trainer.callbacks+=EarlyStopping"],
+        ["trainer.callbacks.monitor: missing", "EarlyStopping has no default"],
+    ),
     "large batch": (["--data.batch_size", "100000"], ["batch_size", "100000", "is 1 to 1437"]),
     "no such checkpoint": (["--ckpt_path", "nope.ckpt"], ["ckpt_path", "'nope.ckpt'"]),
     "no such teacher": (["--model.teacher", "nope.ckpt"], ["teacher", "'nope.ckpt'"]),
