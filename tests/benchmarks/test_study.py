@@ -217,7 +217,7 @@ def test_the_plan_of_cifar10_names_shipped_configs_and_sources() -> None:
         "n2uq_w4a4_seed0",
         "lsq_w4a4_seed0",
     ]
-    assert len({entry.name for entry in study.runs}) == len(study.runs) == 25
+    assert len({entry.name for entry in study.runs}) == len(study.runs) == 27
     for entry in study.runs:
         assert entry.identity(study.configs)  # reads the config
         assert entry.source
@@ -243,6 +243,14 @@ def test_the_plan_of_cifar10_names_shipped_configs_and_sources() -> None:
     )
     assert fixed - learned == {("model.init_args.activation_quantizer", "n2uq_fixed")}
     assert learned < fixed
+    for method in ("n2uq", "lsq"):
+        short, longer = (
+            next(e for e in study.runs if e.row == row)
+            for row in (f"{method}_w2a2", f"{method}_w2a2, 20 epochs")
+        )
+        assert (short.epochs, longer.epochs) == (10, 20)
+        assert (longer.settings, longer.source, longer.start) == (short.settings, short.source, "float")
+        assert longer.config_in(study.configs) == short.config_in(study.configs)
     formats = {e.row == "float": dict(e.settings).get("model.init_args.memory_format") for e in study.runs}
     assert formats == {True: None, False: "channels_last"}
 
