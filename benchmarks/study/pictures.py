@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +71,28 @@ def by_epoch(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[
     return found
 
 
+def by_width(rows: Iterable[str]) -> dict[str, list[str]]:
+    """The rows of each panel of curves: those that are not quantized, then by bits."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        match = _QUANTIZED.fullmatch(row)
+        found.setdefault(f"{match['bits']} bits" if match else "float", []).append(row)
+    return dict(sorted(found.items(), key=lambda item: (item[0] != "float", item[0])))
+
+
 def _curves(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
-    """Test accuracy by epoch, a line per row."""
-    figure, axes = _figure(1)
-    for row, points in by_epoch(rows).items():
-        axes[0].plot(*zip(*points, strict=True), label=row, linewidth=1.2)
-    axes[0].set_xlabel("epoch")
-    axes[0].xaxis.get_major_locator().set_params(integer=True)
+    """Test accuracy by epoch: a line per row, a panel per bit width."""
+    curves = by_epoch(rows)
+    panels = by_width(rows)
+    figure, axes = _figure(len(panels))
+    for axis, (title, members) in zip(axes, panels.items(), strict=True):
+        for row in members:
+            turn, color = divmod(list(curves).index(row), 10)  # ten colours, then the next kind of line
+            style = {"color": f"C{color}", "linestyle": ("-", "--", ":")[turn % 3], "linewidth": 1.2}
+            axis.plot(*zip(*curves[row], strict=True), label=row, **style)
+        axis.set_title(title if len(panels) > 1 else "")
+        axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
     return _save(figure, axes, path)
 
 
@@ -116,20 +131,27 @@ def _figure(panels: int) -> tuple[Any, list[Any]]:
     from matplotlib import pyplot
 
     mpl.rcParams["svg.hashsalt"] = "lightning_n2uq"  # the same figures give the same file
-    figure, axes = pyplot.subplots(1, panels, figsize=(max(8.0, 5.0 * panels), 4), squeeze=False)
-    return figure, list(axes[0])
+    columns = min(panels, 2)
+    rows = -(-panels // columns)
+    size = (max(8.0, 5.0 * columns), 4.0 * rows)
+    space = {"hspace": 0.3}
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, gridspec_kw=space)
+    for axis in axes.flat[panels:]:
+        axis.set_axis_off()
+    for row in axes:
+        row[0].set_ylabel("test accuracy [%]")
+    return figure, list(axes.flat[:panels])
 
 
 def _save(figure: Any, axes: Sequence[Any], path: Path) -> Path:
     from matplotlib import pyplot
 
-    axes[0].set_ylabel("test accuracy [%]")
     found = [axis.get_legend_handles_labels() for axis in axes]
     entries = {
         label: handle for handles, labels in found for handle, label in zip(handles, labels, strict=True)
     }
     place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
-    axes[-1].legend(list(entries.values()), list(entries), fontsize=7, **place)
+    axes[min(len(axes), 2) - 1].legend(list(entries.values()), list(entries), fontsize=7, **place)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
     pyplot.close(figure)

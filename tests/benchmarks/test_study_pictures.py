@@ -1,5 +1,7 @@
 """The pictures of studies: what is drawn, from which rows, and where."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +84,28 @@ def test_curves_stand_behind_those_of_the_row_they_start_from() -> None:
     assert found["float"] == [(1, pytest.approx(50.0)), (2, pytest.approx(60.0))]
     assert found["lsq_w4a4"] == [(3, pytest.approx(80.0))]
     assert pictures.by_epoch({"lsq_w4a4": rows["lsq_w4a4"]})["lsq_w4a4"][0][0] == 1
+
+
+def test_curves_have_a_panel_per_bit_width_and_a_line_of_its_own_per_row(tmp_path: Path) -> None:
+    rows = ["n2uq_w4a4", "float", "lsq_w2a2, ranges from data", "lsq_w4a4"]
+    assert list(pictures.by_width(rows).items()) == [
+        ("float", ["float"]),
+        ("2 bits", ["lsq_w2a2, ranges from data"]),
+        ("4 bits", ["n2uq_w4a4", "lsq_w4a4"]),
+    ]
+    assert pictures.by_width(["ddp", "4 bits"]) == {"float": ["ddp", "4 bits"]}
+    study = plan.cifar10(epochs=1, float_epochs=1)
+    place = tmp_path / "run"
+    place.mkdir()
+    (place / "metrics.csv").write_text("epoch,val/acc\n0,0.5\n1,0.6\n")
+    rows = [entry for entry in study.runs if entry.seed == 0]
+    for entry in rows:
+        figures = results.collect(replace(entry, epochs=2), study, place, 1.0)
+        identity = entry.identity(study.configs)
+        results.save(tmp_path, study, entry, figures | {"epochs": entry.epochs, "identity": identity})
+    curves = pictures.draw_all(study, tmp_path, tmp_path)[0].read_text()
+    assert [f"<!-- {title} -->" in curves for title in ("2 bits", "3 bits", "4 bits")] == [True] * 3
+    legend = re.findall(r'<g id="legend_1">.*?(?=<g id="axes_)', curves, re.S)[0]
+    styles = re.findall(r'style="(fill: none; stroke: #[^"]*|fill: none; stroke-dash[^"]*)"', legend)
+    assert len(rows) > 10
+    assert len(set(styles)) == len(styles) == len(rows)
