@@ -158,6 +158,7 @@ _STAGES_OF_SMALL_IMAGES = [
 """MobileNetV2's (its table 2: expansion, channels, blocks, stride), the second stage without its stride."""
 _MENDED = ", ranges from data, LSQ's optimizer"
 """What rows of `_mended` are called."""
+_RANGES = {"trainer.callbacks+": "RangeInitialization"}
 _FIXED = {"model.init_args.activation_quantizer": "n2uq_fixed"}
 
 
@@ -169,10 +170,11 @@ def cifar10(epochs: int = 10, float_epochs: int = 30) -> Study:
     first = ["float", "n2uq_w2a2", "lsq_w2a2", "n2uq_w4a4", "lsq_w4a4"]
     ours = {f"n2uq_w{bits}a{bits}{_MENDED}": _mended(bits) for bits in (2, 4)}
     ours[f"n2uq_w2a2{_MENDED}, fixed thresholds"] = _mended(2) | _FIXED
+    ranges = {f"n2uq_w{bits}a{bits}, ranges from data": _RANGES for bits in (2, 4)}
     longer = [f"{method}_w2a2, {2 * epochs} epochs" for method in ("n2uq", "lsq")]
     others = ["n2uq_fixed_w2a2", "pact_w2a2", "lsq_plus_w2a2"]
     rest = ["n2uq_w3a3", "lsq_w3a3", "dorefa_w2a2", "apot_w2a2"]  # APoT takes twice the time
-    order = [(row, 0) for row in [*first, *ours, *others, longer[0], *rest, longer[1]]]
+    order = [(row, 0) for row in [*first, *ours, *others, longer[0], *ranges, *rest, longer[1]]]
     order += [(row, seed) for seed in (1, 2) for row in first]
     # All 50,000 images are trained on; the test images, in place of a validation split, choose nothing.
     everything = (("data.init_args.val_fraction", "0"),)
@@ -180,7 +182,7 @@ def cifar10(epochs: int = 10, float_epochs: int = 30) -> Study:
         _changed(
             row,
             seed,
-            _faster(row) | ours.get(row, {}),
+            _faster(row) | (ours | ranges).get(row, {}),
             2 * epochs if row in longer else epochs,
             float_epochs,
         )
@@ -270,15 +272,13 @@ def cifar10_ablation(epochs: int = 3, float_epochs: int = 6, share: float = 0.3)
         "n2uq_w4a4, a teacher": {f"{model}teacher": "{start}"},
         "n2uq_w4a4, four times the lr": {f"{model}lr": "5e-3"},
         "lsq_w4a4, N2UQ's optimizer": of_n2uq | {f"{model}momentum": "", multiplier: "0.1"},
-        "n2uq_w4a4, ranges from data": {callback: "RangeInitialization"},
+        "n2uq_w4a4, ranges from data": _RANGES,
         "lsq_w4a4, ten times the lr": {f"{model}lr": "0.1"},
-        "n2uq_w4a4, ranges from data, weights of least error": {
-            callback: "RangeInitialization",
-            f"{model}weight_quantizer": "least_error",
-        },
+        "n2uq_w4a4, ranges from data, weights of least error": _RANGES
+        | {f"{model}weight_quantizer": "least_error"},
         f"n2uq_w4a4{_MENDED}": _mended(4),
         "n2uq_w2a2": {},
-        "n2uq_w2a2, ranges from data": {callback: "RangeInitialization"},
+        "n2uq_w2a2, ranges from data": _RANGES,
         "lsq_w2a2": {},
         "lsq_w2a2, N2UQ's optimizer": of_n2uq | {f"{model}momentum": "", multiplier: "0.1"},
         "lsq_w2a2, ten times the lr": {f"{model}lr": "0.1"},
@@ -346,7 +346,7 @@ def _faster(row: str) -> dict[str, str]:
 
 def _mended(bits: int) -> dict[str, str]:
     """N2UQ as the ablation leaves it: ranges from the first batch, and a rate at which thresholds move."""
-    return _optimizer_of_lsq(bits) | {"trainer.callbacks+": "RangeInitialization"}
+    return _optimizer_of_lsq(bits) | _RANGES
 
 
 def _optimizer_of_lsq(bits: int) -> dict[str, str]:

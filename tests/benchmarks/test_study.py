@@ -217,7 +217,7 @@ def test_the_plan_of_cifar10_names_shipped_configs_and_sources() -> None:
         "n2uq_w4a4_seed0",
         "lsq_w4a4_seed0",
     ]
-    assert len({entry.name for entry in study.runs}) == len(study.runs) == 27
+    assert len({entry.name for entry in study.runs}) == len(study.runs) == 29
     for entry in study.runs:
         assert entry.identity(study.configs)  # reads the config
         assert entry.source
