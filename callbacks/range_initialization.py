@@ -12,10 +12,10 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_n2uq.callbacks._common.quantized_layers import matching_layers
 from lightning_n2uq.convert.method_ranges import set_method_range
-from lightning_n2uq.convert.ranges import best_range, sample_values
 from lightning_n2uq.ops.tables import output_step
 from lightning_n2uq.quantizers import LearnableThresholdQuantizer
 from lightning_n2uq.quantizers.base import mean_over_processes
+from lightning_n2uq.quantizers.ranges import best_range, sample_values
 
 
 class RangeInitialization(Callback):

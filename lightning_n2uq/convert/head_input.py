@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from lightning_n2uq.convert.method_ranges import is_signed, set_method_range
 from lightning_n2uq.convert.ranged_input import RangedInput
-from lightning_n2uq.convert.ranges import SAMPLE, sample_rows
 from lightning_n2uq.quantizers import Quantizer
 from lightning_n2uq.quantizers.base import write_parameter
+from lightning_n2uq.quantizers.ranges import SAMPLE, sample_rows
 
 
 class Levels(nn.Module):

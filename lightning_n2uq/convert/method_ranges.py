@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_n2uq.convert.ranges import best_range, best_symmetric_range
 from lightning_n2uq.quantizers import (
     EWGS,
     LCQ,
@@ -19,6 +18,7 @@ from lightning_n2uq.quantizers import (
     Quantizer,
 )
 from lightning_n2uq.quantizers.base import write_parameter
+from lightning_n2uq.quantizers.ranges import best_range, best_symmetric_range
 
 _METHODS = ("LearnableThresholdQuantizer", "PACT", "APoT", "DoReFa", "LSQ", "NuLSQ", "LCQ", "EWGS")
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from lightning_n2uq.convert.method_ranges import method_range
-from lightning_n2uq.convert.ranges import full_range, quantize_uniformly, sample_values
 from lightning_n2uq.ops.ste import straight_through
 from lightning_n2uq.quantizers import Quantizer
 from lightning_n2uq.quantizers.base import DataInitializedQuantizer, one_value_at_least
 from lightning_n2uq.quantizers.looks import is_look
 from lightning_n2uq.quantizers.positions import level_position
+from lightning_n2uq.quantizers.ranges import full_range, quantize_uniformly, sample_values
 
 
 class RangedInput(DataInitializedQuantizer):

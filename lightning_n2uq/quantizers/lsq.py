@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_n2uq.ops.ste import round_ste, scale_gradient
 from lightning_n2uq.ops.uniform import UniformParameters
 from lightning_n2uq.quantizers.base import STEP_FLOOR, DataInitializedQuantizer
+from lightning_n2uq.quantizers.ranges import fitted_range, sample_values
 
 
 class LSQ(DataInitializedQuantizer):
@@ -92,10 +93,14 @@ class SignedLSQ(LSQ):
 
 
 class LSQPlus(LSQ):
-    """LSQ with a learned offset for activations and a wider first step for weights (LSQ+, Eq. 3-5).
+    """LSQ with a learned offset for activations, and other first values (LSQ+, Eq. 3-5).
 
     `step * round(clamp((x - offset) / step, low, high)) + offset`. Gradient of `offset`: 0 inside the
     clipping range, 1 outside, scaled like the step's. Weights (`signed`) have no offset, as in the paper.
+
+    Activations begin with step and offset of the least squared error on the first data, as the paper has
+    it; found by a search over the ends of the range, not by descent. From the smallest to the largest value,
+    the few levels of 2 bits would be spent on outliers.
     """
 
     name = "lsq_plus"
@@ -105,13 +110,16 @@ class LSQPlus(LSQ):
         self.offset = None if signed else nn.Parameter(torch.zeros(1))
 
     def first_values(self, x: Tensor) -> dict[str, Tensor]:
-        """Returns step and offset of the range of `x`; of weights the step `max|mean -+ 3 std| / 2^(b-1)`."""
+        """Returns step and offset of least squared error; of weights the step `max|mean -+ 3 std| / 2^(b-1)`.
+
+        The error is that of 16,384 values evenly spread over `x`. Zero lies in the range.
+        """
         x = x.float()
         if self.signed:
             std, mean = torch.std_mean(x, correction=0)
             bound = torch.maximum((mean - 3 * std).abs(), (mean + 3 * std).abs())
             return {"step": (bound / 2 ** (self.bits - 1)).clamp_min(STEP_FLOOR)}
-        low, high = x.min(), x.max()
+        low, high = fitted_range(sample_values(x), self.num_levels)
         return {"step": ((high - low) / (self.high - self.low)).clamp_min(STEP_FLOOR), "offset": low}
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from lightning.pytorch import Callback
 from tiny_training import TinyModule, loader, trainer
 
 from lightning_n2uq.callbacks import RangeInitialization
-from lightning_n2uq.convert.ranges import best_range
+from lightning_n2uq.quantizers.ranges import best_range
 
 
 class Kept(Callback):

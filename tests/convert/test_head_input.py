@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from lightning_n2uq.convert.head_input import HeadInput
-from lightning_n2uq.convert.ranges import best_range, best_symmetric_range, full_range, quantize_uniformly
 from lightning_n2uq.quantizers import LSQ, activation_quantizer
 from lightning_n2uq.quantizers.looks import looking
 from lightning_n2uq.quantizers.positions import level_position
+from lightning_n2uq.quantizers.ranges import best_range, best_symmetric_range, full_range, quantize_uniformly
 
 METHODS = ("n2uq", "lsq", "lsq_signed", "lsq_plus", "ewgs", "dorefa")
 

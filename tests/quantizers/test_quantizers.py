@@ -113,9 +113,27 @@ def test_lsq_first_step_and_signed_levels() -> None:
     assert (quantizer(weight) / quantizer.step).round().unique().tolist() == list(range(-4, 4))
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_lsq_plus_begins_with_the_range_of_least_error_whatever_outliers_there_are(bits: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.silu(2 * torch.randn(4000, generator=generator))
+    x[0] = 40.0
+    quantizer = LSQPlus(bits)
+    error = (quantizer(x) - x)[1:].square().mean().item()
+    tried = []
+    for low in torch.linspace(-0.3, 0.0, 7):
+        for high in torch.linspace(1.0, 41.0, 81):
+            step = (high - low) / (2**bits - 1)
+            tried.append((((x - low) / step).round().clamp(0, 2**bits - 1) * step + low - x).square().mean())
+    assert (quantizer(x) - x).square().mean().item() < 1.1 * min(tried).item()
+    widest = ((x / (40 / (2**bits - 1))).round() * (40 / (2**bits - 1)) - x)[1:].square().mean().item()
+    assert error < 0.5 * widest
+    assert quantizer.offset.item() <= 0
+
+
 def test_lsq_plus_offset_gradient_and_first_range() -> None:
     quantizer = LSQPlus(2)
-    x = torch.tensor([-0.6, 0.0, 1.0, 2.4])
+    x = torch.tensor([-0.6, 0.4, 1.4, 2.4])
     quantizer(x)
     assert quantizer.offset.item() == pytest.approx(-0.6)
     assert quantizer.step.item() == pytest.approx(1.0)

@@ -51,6 +51,11 @@ def best_range(sample: Tensor, levels: int) -> tuple[Tensor, Tensor]:
         ValueError: The sample is empty or has values that are not finite.
     """
     _check(sample)
+    return fitted_range(sample, levels)
+
+
+def fitted_range(sample: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Returns what `best_range` does, and asks nothing of the values: it can be traced."""
     low, high = full_range(sample)
     values = _Sorted(sample)
     for _ in range(2):  # the best lower end depends a little on the upper one
