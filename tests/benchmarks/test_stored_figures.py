@@ -193,7 +193,7 @@ def test_the_table_of_the_ablation_is_the_stored_one():
 @pytest.mark.parametrize(
     ("study", "rows"),
     [
-        (cifar10(), {"float", "n2uq_w2a2", "lsq_w2a2"}),
+        (cifar10(), {"float", "n2uq_w2a2", "lsq_w2a2", "n2uq_w4a4", "lsq_w4a4", "n2uq_fixed_w2a2"}),
         (cifar10_oscillation(), {"float", "n2uq_w4a4", "n2uq_w4a4, frozen", "n2uq_w4a4, dampened"}),
     ],
     ids=lambda value: getattr(value, "name", ""),
