@@ -119,7 +119,8 @@ class LSQPlus(LSQ):
             std, mean = torch.std_mean(x, correction=0)
             bound = torch.maximum((mean - 3 * std).abs(), (mean + 3 * std).abs())
             return {"step": (bound / 2 ** (self.bits - 1)).clamp_min(STEP_FLOOR)}
-        low, high = fitted_range(sample_values(x), self.num_levels)
+        exporting = torch.compiler.is_exporting()  # a batch of any size has no number to sample by
+        low, high = fitted_range(x.flatten() if exporting else sample_values(x), self.num_levels)
         return {"step": ((high - low) / (self.high - self.low)).clamp_min(STEP_FLOOR), "offset": low}
 
     def forward(self, x: Tensor) -> Tensor:

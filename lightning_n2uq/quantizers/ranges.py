@@ -115,7 +115,8 @@ class _Sorted:
         level = low + (high - low) / (levels - 1) * torch.arange(levels, device=low.device)
         middles = (level[..., 1:] + level[..., :-1]) / 2
         places = torch.searchsorted(self.values, middles.flatten(-2)).view(middles.shape)
-        cuts = F.pad(F.pad(places, (1, 0)), (0, 1), value=self.values.shape[-1])
+        last = places.new_full((*places.shape[:-1], 1), self.values.shape[-1])
+        cuts = torch.cat([F.pad(places, (1, 0)), last], -1)
         count, first, second = (self._between(sums, cuts) for sums in self.sums)
         return (second - 2 * level * first + level.square() * count).sum(-1)
 
